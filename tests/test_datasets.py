@@ -1,0 +1,701 @@
+"""The data sets, the readers and the door for the user's data: properties, and every refusal."""
+
+import gzip
+import pickle
+import struct
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
+
+from lbgap import datasets
+from lbgap.datasets import Data, Split, as_tensors, digits, load, mnist, mnist1d, npz, read_idx
+
+
+def refused(error, message, call, *arguments, **keywords):
+    """Expect one line that says all of ``message``."""
+    with pytest.raises(error, match=message) as caught:
+        call(*arguments, **keywords)
+    assert "\n" not in str(caught.value)
+
+
+def same(first, second):
+    return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+# mnist1d and digits
+
+
+def test_mnist1d_shapes_and_types():
+    data = mnist1d()
+    assert (data.name, data.classes, data.features) == ("mnist1d", 10, (40,))
+    for split, size in ((data.train, 4000), (data.test, 1000)):
+        assert split.inputs.shape == (size, 40)
+        assert split.targets.shape == (size,)
+        assert split.inputs.dtype == torch.float32
+        assert split.targets.dtype == torch.int64
+
+
+def test_mnist1d_is_standardised_and_balanced():
+    data = mnist1d(samples=1003)
+    inputs = torch.cat([data.train.inputs, data.test.inputs]).double()
+    # Rounding each value to float32 moves mean and deviation by less than one unit in the last place.
+    assert abs(inputs.mean()) < 2**-23
+    assert abs(inputs.std(correction=0) - 1) < 2**-23
+    counts = torch.cat([data.train.targets, data.test.targets]).bincount()
+    assert counts.tolist() == [101] * 3 + [100] * 7
+    assert len(data.train.inputs) == 802
+
+
+def test_mnist1d_depends_on_the_seed_alone():
+    torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first, again, other = mnist1d(100, 1), mnist1d(100, 1), mnist1d(100, 2)
+    assert same(first.train, again.train)
+    assert same(first.test, again.test)
+    assert not same(first.train, other.train)
+    assert torch.equal(torch.random.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+def test_mnist1d_agrees_with_a_sample_by_sample_construction():
+    """One curve at a time, with the draws of the vectorised version replayed."""
+    labels = np.arange(20) % 10
+    curves = datasets._distort(labels, np.random.default_rng(5))
+    rng, n = np.random.default_rng(5), len(labels)
+    pad, scale = rng.integers(36, 61, size=(n, 1)), rng.random((n, 1))
+    shift, noise = rng.integers(48, size=(n, 1)), rng.standard_normal((n, 72))
+    iid, shear = rng.standard_normal((n, 72)), rng.random((n, 1))
+    weights = np.exp(-0.5 * (np.arange(-8, 9) / 2) ** 2)
+    for i, label in enumerate(labels):
+        template = np.array(datasets._TEMPLATES[label], dtype=float)
+        template = (template - template.mean()) / template.std()
+        template = (template - template[0]) / 6
+        # As in the original, 1e-8 marks what is signal.
+        padded = np.concatenate([template + 1e-8, np.zeros(pad[i, 0])])
+        x = np.interp(np.linspace(0, 1, 72), np.linspace(0, 1, len(padded)), padded)
+        x = np.roll(x * (1 + 0.4 * (scale[i, 0] - 0.5)), shift[i, 0])
+        hum = np.convolve(np.pad(0.25 * noise[i], 8, mode="symmetric"), weights / weights.sum(), "valid")
+        x = np.where(x != 0, x, hum) + 0.02 * iid[i]
+        x = x - 0.75 * (shear[i, 0] - 0.5) * np.linspace(-0.5, 0.5, 72)
+        x = np.interp(np.linspace(0, 1, 40), np.linspace(0, 1, 72), x)
+        # The mark itself, scaled by at most 1.2, and float64 rounding.
+        np.testing.assert_allclose(curves[i], x, rtol=0, atol=1.2e-8 + 1e-13)
+
+
+def test_mnist1d_is_hard_but_not_noise_for_a_linear_model():
+    """Logistic regression reaches 32 % (Greydanus and Kobak), least squares somewhat less, chance 10 %."""
+    data = mnist1d()
+    inputs = torch.cat([data.train.inputs, torch.ones(4000, 1)], 1).double()
+    fit = torch.linalg.lstsq(inputs, torch.nn.functional.one_hot(data.train.targets).double()).solution
+    scores = torch.cat([data.test.inputs, torch.ones(1000, 1)], 1).double() @ fit
+    accuracy = (scores.argmax(1) == data.test.targets).double().mean().item()
+    assert 0.22 < accuracy < 0.42
+
+
+def test_mnist1d_is_fast():
+    mnist1d(10)
+    start = time.process_time()
+    mnist1d()
+    assert time.process_time() - start < 1
+
+
+def test_mnist1d_refuses():
+    refused(ValueError, "needs at least 10 samples, got 9: one of each class", mnist1d, 9)
+    refused(ValueError, "seed must be an integer >= 0, got -1", mnist1d, seed=-1)
+
+
+def test_digits():
+    pytest.importorskip("sklearn")
+    data = digits()
+    assert (data.name, data.classes, data.features) == ("digits", 10, (64,))
+    assert [len(data.train.inputs), len(data.test.inputs)] == [1438, 359]
+    inputs = torch.cat([data.train.inputs, data.test.inputs])
+    assert inputs.dtype == torch.float32
+    assert (inputs.min(), inputs.max()) == (0, 1)
+    assert data.train.targets.dtype == torch.int64
+    assert (
+        len(torch.cat([inputs, torch.cat([data.train.targets, data.test.targets])[:, None]], 1).unique(dim=0))
+        == 1797
+    )
+    assert same(digits().train, data.train)
+    assert not same(digits(seed=1).train, data.train)
+    assert len(digits(test_fraction=0.5).test.inputs) == 898
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.2, 2, float("nan"), 1e-9])
+def test_digits_refuses_a_fraction(fraction):
+    pytest.importorskip("sklearn")
+    refused(
+        ValueError, "test_fraction must lie between 0 and 1, got .*: try 0.2", digits, test_fraction=fraction
+    )
+
+
+def test_digits_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    refused(ImportError, r'digits needs scikit-learn: pip install "lbgap\[digits\]"', digits)
+
+
+# IDX and MNIST
+
+
+def idx(array, code):
+    header = bytes([0, 0, code, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.astype(array.dtype.newbyteorder(">")).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("code", "dtype"), [(8, "u1"), (9, "i1"), (11, "i2"), (12, "i4"), (13, "f4"), (14, "f8")]
+)
+@pytest.mark.parametrize("shape", [(0,), (5,), (2, 3, 4), (3, 0)])
+def test_read_idx_returns_what_was_written(tmp_path, code, dtype, shape):
+    array = (np.arange(np.prod(shape)) - 3).reshape(shape).astype(dtype)
+    plain, packed = tmp_path / "plain", tmp_path / "packed"
+    plain.write_bytes(idx(array, code))
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    for path in (plain, str(packed)):
+        read = read_idx(path)
+        assert read.shape == shape
+        assert torch.equal(read, torch.from_numpy(array))
+        read += 1  # memory of its own, writable
+
+
+GOOD = idx(np.zeros((2, 3), "u1"), 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected an IDX header .*, got an empty file: this is not an IDX file"),
+        (GOOD[:3], "expected an IDX header .*, got 00 00 08: "),
+        (b"\x89PNG1234", "expected an IDX header .*, got 89 50 4e 47: "),
+        (b"\0\0\x0a\x01\0\0\0\0", "expected an IDX header .*, got 00 00 0a 01: "),
+        (b"\0\0\x08\0", "expected an IDX header .*, got 00 00 08 00: "),
+        (b"\0\0\x08\x40", "expected an IDX header .*, got 00 00 08 40: "),
+        (GOOD[:9], "truncated, expected a header of 12 bytes, got 9: fetch the file again"),
+        (GOOD[:-1], r"truncated, expected 6 bytes of data for shape \(2, 3\), got 5: fetch"),
+        (GOOD + b"\0", r"too long, expected 6 bytes of data for shape \(2, 3\), got 7: fetch"),
+        (gzip.compress(GOOD)[:-6], r"corrupt gzip \(.*\): fetch the file again"),
+        (gzip.compress(GOOD)[:-8] + b"\0" * 8, r"corrupt gzip \(.*\): fetch the file again"),
+        (gzip.compress(GOOD)[:10] + b"\xff" * 20, r"corrupt gzip \(.*\): fetch the file again"),
+    ],
+)
+def test_read_idx_refuses(tmp_path, content, message):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    refused(ValueError, f"file: {message}", read_idx, path)
+
+
+def write_mnist(folder, separator="-", suffix="", train=6, test=3):
+    rng = np.random.default_rng(0)
+    written = {}
+    for part, size in (("train", train), ("t10k", test)):
+        images = rng.integers(0, 256, (size, 28, 28)).astype("u1")
+        labels = rng.integers(0, 10, size).astype("u1")
+        for name, array in (
+            (f"{part}-images{separator}idx3", images),
+            (f"{part}-labels{separator}idx1", labels),
+        ):
+            content = idx(array, 8)
+            path = folder / f"{name}-ubyte{suffix}"
+            path.write_bytes(gzip.compress(content) if suffix else content)
+        written[part] = images, labels
+    return written
+
+
+@pytest.mark.parametrize("separator", ["-", "."])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_mnist_reads_either_name_and_packing(tmp_path, separator, suffix):
+    written = write_mnist(tmp_path, separator, suffix)
+    data = mnist(tmp_path)
+    assert (data.name, data.classes, data.features) == ("mnist", 10, (784,))
+    for split, (images, labels) in ((data.train, written["train"]), (data.test, written["t10k"])):
+        assert torch.equal(split.inputs, torch.from_numpy(images.reshape(-1, 784)).float() / 255)
+        assert torch.equal(split.targets, torch.from_numpy(labels).long())
+    pictures = mnist(str(tmp_path), flatten=False)
+    assert pictures.features == (1, 28, 28)
+    assert torch.equal(pictures.train.inputs.flatten(1), data.train.inputs)
+    assert same(load("mnist", tmp_path).train, data.train)
+
+
+def test_mnist_refuses(tmp_path):
+    refused(FileNotFoundError, f"no train-images-idx3-ubyte .* in {tmp_path}: put the four", mnist, tmp_path)
+    write_mnist(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
+    refused(FileNotFoundError, "no t10k-labels-idx1-ubyte ", mnist, tmp_path)
+    path = tmp_path / "train-labels-idx1-ubyte"
+    for labels, got in ((np.zeros(5, "u1"), r"\(5,\) up to 0"), (np.full(6, 10, "u1"), r"\(6,\) up to 10")):
+        path.write_bytes(idx(labels, 8))
+        refused(ValueError, f"expected 6 uint8 labels in 0..9, got torch.uint8 {got}: take", mnist, tmp_path)
+    path.write_bytes(idx(np.zeros(0, "u1"), 8))
+    refused(ValueError, r"got torch.uint8 \(0,\) up to nothing", mnist, tmp_path)
+    path.write_bytes(idx(np.zeros(6, "i4"), 12))
+    refused(ValueError, r"got torch.int32 \(6,\)", mnist, tmp_path)
+    for shape in ((6, 784), (6, 32, 32), (0, 28, 28)):
+        (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(np.zeros(shape, "u1"), 8))
+        refused(
+            ValueError, r"expected uint8 images of shape \(n, 28, 28\), got torch.uint8 \(", mnist, tmp_path
+        )
+
+
+# .npz
+
+
+def write_npz(folder, **arrays):
+    path = folder / "own.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+FEATURES, LABELS = np.arange(12.0).reshape(4, 3), np.array([0, 2, 1, 2], "i2")
+
+
+def test_npz_of_classes(tmp_path):
+    data = npz(write_npz(tmp_path, features=FEATURES, labels=LABELS, other=FEATURES))
+    assert (data.name, data.classes, data.features, data.test) == ("own", 3, (3,), None)
+    assert torch.equal(data.train.inputs, torch.from_numpy(FEATURES).float())
+    assert torch.equal(data.train.targets, torch.from_numpy(LABELS).long())
+
+
+def test_npz_with_a_test_split_and_by_name(tmp_path):
+    path = write_npz(
+        tmp_path, features=FEATURES, labels=LABELS, test_features=FEATURES[:1], test_labels=np.array([5])
+    )
+    data = load(str(path))
+    assert data.classes == 6
+    assert data.test.inputs.shape == (1, 3)
+    assert same(load(path).train, data.train)
+
+
+def test_npz_of_regression_and_of_integer_features(tmp_path):
+    data = npz(write_npz(tmp_path, features=FEATURES.astype("u1"), labels=FEATURES[:, :1]))
+    assert data.classes == 0
+    assert data.train.inputs.dtype == torch.float32
+    assert data.train.targets.dtype == torch.float32
+    assert data.train.targets.shape == (4, 1)
+
+
+NAN = np.where(FEATURES == 7, np.nan, FEATURES)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"x": FEATURES, "y": LABELS},
+            "expected features, labels, missing features, labels, found x, y: save it",
+        ),
+        ({}, "missing features, labels, found no arrays: save it with numpy.savez"),
+        (
+            {"features": FEATURES, "labels": LABELS, "test_features": FEATURES},
+            "missing test_labels, found features, ",
+        ),
+        (
+            {"features": FEATURES, "labels": LABELS[:3]},
+            "as many labels as features, got 4 features and 3 labels: ",
+        ),
+        ({"features": FEATURES[:0], "labels": LABELS[:0]}, "expected at least one sample, got none"),
+        (
+            {"features": np.float32(3), "labels": LABELS},
+            r"expected features of shape \(n, ...\), got a single number",
+        ),
+        (
+            {"features": NAN, "labels": LABELS},
+            "finite features, got NaN or infinity, first in sample 2: repair",
+        ),
+        (
+            {"features": FEATURES * 1e39, "labels": LABELS},
+            "finite features, got NaN or infinity, first in sample 0",
+        ),
+        (
+            {"features": FEATURES, "labels": NAN[:, 1]},
+            "finite labels, got NaN or infinity, first in sample 2",
+        ),
+        (
+            {"features": FEATURES, "labels": -LABELS},
+            "labels must be class indices >= 0, got -2: number them from 0",
+        ),
+        (
+            {"features": FEATURES, "labels": LABELS.astype(str)},
+            r"labels must be integers \(classes\) or floats \(regression\), got <U6: number the",
+        ),
+        (
+            {"features": FEATURES * 1j, "labels": LABELS},
+            "features must be real numbers, got complex128: convert",
+        ),
+        (
+            {"features": FEATURES, "labels": LABELS.astype(object)},
+            r"expected plain arrays, cannot read it \(Object arrays cannot .*\): save it with numpy.savez",
+        ),
+        (
+            {"features": FEATURES, "labels": LABELS, "test_features": FEATURES[:, :2], "test_labels": LABELS},
+            "features and test_features, labels and test_labels differ in kind",
+        ),
+        (
+            {"features": FEATURES, "labels": LABELS, "test_features": FEATURES, "test_labels": LABELS * 1.0},
+            "features and test_features, labels and test_labels differ in kind",
+        ),
+    ],
+)
+def test_npz_refuses_arrays(tmp_path, arrays, message):
+    refused(ValueError, f"own.npz: .*{message}", npz, write_npz(tmp_path, **arrays))
+
+
+def test_npz_refuses_files(tmp_path):
+    path = tmp_path / "own.npz"
+    refused(FileNotFoundError, "no file .*own.npz: pass the path of an .npz", npz, path)
+    path.mkdir()
+    refused(FileNotFoundError, "no file .*own.npz: ", npz, path)
+    path.rmdir()
+    path.write_bytes(pickle.dumps({"features": FEATURES}))
+    refused(ValueError, "expected a zip archive, got another or a truncated file: save it with", npz, path)
+    content = write_npz(tmp_path, features=np.zeros((100, 50)), labels=np.zeros(100, int)).read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    refused(ValueError, "expected a zip archive, got another or a truncated file", npz, path)
+    path.write_bytes(content[:5000] + b"\x07" * 9 + content[5009:])
+    refused(ValueError, r"expected plain arrays, cannot read it \(.*\): save it with", npz, path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("features", "not an array")
+        archive.writestr("labels", "nor this")
+    refused(ValueError, "features must be real numbers, got", npz, path)
+
+
+def test_load(monkeypatch):
+    assert load("mnist1d").name == "mnist1d"
+    monkeypatch.setattr(datasets, "digits", lambda: "the digits")
+    assert load("digits") == "the digits"
+    refused(
+        ValueError, "mnist needs data_dir, got none: name the folder with its four IDX files", load, "mnist"
+    )
+    message = (
+        "must be one of mnist1d, digits, mnist or a path ending in .npz, got 'mnist1': did you mean 'mnist"
+    )
+    refused(ValueError, message, load, "mnist1")
+    refused(ValueError, "or a path ending in .npz, got 'imagenet'$", load, "imagenet")
+
+
+# as_tensors
+
+X, Y = torch.arange(21.0).reshape(7, 3), torch.arange(7)
+
+
+class Listed(Dataset):
+    """A map-style dataset of given items."""
+
+    def __init__(self, *items):
+        self.items = items
+        self.reads = 0
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return self.items[index]
+
+
+def listed():
+    return Listed(*((X[i], int(Y[i])) for i in range(7)))
+
+
+@pytest.mark.parametrize(
+    "data", [(X, Y), [X, Y], Split(X, Y), TensorDataset(X, Y)], ids=lambda d: type(d).__name__
+)
+def test_tensors_are_taken_as_they_are(data):
+    split, batch_size = as_tensors(data)
+    assert isinstance(split, Split)
+    assert split.inputs is X
+    assert split.targets is Y
+    assert batch_size is None
+
+
+def test_a_dataset_is_read_once_in_order():
+    data = listed()
+    split, batch_size = as_tensors(data)
+    assert same(split, (X, Y))
+    assert split.targets.dtype == torch.int64
+    assert batch_size is None
+    assert data.reads == 7
+    assert same(as_tensors(Subset(data, [4, 2]))[0], (X[[4, 2]], Y[[4, 2]]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 20])
+def test_a_loader_is_read_once_in_order(batch_size):
+    data = listed()
+    split, found = as_tensors(DataLoader(data, batch_size=batch_size))
+    assert same(split, (X, Y))
+    assert found == batch_size
+    assert data.reads == 7
+
+
+def test_a_loader_may_name_the_standard_samplers():
+    data = TensorDataset(X, Y)
+    batches = BatchSampler(SequentialSampler(data), 4, drop_last=False)
+    split, batch_size = as_tensors(DataLoader(data, batch_sampler=batches))
+    assert same(split, (X, Y))
+    assert batch_size == 4
+    assert as_tensors(DataLoader(data, batch_size=7, drop_last=True))[1] == 7
+
+
+def test_a_loader_keeps_its_collate_function():
+    def collate(items):
+        return torch.stack([-item[0] for item in items]), torch.tensor([item[1] for item in items])
+
+    assert same(as_tensors(DataLoader(listed(), batch_size=2, collate_fn=collate))[0], (-X, Y))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_loader_keeps_its_workers():
+    split, batch_size = as_tensors(DataLoader(TensorDataset(X, Y), batch_size=2, num_workers=1))
+    assert same(split, (X, Y))
+    assert batch_size == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_batches_of_workers_hold_no_files_open():
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    data = TensorDataset(torch.rand(300, 2), torch.zeros(300))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        split, _ = as_tensors(DataLoader(data, batch_size=1, num_workers=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert torch.equal(split.inputs, data.tensors[0])
+
+
+class Noisy(Listed):
+    def __getitem__(self, index):
+        return torch.rand(2), 0
+
+
+def test_the_random_state_is_untouched():
+    own = torch.Generator().manual_seed(3)
+    loaders = DataLoader(listed(), batch_size=2), DataLoader(listed(), batch_size=2, generator=own)
+    before, own_before = torch.random.get_rng_state(), own.get_state()
+    for data in (listed(), *loaders, Noisy(1, 2), DataLoader(Noisy(1, 2))):
+        as_tensors(data)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        assert torch.equal(own.get_state(), own_before)
+    refused(TypeError, "batch 0", as_tensors, DataLoader(Listed({}), generator=own))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(own.get_state(), own_before)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.bool])
+def test_integer_targets_become_int64(dtype):
+    targets = torch.tensor([0, 1, 1]).to(dtype)
+    split, _ = as_tensors((X[:3], targets))
+    assert split.targets.dtype == torch.int64
+    assert split.targets.tolist() == [0, 1, 1]
+    assert targets.dtype == dtype
+    assert split.inputs.data_ptr() == X.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_floating_targets_keep_their_type(dtype):
+    targets = torch.ones(7, 2, dtype=dtype)
+    assert as_tensors((X, targets))[0].targets is targets
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [
+        (2, torch.int64),
+        (np.int32(2), torch.int64),
+        (True, torch.int64),
+        (0.1, torch.float64),
+        (np.float32(0.5), torch.float64),
+        (torch.tensor([1.0, 2.0]), torch.float32),
+        (torch.tensor(3, dtype=torch.int16), torch.int64),
+    ],
+)
+def test_targets_of_a_dataset_may_be_numbers_or_tensors(target, dtype):
+    split, _ = as_tensors(Listed((X[0], target), [X[1], target]))
+    assert split.targets.dtype == dtype
+    assert torch.equal(split.targets[1], torch.as_tensor(target, dtype=dtype))
+
+
+def test_dataset_and_loader_agree_on_python_floats():
+    data = Listed((X[0], 0.1), (X[1], 0.2))
+    direct, loaded = as_tensors(data)[0], as_tensors(DataLoader(data))[0]
+    assert same(direct, loaded)
+    assert direct.targets.dtype == loaded.targets.dtype
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        torch.arange(7),  # token ids
+        torch.zeros(7, 0),
+        torch.ones(7, 2, dtype=torch.complex64),
+        torch.full((7, 2), torch.finfo(torch.float32).max),  # the sum overflows, no value does
+        torch.ones(3, 7).T,
+        torch.ones(7, 2, requires_grad=True),
+    ],
+    ids=["tokens", "no features", "complex", "huge", "strided", "requires grad"],
+)
+def test_unusual_inputs_pass(inputs):
+    assert as_tensors((inputs, Y))[0].inputs is inputs
+
+
+def bad(value, dtype=torch.float32):
+    inputs = torch.ones(7, 3, dtype=dtype)
+    inputs[4, 1] = inputs[6, 2] = value
+    return inputs
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
+)
+def test_values_that_are_not_finite_are_refused(value, dtype):
+    message = "expected finite {}, got NaN or infinity, first in sample 4: repair or remove it"
+    refused(ValueError, message.format("inputs"), as_tensors, (bad(value, dtype), Y))
+    refused(ValueError, message.format("targets"), as_tensors, (X, bad(value, dtype)))
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter([(X[0], 0)])
+
+
+class Unsized(Dataset):
+    def __getitem__(self, index):
+        return X[0], 0
+
+
+class Backwards(SequentialSampler):
+    def __iter__(self):
+        return iter(range(6, -1, -1))
+
+
+DATA = TensorDataset(X, Y)
+REPEAT = "results would not repeat: pass shuffle=False, or loader.dataset"
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (Data("own", Split(X, Y), None, 7), TypeError, "got a Data .*: pass data.train or data.test"),
+        ((X[:0], Y[:0]), ValueError, "expected at least one sample, got none: pass data that is not empty"),
+        (Listed(), ValueError, "expected at least one sample, got none"),
+        (DataLoader(Listed()), ValueError, "expected at least one sample, got none"),
+        ((X, Y[:5]), ValueError, "as many targets as inputs, got 7 inputs and 5 targets: pass one target"),
+        (
+            (X, 3),
+            ValueError,
+            r"data: expected targets of shape \(n, ...\), got a single number: add a dimension",
+        ),
+        (
+            (torch.tensor(1.0), Y),
+            ValueError,
+            r"data: expected inputs of shape \(n, ...\), got a single number",
+        ),
+        (
+            (X, torch.empty(7, device="meta")),
+            ValueError,
+            "on one device, got cpu and meta: move them with .to",
+        ),
+        (
+            X,
+            TypeError,
+            r"data: expected a pair \(inputs, targets\), got a Tensor: pass two tensors, inputs first",
+        ),
+        ((X, Y, Y), TypeError, "got a tuple of 3: pass two tensors"),
+        ({"x": X, "y": Y}, TypeError, "got a dict of 2: pass two tensors"),
+        (None, TypeError, "got a NoneType: pass two tensors"),
+        (
+            (X.numpy(), Y),
+            TypeError,
+            "data: expected inputs as a tensor, got a numpy.ndarray: use torch.from_numpy",
+        ),
+        ((X, Y.numpy()), TypeError, "data: expected targets as a tensor, got a numpy.ndarray"),
+        (
+            ({"a": X}, Y),
+            TypeError,
+            "inputs as one tensor, got a dict: wrap the model so that it takes one tensor",
+        ),
+        ((X, [1, 2]), TypeError, "expected targets as one tensor, got a list: make it one"),
+        (TensorDataset(X), TypeError, r"sample 0: expected a pair \(inputs, targets\), got a tuple of 1"),
+        (
+            Listed((X[0], 1), (X[1].numpy(), 1)),
+            TypeError,
+            "sample 1: expected inputs as a tensor, got a numpy",
+        ),
+        (
+            Listed((X[0], 1), (X[1][:2], 1)),
+            ValueError,
+            r"got \(3,\) .* in sample 0 but \(2,\) .* in sample 1: pad",
+        ),
+        (
+            Listed((X[0], 1), (X[1], 1.0)),
+            ValueError,
+            "expected targets of one .* torch.int64 .* but .* torch.float64",
+        ),
+        (Endless(), TypeError, "got an IterableDataset: read it yourself and pass a pair of tensors"),
+        (DataLoader(Endless()), TypeError, "got an IterableDataset: read it yourself"),
+        (
+            Unsized(),
+            TypeError,
+            "expected a Dataset with a length, got Unsized without: define __len__, or pass",
+        ),
+        (DataLoader(Unsized(), sampler=SequentialSampler(X)), TypeError, "expected a Dataset with a length"),
+        (DataLoader(DATA, shuffle=True), ValueError, f"reads in order, got a RandomSampler: {REPEAT}"),
+        (DataLoader(DATA, sampler=Backwards(DATA)), ValueError, f"got a Backwards: {REPEAT}"),
+        (
+            DataLoader(DATA, batch_sampler=BatchSampler(RandomSampler(DATA), 2, False)),
+            ValueError,
+            f"got a RandomSampler: {REPEAT}",
+        ),
+        (DataLoader(DATA, batch_sampler=[[1, 0]]), ValueError, f"standard BatchSampler, got list: {REPEAT}"),
+        (
+            DataLoader(DATA, batch_size=None),
+            ValueError,
+            "got batch_size=None: pass a batch_size, or loader.dataset",
+        ),
+        (
+            DataLoader(DATA, sampler=SequentialSampler(range(3))),
+            ValueError,
+            "reads all 7 samples, got a sampler of 3: pass loader.dataset, or a Subset of it",
+        ),
+        (
+            DataLoader(DATA, batch_size=4, drop_last=True),
+            ValueError,
+            "reads all 7 samples, got drop_last=True, which drops 3: pass drop_last=False, or loader.dataset",
+        ),
+        (
+            DataLoader(Listed({"x": X[0], "y": 1})),
+            TypeError,
+            r"batch 0: expected a pair \(inputs, targets\), got a dict of 2",
+        ),
+        (
+            DataLoader(DATA, batch_size=7, collate_fn=lambda items: (X, Y[:5])),
+            ValueError,
+            "batch 0: expected as many targets as inputs",
+        ),
+        (
+            DataLoader(
+                DATA,
+                batch_size=4,
+                collate_fn=lambda items: (X[: len(items), : len(items) - 1], Y[: len(items)]),
+            ),
+            ValueError,
+            r"got \(3,\) .* in batch 0 but \(2,\) .* in batch 1: pad, crop or convert",
+        ),
+    ],
+)
+def test_as_tensors_refuses(data, error, message):
+    refused(error, message, as_tensors, data)
