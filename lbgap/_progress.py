@@ -1,0 +1,44 @@
+"""Progress on standard error for work that takes long; nothing at all when it is not asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def evaluations_bar(title: str, total: int, show: bool) -> Iterator[Callable[[int, float], None] | None]:
+    """Show evaluations done and the largest value so far.
+
+    Args:
+        title: What is measured.
+        total: Evaluations at most.
+        show: Whether to show anything.
+
+    Yields:
+        What a maximiser calls with ``(evaluation, value)``, or None.
+    """
+    if not show:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = ("[progress.description]{task.description}", "largest loss {task.fields[largest]:.6g}")
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn(columns[0]),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn(columns[1]),
+        console=console,
+        transient=True,
+    ) as progress:
+        task = progress.add_task(title, total=total, largest=float("-inf"))
+
+        def visited(_: int, value: float) -> None:
+            largest = max(value, progress.tasks[task].fields["largest"])
+            progress.update(task, advance=1, largest=largest)
+
+        yield visited

@@ -1,0 +1,175 @@
+"""A module and its flat vector: a private replica whose parameters and gradients are views of two buffers."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+Selection = str | Iterable[str]
+
+
+def select_parameters(model: nn.Module, parameters: Selection) -> dict[str, nn.Parameter]:
+    """Choose which parameters of a model may move.
+
+    Tied parameters count once, under their first name. Parameters with ``requires_grad=False`` never move.
+
+    Args:
+        model: Any module.
+        parameters: ``"all"``: every trainable parameter; ``"weights"``: those with two or more dimensions, so
+            neither biases nor the scales of normalisation layers; or one or more name patterns such as
+            ``"layer4.*"`` (shell style).
+
+    Returns:
+        Name to parameter, in the model's order.
+
+    Raises:
+        ValueError: The model has no trainable parameter, a pattern matches none, or a parameter is complex or
+            not initialised yet.
+        TypeError: ``parameters`` is not a string or a collection of strings.
+    """
+    every = dict(model.named_parameters())
+    for name, parameter in every.items():
+        if is_lazy(parameter):
+            raise ValueError(f"parameter {name!r} has no shape yet: run one batch through the model first")
+        if parameter.is_complex():
+            raise ValueError(f"parameter {name!r} is complex ({parameter.dtype}): only real parameters can move")
+    trainable = {name: p for name, p in every.items() if p.requires_grad}
+    if not trainable:
+        found = f"{len(every)} parameters, all frozen" if every else "no parameters"
+        raise ValueError(f"the model has {found}: sharpness needs at least one with requires_grad=True")
+    if parameters == "all":
+        return trainable
+    if parameters == "weights":
+        patterns, chosen = ["weights"], {name: p for name, p in trainable.items() if p.dim() >= 2}
+    else:
+        patterns = [parameters] if isinstance(parameters, str) else list(parameters)
+        if not all(isinstance(pattern, str) for pattern in patterns):
+            raise TypeError("parameters must be 'all', 'weights' or name patterns such as 'layer4.*'")
+        for pattern in patterns:
+            if not fnmatch.filter(trainable, pattern):
+                raise ValueError(
+                    f"parameters pattern {pattern!r} matches no trainable parameter; the names are: "
+                    + ", ".join(trainable)
+                )
+        chosen = {
+            name: p
+            for name, p in trainable.items()
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        }
+    if not chosen:
+        raise ValueError(f"parameters={patterns} matches no trainable parameter of: {', '.join(trainable)}")
+    return chosen
+
+
+class FlatModule:
+    """A replica of a module in evaluation mode; the module itself is never touched.
+
+    Attributes:
+        module: The replica. Dropout is off; batch-norm follows ``batch_norm``.
+        theta: ``(n,)``, the parameters that may move; writing here changes the replica.
+        gradient: ``(n,)``, where ``backward`` accumulates.
+        names: Names of the parameters that may move, in the order of ``theta``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        parameters: Selection = "all",
+        batch_norm: str = "eval",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
+        """Build the replica.
+
+        Args:
+            model: The module to copy.
+            parameters: Which parameters may move; see :func:`select_parameters`.
+            batch_norm: ``"eval"`` (running statistics) or ``"batch"`` (those of each evaluation batch).
+            dtype: Floating-point type of the replica's parameters and buffers.
+            device: Where the replica lives; the model's own device by default.
+
+        Raises:
+            ValueError: See :func:`select_parameters`; the model cannot be copied; it spans several devices and
+                none was chosen; unknown ``batch_norm``.
+            TypeError: ``model`` is not a module.
+        """
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if batch_norm not in ("eval", "batch"):
+            raise ValueError(f"batch_norm must be 'eval' or 'batch', got {batch_norm!r}")
+        moving = select_parameters(model, parameters)
+        device = device or device_of(model)
+        sizes = [p.numel() for p in moving.values()]
+        self.names = tuple(moving)
+        self.theta = torch.empty(sum(sizes), dtype=dtype, device=device)
+        self.gradient = torch.zeros_like(self.theta)
+        memo: dict[int, nn.Parameter] = {}
+        for parameter, part, gradient in zip(
+            moving.values(), self.theta.split(sizes), self.gradient.split(sizes), strict=True
+        ):
+            part.copy_(parameter.detach().reshape(-1))
+            view = nn.Parameter(part.view(parameter.shape))
+            view.grad = gradient.view(parameter.shape)
+            memo[id(parameter)] = view
+        for parameter in model.parameters():
+            if id(parameter) not in memo:
+                value = parameter.detach().to(device, dtype if parameter.is_floating_point() else None, copy=True)
+                memo[id(parameter)] = nn.Parameter(value, requires_grad=False)
+        self.module = _replicate(model, memo)
+        for module in self.module.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(device, dtype if buffer.is_floating_point() else None)
+            if batch_norm == "batch" and isinstance(module, _BatchNorm):
+                module.running_mean = module.running_var = None
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the statistics of batches or of training enter the output."""
+        return any(isinstance(module, _BatchNorm) for module in self.module.modules())
+
+
+def _replicate(model: nn.Module, memo: dict[int, nn.Parameter]) -> nn.Module:
+    """Copy everything of a module but its parameters, which come from ``memo``."""
+    try:
+        replica = copy.deepcopy(model, dict(memo))
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"the model cannot be copied ({reason}): lbgap works on a private replica, so make "
+            f"copy.deepcopy({type(model).__name__}) work, e.g. with torch.nn.utils.parametrizations in place "
+            "of the older weight_norm"
+        ) from error
+    replica.eval()
+    views = {id(view) for view in memo.values()}
+    if any(id(parameter) not in views for parameter in replica.parameters()):
+        raise ValueError(
+            f"{type(model).__name__} makes new parameters when copied (a __deepcopy__ that ignores its memo): "
+            "lbgap cannot tell which of the originals they stand for"
+        )
+    return replica
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device that all parameters and buffers of a model share.
+
+    Raises:
+        ValueError: There are several.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    devices = sorted({str(tensor.device) for tensor in tensors})
+    if len(devices) > 1:
+        raise ValueError(f"the model is spread over {', '.join(devices)}: move it to one, or pass device=")
+    return tensors[0].device
+
+
+def flatten(tensors: Iterable[Tensor]) -> Tensor:
+    """Concatenate tensors into one vector ``(n,)``."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])

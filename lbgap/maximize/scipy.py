@@ -1,0 +1,77 @@
+"""The paper's recipe: SciPy's L-BFGS-B with its defaults, in float64 copies (Keskar et al. 2016, section 2.2.2)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import scipy.optimize
+import torch
+from torch import Tensor
+
+from lbgap.maximize.climb import Climb, Maximum, Visited, starting_point
+from lbgap.objective import Objective
+from lbgap.region import Box
+
+ITERATIONS = 10
+
+Vector = npt.NDArray[np.float64]
+
+
+def maximise(
+    objective: Objective,
+    region: Box,
+    *,
+    start: Tensor | None = None,
+    iterations: int = ITERATIONS,
+    visited: Visited | None = None,
+) -> Maximum:
+    """Maximise with ``scipy.optimize.minimize(method="L-BFGS-B")`` on the displacement from the centre.
+
+    Only the number of iterations is set, everything else is SciPy's default. Unlike most scripts, the best point
+    visited is returned, not the last. Values are always computed in the objective's full precision.
+
+    Args:
+        objective: What to maximise.
+        region: Where.
+        start: ``(n,)``; the centre by default.
+        iterations: Iterations of L-BFGS-B at most; each takes one or more gradients.
+        visited: Called with ``(evaluation, value)`` of every point.
+
+    Returns:
+        The best point visited; the status holds SciPy's own message.
+
+    Raises:
+        FloatingPointError: The loss is NaN or infinite at the start.
+    """
+    climb = Climb(objective, region, visited)
+    point = starting_point(region, start)
+    gradient, vertex = torch.empty_like(point), torch.empty_like(point)
+    centre = region.centre.double()
+    bound = (region.absolute + region.relative * centre.abs()).cpu().numpy()
+
+    def descend(displacement: Vector) -> tuple[float, Vector]:
+        point.copy_(centre + torch.from_numpy(displacement).to(centre.device))
+        region.project(point, out=point)
+        value = float(objective.loss_and_gradient(point, out=gradient)[0])
+        if climb.visit(point, value):
+            climb.gap = float(region.vertex(point, gradient, out=vertex)[0])
+        return -value, -gradient.double().cpu().numpy()
+
+    first = (point.double() - centre).cpu().numpy()
+    try:
+        result = scipy.optimize.minimize(
+            descend,
+            first,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=scipy.optimize.Bounds(-bound, bound),
+            options={"maxiter": iterations},
+        )
+    except FloatingPointError as error:
+        if climb.value == -np.inf:
+            raise
+        return climb.finish(f"stopped at a point without a finite loss: {error}")
+    status = f"SciPy: {result.message} ({result.nit} iterations, {result.nfev} gradients)"
+    if result.nit == 0:
+        status += "; it did not move: the gradient is too small for SciPy's defaults, try method='vertex'"
+    return climb.finish(status)

@@ -1,0 +1,383 @@
+"""The seam that every measure shares: the loss of a model as a function of its flat parameters."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lbgap import _hardware
+from lbgap._extension import resolve_backend
+from lbgap.datasets import as_tensors
+from lbgap.flat import FlatModule, Selection
+from lbgap.losses import Loss, LossFunction, resolve_loss
+
+PRECISIONS = ("float32", "float64", "mixed")
+BATCH_NORM_BATCH = 5000  # what the paper's authors evaluate with
+SMALLEST_BATCH = 32
+PROBE_SAMPLES = 32
+
+
+class Objective:
+    """The mean loss of a model over a data set, as a function of the parameters that may move.
+
+    The model is never changed: a private replica is evaluated, dropout off, buffers constant. The loss is a
+    mean over all samples, weighted by sample, accumulated in float64 over micro-batches of a fixed order: the
+    same call gives the same bits.
+
+    Attributes:
+        n: Number of parameters that may move.
+        samples: Number of samples.
+        classes: Number of classes if the targets are class indices and the output ``(batch, classes)``, else
+            None.
+        batch_size: Samples in a micro-batch (the last may hold fewer).
+        evaluations: Passes over the data so far.
+        backend: ``"native"`` or ``"torch"``: who runs the ops of a measure.
+        device: Where everything is.
+        dtype: Of ``theta`` and of gradients.
+        notes: Sentences on what was not done as asked, e.g. why mixed precision fell back.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        *,
+        loss: str | LossFunction = "cross_entropy",
+        parameters: Selection = "all",
+        batch_norm: str = "eval",
+        precision: str = "float32",
+        batch_size: int | None = None,
+        device: str | torch.device | None = None,
+        backend: str = "auto",
+    ) -> None:
+        """Build the replica, load the data and check that they fit.
+
+        Args:
+            model: Any module whose parameters are real floating-point numbers.
+            data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle; held in
+                memory.
+            loss: ``"cross_entropy"``, ``"mse"`` or a callable ``loss(output, target)``, the mean over a batch.
+            parameters: Which parameters may move; see :func:`lbgap.flat.select_parameters`.
+            batch_norm: ``"eval"``: running statistics; ``"batch"``: statistics of each evaluation batch, as the
+                paper's scripts do, so that the batch size is part of the result.
+            precision: ``"float32"``, ``"float64"``, or ``"mixed"``: gradients that only choose a direction run in
+                bfloat16, every value that is reported in float32.
+            batch_size: Samples in a micro-batch. Chosen by itself otherwise: with ``batch_norm="eval"`` from the
+                size of the activations, with ``"batch"`` the loader's or 5,000 as the paper's authors use.
+            device: Where to compute; the model's device by default.
+            backend: ``"auto"``, ``"native"`` or ``"torch"``.
+
+        Raises:
+            ValueError: An argument is out of its range, the data are empty or do not fit the model, the model is
+                random in evaluation mode, or model and data are on different devices.
+            TypeError: An argument is of the wrong kind.
+        """
+        self._loss = resolve_loss(loss)
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
+        if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int)):
+            raise TypeError(f"batch_size must be a whole number of samples, got {batch_size!r}")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        (inputs, targets), loader_batch = as_tensors(data)
+        self.dtype = torch.float64 if precision == "float64" else torch.float32
+        self.parameters = parameters
+        self.batch_norm = batch_norm
+        self.precision = precision
+        self.notes: list[str] = []
+        self.evaluations = 0
+        with torch.inference_mode(False), torch.no_grad():
+            self._flat = FlatModule(
+                model,
+                parameters=parameters,
+                batch_norm=batch_norm,
+                dtype=self.dtype,
+                device=None if device is None else torch.device(device),
+            )
+            self.device = self._flat.theta.device
+            if device is None and isinstance(data, tuple | list) and inputs.device != self.device:
+                raise ValueError(
+                    f"the model is on {self.device} and the data on {inputs.device}: move one of them, or pass "
+                    "device="
+                )
+            self.backend = resolve_backend(backend, self.device)
+            self._inputs = self._place(inputs)
+            self._targets = self._place(targets)
+            self._centre = self._flat.theta.clone()
+        self.n = self._centre.numel()
+        self.samples = len(self._inputs)
+        self._bfloat16 = precision == "mixed" and self._has_bfloat16()
+        output, bytes_each = self._probe()
+        self.classes = (
+            output.shape[1] if output.dim() == 2 and not self._targets.is_floating_point() else None
+        )
+        self.batch_size = self._choose_batch(batch_size, loader_batch, bytes_each)
+
+    # What a measure calls.
+
+    @property
+    def theta(self) -> Tensor:
+        """The model's parameters, flat: a fresh ``(n,)`` tensor."""
+        return self._centre.clone()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters that may move, in the order of ``theta``."""
+        return self._flat.names
+
+    def loss(self, theta: Tensor) -> Tensor:
+        """Evaluate the loss at one point.
+
+        Args:
+            theta: ``(n,)``.
+
+        Returns:
+            The mean over all samples, 0-d float64.
+
+        Raises:
+            ValueError: ``theta`` has the wrong shape, dtype or device.
+            FloatingPointError: The loss is NaN or infinite; the message names the first batch concerned.
+        """
+        shares, _ = self._pass(theta, self._loss)
+        return self._finite(shares)
+
+    def loss_and_gradient(self, theta: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Evaluate the loss and its gradient at one point.
+
+        Args:
+            theta: ``(n,)``.
+            out: Where the gradient goes, ``(n,)``; a fresh tensor by default.
+
+        Returns:
+            The mean over all samples, 0-d float64, and its gradient, ``(n,)``.
+
+        Raises:
+            ValueError: ``theta`` has the wrong shape, dtype or device.
+            FloatingPointError: The loss is NaN or infinite; the message names the first batch concerned.
+        """
+        return self._gradient(theta, out, self._loss, bfloat16=False)
+
+    def direction(self, theta: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As :meth:`loss_and_gradient`, but only good enough to choose where to go next.
+
+        With ``precision="mixed"`` it runs in bfloat16: its value must not be reported.
+        """
+        return self._gradient(theta, out, self._loss, bfloat16=self._bfloat16)
+
+    def log_probability_direction(
+        self, theta: Tensor, label: int, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean log-probability of one class over all samples, and its gradient, as :meth:`direction`.
+
+        Args:
+            theta: ``(n,)``.
+            label: Index of the class.
+            out: Where the gradient goes, ``(n,)``.
+
+        Raises:
+            ValueError: The model is not a classifier, or has no such class.
+        """
+        if self.classes is None or not 0 <= label < self.classes:
+            raise ValueError(f"label must be a class index below {self.classes or 0}, got {label}")
+
+        def log_probability(output: Tensor, _: Tensor) -> Tensor:
+            return output.log_softmax(1)[:, label].mean()
+
+        wanted = Loss("log_probability", classification=True, function=log_probability)
+        return self._gradient(theta, out, wanted, bfloat16=self._bfloat16)
+
+    def losses(self, points: Tensor) -> Tensor:
+        """Evaluate the loss at several points.
+
+        Args:
+            points: ``(k, n)``.
+
+        Returns:
+            ``(k,)`` float64. A loss that is NaN or infinite is returned as it is.
+
+        Raises:
+            ValueError: ``points`` has the wrong shape, dtype or device.
+        """
+        if points.dim() != 2:
+            raise ValueError(f"points must be (k, {self.n}), got shape {tuple(points.shape)}")
+        values = [self._pass(point, self._loss)[0].sum() for point in points]
+        return torch.stack(values) if values else torch.empty(0, dtype=torch.float64, device=self.device)
+
+    def loss_and_accuracy(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate loss and accuracy at one point.
+
+        Args:
+            theta: ``(n,)``.
+
+        Returns:
+            The mean loss, 0-d float64 (NaN or infinite values are returned as they are), and the share of samples
+            whose largest output is their class, in percent, 0-d float64.
+
+        Raises:
+            ValueError: ``theta`` does not fit, or the model is not a classifier.
+        """
+        if self.classes is None:
+            raise ValueError("accuracy needs class indices as targets and an output (batch, classes)")
+        shares, correct = self._pass(theta, self._loss, accuracy=True)
+        return shares.sum(), 100.0 * correct.sum() / self.samples
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the values of this objective depend on, ready for JSON."""
+        return {
+            "loss": self._loss.name,
+            "parameters": self.parameters if isinstance(self.parameters, str) else list(self.parameters),
+            "n": self.n,
+            "samples": self.samples,
+            "batch_norm": self.batch_norm if self._flat.has_batch_norm else "none in the model",
+            "batch_size": self.batch_size,
+            "precision": self.precision,
+            "directions": "bfloat16" if self._bfloat16 else str(self.dtype).removeprefix("torch."),
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "backend": self.backend,
+            "notes": list(self.notes),
+        }
+
+    # How it is done.
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+
+    def _has_bfloat16(self) -> bool:
+        if _hardware.bfloat16_products(self.device.type):
+            return True
+        note = f"precision='mixed' ran in float32: no bfloat16 matrix products on this {self.device.type}"
+        self.notes.append(note)
+        warnings.warn(note, stacklevel=4)
+        return False
+
+    def _probe(self) -> tuple[Tensor, int]:
+        """Run a few samples twice: do they fit, is the model deterministic, how large are its activations?"""
+        inputs, targets = self._inputs[:PROBE_SAMPLES], self._targets[:PROBE_SAMPLES]
+        parameters = {self._flat.theta.untyped_storage().data_ptr()}
+        saved: dict[int, int] = {}
+
+        def note_size(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                saved[storage.data_ptr()] = max(saved.get(storage.data_ptr(), 0), tensor.nbytes)
+            return tensor
+
+        devices = [self.device] if self.device.type == "cuda" else []
+        with self._context(False), torch.random.fork_rng(devices):
+            try:
+                with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note_size, lambda t: t):
+                    output = self._flat.module(inputs)
+                with torch.no_grad():
+                    once, again = self._flat.module(inputs), self._flat.module(inputs)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                raise ValueError(
+                    f"the model does not accept inputs of shape {tuple(inputs.shape)}, {inputs.dtype}: "
+                    f"{str(error).splitlines()[0]}"
+                ) from error
+            self._loss.check(output, self._targets)
+            if len(output) != len(inputs):
+                raise ValueError(f"the model returned {len(output)} outputs for {len(inputs)} samples: it needs one each")
+            with torch.enable_grad():
+                total, _ = self._loss.total(output, targets)
+        if not total.requires_grad:
+            raise ValueError(
+                "the loss does not depend on the parameters that may move: check parameters= and that neither "
+                "model nor loss detaches its output"
+            )
+        if not torch.allclose(once, again, rtol=1e-5, atol=1e-6, equal_nan=True):
+            raise ValueError(
+                "the model gives different outputs for the same inputs in evaluation mode: a sharpness of it "
+                "would not repeat; turn its randomness off (functional dropout without training=self.training?)"
+            )
+        return output.detach(), max(1, sum(saved.values()) // len(inputs))
+
+    def _choose_batch(self, wanted: int | None, loader: int | None, bytes_each: int) -> int:
+        if self.batch_norm == "batch" and self._flat.has_batch_norm:
+            size = min(wanted or loader or BATCH_NORM_BATCH, self.samples)
+            if self.samples % size == 1 or size == 1:
+                raise ValueError(
+                    f"batch_norm='batch' with {self.samples} samples in batches of {size} leaves a batch of one "
+                    "sample, which has no statistics: choose another batch_size"
+                )
+            return size
+        if wanted is not None:
+            return min(wanted, self.samples)
+        fitting = max(SMALLEST_BATCH, _hardware.batch_budget(self.device.type) // bytes_each)
+        return math.ceil(self.samples / math.ceil(self.samples / fitting))
+
+    def _context(self, bfloat16: bool) -> torch.autocast:
+        """The precision of one pass, whatever the caller's autocast is."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
+
+    def _set(self, theta: Tensor) -> None:
+        if theta.shape != (self.n,) or theta.dtype != self.dtype or theta.device != self.device:
+            raise ValueError(
+                f"theta must be ({self.n},) {self.dtype} on {self.device}, got {tuple(theta.shape)} {theta.dtype} "
+                f"on {theta.device}"
+            )
+        self._flat.theta.copy_(theta)
+
+    def _batches(self) -> range:
+        return range(0, self.samples, self.batch_size)
+
+    @torch.inference_mode(False)
+    def _pass(
+        self,
+        theta: Tensor,
+        loss: Loss,
+        *,
+        gradient: bool = False,
+        bfloat16: bool = False,
+        accuracy: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """One pass over the data: each batch's share of the mean loss and its number of correct samples."""
+        with torch.no_grad():
+            self._set(theta)
+        self.evaluations += 1
+        shares, correct = [], []
+        if gradient:
+            self._flat.gradient.zero_()
+        with torch.set_grad_enabled(gradient):
+            for start in self._batches():
+                inputs = self._inputs[start : start + self.batch_size]
+                targets = self._targets[start : start + self.batch_size]
+                with self._context(bfloat16):
+                    output = self._flat.module(inputs)
+                with self._context(False):
+                    total, value = loss.total(output.to(self.dtype), targets)
+                if gradient:
+                    (total / self.samples).backward()
+                shares.append(value / self.samples)
+                if accuracy:
+                    correct.append((output.argmax(1) == targets).sum(dtype=torch.float64))
+        return torch.stack(shares), torch.stack(correct) if accuracy else torch.empty(0)
+
+    def _gradient(self, theta: Tensor, out: Tensor | None, loss: Loss, *, bfloat16: bool) -> tuple[Tensor, Tensor]:
+        shares, _ = self._pass(theta, loss, gradient=True, bfloat16=bfloat16)
+        value = self._finite(shares)
+        if out is None:
+            return value, self._flat.gradient.clone()
+        return value, out.copy_(self._flat.gradient)
+
+    def _finite(self, shares: Tensor) -> Tensor:
+        """Add the batches up; refuse NaN and infinity by the name of the first batch that has one."""
+        value = shares.sum()
+        if not math.isfinite(value):
+            bad = int((~shares.isfinite()).nonzero()[0]) if not shares.isfinite().all() else 0
+            first, last = bad * self.batch_size, min((bad + 1) * self.batch_size, self.samples) - 1
+            raise FloatingPointError(
+                f"the loss is {float(shares[bad])} in samples {first}..{last} (batch {bad + 1} of {len(shares)}): "
+                "check their inputs and targets, and the model's weights"
+            )
+        return value
+
+

@@ -1,0 +1,167 @@
+"""The operators on a box, one thin wrapper each: native where a compiled library serves the device.
+
+The box is (centre x, absolute a, relative b): coordinate i may be anywhere in x_i -+ (a + b |x_i|). It is
+never stored as bounds. Everywhere else than on a natively served device the call goes to the twin in
+:mod:`lbgap.reference`. None of these ops has derivatives, so all refuse inputs that require a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+
+from lbgap import _extension, reference
+
+_DTYPES = (torch.float32, torch.float64)
+
+
+def _check(centre: Tensor, absolute: float, relative: float, **rows: Tensor) -> None:
+    y = rows["y"]
+    if y.dtype not in _DTYPES:
+        raise TypeError(f"y must be float32 or float64, got {y.dtype}: convert it first")
+    if y.dim() not in (1, 2):
+        raise ValueError(f"y must be (n,) or (k, n), got shape {tuple(y.shape)}: reshape it")
+    if centre.shape != y.shape[-1:]:
+        raise ValueError(f"centre must have shape ({y.shape[-1]},) for y {tuple(y.shape)}, got {tuple(centre.shape)}")
+    for name, tensor in {"centre": centre, **rows}.items():
+        if name != "centre" and tensor.shape != y.shape:
+            raise ValueError(f"{name} must have the shape of y, {tuple(y.shape)}, got {tuple(tensor.shape)}")
+        if tensor.dtype != y.dtype:
+            raise TypeError(f"{name} must have the dtype of y, {y.dtype}, got {tensor.dtype}")
+        if tensor.device != y.device:
+            raise ValueError(f"{name} must be on the device of y, {y.device}, got {tensor.device}")
+        if tensor.requires_grad or unpack_dual(tensor).tangent is not None:
+            raise ValueError(f"{name} requires a gradient, and the box ops have none: pass {name}.detach()")
+    for name, width in (("absolute", absolute), ("relative", relative)):
+        if not (math.isfinite(width) and width >= 0):
+            raise ValueError(f"{name} half-width must be finite and not negative, got {width}")
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """The tensor itself if its rows are contiguous, else a copy whose rows are."""
+    return tensor if tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _writable(out: Tensor) -> bool:
+    """Whether the native op can write into ``out`` as it is."""
+    n = out.shape[-1]
+    return (n <= 1 or out.stride(-1) == 1) and (out.dim() == 1 or out.shape[0] <= 1 or out.stride(0) >= n)
+
+
+def _run(name: str, y: Tensor, args: tuple[Tensor | float, ...], box: tuple[Tensor, float, float], out: Tensor) -> Tensor:
+    """Run one op on whichever backend serves the device of ``y``."""
+    if y.device.type not in _extension.NATIVE_DEVICES:
+        return cast(Tensor, getattr(reference, name)(y, *args, *box, out))
+    op = getattr(torch.ops.lbgap, name).default
+    rows = [_rows(arg) if isinstance(arg, Tensor) else arg for arg in (y, *args)]
+    if _writable(out):
+        return cast(Tensor, op(*rows, _rows(box[0]), *box[1:], out))
+    scratch = torch.empty_like(y, memory_format=torch.contiguous_format)
+    sums = op(*rows, _rows(box[0]), *box[1:], scratch)
+    out.copy_(scratch)
+    return cast(Tensor, sums)
+
+
+def box_project(y: Tensor, centre: Tensor, absolute: float, relative: float, out: Tensor) -> None:
+    """Project ``y`` onto the box.
+
+    Args:
+        y: Points, ``(n,)`` or ``(k, n)``, float32 or float64.
+        centre: Centre of the box, ``(n,)``, same dtype and device.
+        absolute: Half-width that every coordinate has.
+        relative: Half-width per unit of ``|centre|``.
+        out: Where the projected points go, shaped like ``y``; may be ``y``.
+
+    Raises:
+        ValueError: Shapes or devices differ, a half-width is negative or not finite, or an input requires a
+            gradient.
+        TypeError: Dtypes differ or are not float32 or float64.
+    """
+    _check(centre, absolute, relative, y=y, out=out)
+    _run("box_project", y, (), (centre, absolute, relative), out)
+
+
+def box_step(
+    y: Tensor,
+    direction: Tensor,
+    alpha: float,
+    centre: Tensor,
+    absolute: float,
+    relative: float,
+    out: Tensor,
+) -> Tensor:
+    """Step from ``y`` along ``direction`` and project onto the box, in one pass.
+
+    Args:
+        y: Points, ``(n,)`` or ``(k, n)``, float32 or float64.
+        direction: Where to go, shaped like ``y``.
+        alpha: Step length.
+        centre: Centre of the box, ``(n,)``.
+        absolute: Half-width that every coordinate has.
+        relative: Half-width per unit of ``|centre|``.
+        out: Where ``project(y + alpha * direction)`` goes, shaped like ``y``; may be ``y``.
+
+    Returns:
+        ``|out - y|^2``, ``<direction, out - y>`` and the number of coordinates that the projection moved:
+        float64, ``(3,)`` or ``(k, 3)``.
+
+    Raises:
+        ValueError: As :func:`box_project`, or ``alpha`` is not finite.
+        TypeError: As :func:`box_project`.
+    """
+    _check(centre, absolute, relative, y=y, direction=direction, out=out)
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha must be finite, got {alpha}")
+    return _run("box_step", y, (direction, alpha), (centre, absolute, relative), out)
+
+
+def box_vertex(
+    y: Tensor, gradient: Tensor, centre: Tensor, absolute: float, relative: float, out: Tensor
+) -> Tensor:
+    """Go to the vertex of the box that is furthest along ``gradient``: ``x + r sign(g)``.
+
+    Where the gradient is exactly zero every value is as good, and ``y`` keeps its own.
+
+    Args:
+        y: Points, ``(n,)`` or ``(k, n)``, float32 or float64.
+        gradient: Gradient of the function at ``y``, shaped like ``y``.
+        centre: Centre of the box, ``(n,)``.
+        absolute: Half-width that every coordinate has.
+        relative: Half-width per unit of ``|centre|``.
+        out: Where the vertex goes, shaped like ``y``; may be ``y``.
+
+    Returns:
+        The Frank-Wolfe gap ``<gradient, out - y>`` and the number of coordinates where ``out`` differs from
+        ``y``: float64, ``(2,)`` or ``(k, 2)``.
+
+    Raises:
+        ValueError: As :func:`box_project`.
+        TypeError: As :func:`box_project`.
+    """
+    _check(centre, absolute, relative, y=y, gradient=gradient, out=out)
+    return _run("box_vertex", y, (gradient,), (centre, absolute, relative), out)
+
+
+def _fake_sums(y: Tensor, count: int) -> Tensor:
+    return y.new_empty((*y.shape[:-1], count), dtype=torch.float64)
+
+
+if _extension.NATIVE_DEVICES:
+
+    @torch.library.register_fake("lbgap::box_project")
+    def _(y: Tensor, centre: Tensor, absolute: float, relative: float, out: Tensor) -> None:
+        return None
+
+    @torch.library.register_fake("lbgap::box_step")
+    def _(
+        y: Tensor, direction: Tensor, alpha: float, centre: Tensor, absolute: float, relative: float, out: Tensor
+    ) -> Tensor:
+        return _fake_sums(y, 3)
+
+    @torch.library.register_fake("lbgap::box_vertex")
+    def _(y: Tensor, gradient: Tensor, centre: Tensor, absolute: float, relative: float, out: Tensor) -> Tensor:
+        return _fake_sums(y, 2)

@@ -1,0 +1,235 @@
+"""Sharpness: how much the loss can grow in a small box around a minimizer (Keskar et al. 2016, Metric 2.1)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lbgap._progress import evaluations_bar
+from lbgap.flat import Selection
+from lbgap.losses import LossFunction
+from lbgap.maximize import DEFAULT_ITERATIONS, METHODS, Maximum, maximise
+from lbgap.objective import Objective
+from lbgap.region import Box, box
+
+
+@dataclass(frozen=True, eq=False)
+class Sharpness:
+    """A certified lower bound on a sharpness: the loss really has this value at ``point``, inside the region.
+
+    Attributes:
+        value: phi in percent, ``100 (max_loss - base_loss) / (1 + base_loss)``.
+        base_loss: Mean loss at the minimizer.
+        max_loss: Mean loss at ``point``.
+        point: Where, ``(n,)``, inside the region.
+        evaluations: Passes over the data, all of them.
+        history: ``(evaluation, loss)`` of the points visited from the best start; with ``precision="mixed"`` these
+            are bfloat16 values.
+        gap: Frank-Wolfe gap at ``point``: zero at a stationary point of the region.
+        status: Why the search stopped, and what to try for a larger value.
+        starts: One entry a start: its name, loss reached, evaluations, gap and status.
+        settings: Everything that the result depends on.
+        seconds: Wall-clock time of the call.
+    """
+
+    value: float
+    base_loss: float
+    max_loss: float
+    point: Tensor = field(repr=False)
+    evaluations: int
+    history: tuple[tuple[int, float], ...] = field(repr=False)
+    gap: float
+    status: str
+    starts: tuple[dict[str, Any], ...] = field(repr=False)
+    settings: dict[str, Any] = field(repr=False)
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the point, ready for JSON; NaN and infinity become None."""
+        keep = ("value", "base_loss", "max_loss", "evaluations", "history", "gap", "status", "starts", "settings")
+        result = {"lower_bound": True, **{name: getattr(self, name) for name in keep}, "seconds": self.seconds}
+        return {name: _plain(value) for name, value in result.items()}
+
+    def __str__(self) -> str:
+        """A few lines: the value as the lower bound it is, and how it was found."""
+        s = self.settings
+        return (
+            f"phi >= {self.value:.6g} %  (loss {self.base_loss:.6g} -> {self.max_loss:.6g}, a certified lower bound)\n"
+            f"  region {s['region']}, epsilon {s['epsilon']:g}, {s['n']:,} parameters, {s['samples']:,} samples, "
+            f"batch-norm {s['batch_norm']}\n"
+            f"  {s['method']}, {len(self.starts)} start{'s' if len(self.starts) > 1 else ''}, "
+            f"{self.evaluations} evaluations, {self.seconds:.2f} s, {s['precision']}, {s['backend']} backend on "
+            f"{s['device']}\n"
+            f"  {self.status}"
+        )
+
+
+def fast_sharpness(
+    model: nn.Module | Objective,
+    data: Any = None,
+    *,
+    epsilon: float = 1e-3,
+    method: str = "vertex",
+    iterations: int | None = None,
+    restarts: int = 0,
+    region: str = "keskar",
+    seed: int = 0,
+    progress: bool = False,
+    loss: str | LossFunction | None = None,
+    parameters: Selection | None = None,
+    batch_norm: str | None = None,
+    precision: str | None = None,
+    batch_size: int | None = None,
+    device: str | torch.device | None = None,
+    backend: str | None = None,
+) -> Sharpness:
+    """Measure the sharpness of a minimizer in the full parameter space.
+
+    ``phi = 100 (max_y f(y) - f(x)) / (1 + f(x))`` with y in a box around the parameters x: Metric 2.1 of Keskar et
+    al. 2016 (arXiv 1609.04836) with A = I. The maximum is searched, so phi is a lower bound; it is certified
+    because the loss is evaluated once more at the point found, in at least float32 with sums in float64.
+
+    Args:
+        model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`, in which case
+            ``data`` and the keywords from ``loss`` on belong to it and must not be given here.
+        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        epsilon: Size of the box; the paper uses 1e-3 and 5e-4.
+        method: ``"vertex"`` (sign ascent over vertices), ``"apgd"`` or ``"scipy"`` (the paper's recipe: 10 iterations
+            of L-BFGS-B).
+        iterations: Iterations from each start; by default 8 (vertex), 30 (apgd) or 10 (scipy).
+        restarts: Starts beside the minimizer itself: first targeted at each class in turn, then random points.
+        region: ``"keskar"``: half-width epsilon (|x_i| + 1); ``"linf"``: epsilon; ``"adaptive"``: epsilon |x_i|.
+        seed: Of the random starts.
+        progress: Show a progress bar on standard error.
+        loss: ``"cross_entropy"`` (default), ``"mse"`` or ``loss(output, target) -> mean over the batch``.
+        parameters: Which may move: ``"all"`` (default), ``"weights"`` or name patterns such as ``"layer4.*"``.
+        batch_norm: ``"eval"`` (default, running statistics) or ``"batch"`` (those of each evaluation batch).
+        precision: ``"float32"`` (default), ``"float64"``, or ``"mixed"``: bfloat16 chooses directions, float32
+            reports.
+        batch_size: Samples in a micro-batch; chosen by itself.
+        device: Where to compute; the model's device by default.
+        backend: ``"auto"`` (default), ``"native"`` or ``"torch"``.
+
+    Returns:
+        The sharpness with everything it depends on.
+
+    Raises:
+        ValueError: An argument is out of its range or does not fit the others.
+        TypeError: An argument is of the wrong kind.
+        FloatingPointError: The loss is NaN or infinite at the minimizer; the message names the batch.
+
+    Example:
+        >>> import torch, lbgap
+        >>> model = torch.nn.Linear(2, 2)
+        >>> data = torch.eye(2), torch.tensor([0, 1])
+        >>> s = lbgap.fast_sharpness(model, data, epsilon=1e-3)
+        >>> s.max_loss >= s.base_loss
+        True
+    """
+    began = time.perf_counter()
+    options = {
+        "loss": loss,
+        "parameters": parameters,
+        "batch_norm": batch_norm,
+        "precision": precision,
+        "batch_size": batch_size,
+        "device": device,
+        "backend": backend,
+    }
+    objective = as_objective(model, data, options)
+    first = objective.evaluations
+    ball = box(region, objective.theta, epsilon, objective.backend)
+    total = (restarts + 1) * (iterations or DEFAULT_ITERATIONS.get(method, 0)) if isinstance(restarts, int) else 0
+    base_loss = float(objective.loss(ball.centre)) if method in METHODS else math.nan
+    with evaluations_bar("sharpness", total, progress) as visited:
+        found = maximise(
+            objective, ball, method=method, iterations=iterations, restarts=restarts, seed=seed, visited=visited
+        )
+    best = _best(found, ball, base_loss)
+    settings = {
+        "measure": "sharpness",
+        "region": region,
+        "epsilon": float(epsilon),
+        "method": method,
+        "iterations": iterations or DEFAULT_ITERATIONS[method],
+        "restarts": restarts,
+        "seed": seed,
+        **objective.settings(),
+        "versions": versions(),
+    }
+    return Sharpness(
+        value=100 * (best.value - base_loss) / (1 + base_loss),
+        base_loss=base_loss,
+        max_loss=best.value,
+        point=best.point,
+        evaluations=objective.evaluations - first,
+        history=best.history,
+        gap=best.gap,
+        status=best.status,
+        starts=tuple(
+            {"start": m.start, "loss": m.value, "evaluations": m.evaluations, "gap": m.gap, "status": m.status}
+            for m in found
+        ),
+        settings=settings,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def as_objective(model: nn.Module | Objective, data: Any, options: dict[str, Any]) -> Objective:
+    """Build the objective of a measure, or take the one that was passed in place of ``(model, data)``.
+
+    Args:
+        model: A module or an objective.
+        data: The data; None with an objective.
+        options: Keywords of :class:`~lbgap.objective.Objective`; None where the user gave none.
+
+    Raises:
+        ValueError: An objective came together with data or options that belong to it.
+        TypeError: A module came without data.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(model, Objective):
+        extra = [*(["data"] if data is not None else []), *given]
+        if extra:
+            raise ValueError(f"{', '.join(extra)} belong to the Objective: give them when you build it")
+        return model
+    if data is None:
+        raise TypeError("data is missing: pass (inputs, targets), a Dataset or a DataLoader")
+    return Objective(model, data, **given)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that computes a result."""
+    packages = {name: importlib.metadata.version(name) for name in ("lbgap", "torch", "numpy", "scipy")}
+    return {"python": platform.python_version(), **packages}
+
+
+def _best(found: list[Maximum], region: Box, base_loss: float) -> Maximum:
+    """The largest maximum, or the centre where nothing larger was found; checks that it is in the region."""
+    best = max(found, key=lambda maximum: maximum.value)
+    if best.value <= base_loss:
+        status = f"nothing larger than the loss at the minimizer was found: {best.status}"
+        return Maximum(region.centre, base_loss, best.history, best.evaluations, found[0].gap, status)
+    inside = torch.empty_like(best.point)
+    region.project(best.point, out=inside)
+    if not torch.equal(inside, best.point):
+        raise RuntimeError(f"internal error: the point found is {region.excess(best.point)} ulp outside its region")
+    return best
+
+
+def _plain(value: Any) -> Any:
+    """Turn a value into what JSON knows."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,191 @@
+"""One epoch: steps over the batches, then the measurements over all samples."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lbgap.datasets import Split
+from lbgap.losses import Loss
+from lbgap.training.batches import NOISE, derive_seed, epoch_batches, private_rng
+from lbgap.training.checkpoint import State
+from lbgap.training.progress import Metrics, Reporter
+
+EVALUATION_BATCH = 512  # a compromise: fills the cores with a small network, spares memory with a large one
+PROBE_SAMPLES = 2
+
+
+@dataclass
+class Loop:
+    """Trains a state epoch by epoch; what an epoch does follows from the state, the seed and its number.
+
+    Attributes:
+        state: What the epochs change.
+        loss: What they lower.
+        train: The training set, on the device.
+        test: The test set, on the device, or ``None``.
+        batch_size: Samples in a batch.
+        seed: Of the order of the samples and of dropout.
+        device: Where everything is.
+    """
+
+    state: State
+    loss: Loss
+    train: Split
+    test: Split | None
+    batch_size: int
+    seed: int
+    device: torch.device
+
+    def check(self) -> None:
+        """Run a few samples through model and loss, in evaluation mode.
+
+        Raises:
+            TypeError: The model or the loss returns something else than a tensor, or the targets have the
+                wrong kind of dtype.
+            ValueError: Data, model and loss do not fit together, or the loss has no gradient.
+        """
+        self.state.model.eval()
+        with self._surroundings(0):
+            self._check_split(self.train, "data")
+            if self.test is not None:
+                self._check_split(self.test, "test_data")
+
+    def _check_split(self, split: Split, name: str) -> None:
+        inputs, targets = split.inputs[:PROBE_SAMPLES], split.targets[:PROBE_SAMPLES]
+        try:
+            output = self.state.model(inputs)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise ValueError(
+                f"the model does not accept {name} of shape {tuple(split.inputs.shape)}, {inputs.dtype}: "
+                f"{_one_line(error)}"
+            ) from error
+        self.loss.check(output, split.targets)
+        if output.dim() == 0 or len(output) != len(inputs):
+            raise ValueError(
+                f"the model returned shape {tuple(output.shape)} for {len(inputs)} samples of {name}: "
+                "it must return one output for each sample"
+            )
+        try:
+            total, _ = self.loss.total(output, targets)
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"the loss does not accept outputs {tuple(output.shape)} {output.dtype} with targets "
+                f"{tuple(targets.shape)} {targets.dtype} of {name}: {_one_line(error)}"
+            ) from error
+        if not total.requires_grad:
+            raise ValueError(
+                "the loss does not depend on a trainable parameter: check that neither model nor loss "
+                "detaches its output"
+            )
+
+    def epoch(self, number: int, reporter: Reporter) -> Metrics:
+        """Train for one epoch and measure.
+
+        Args:
+            number: The epoch, from 1.
+            reporter: Told after each batch.
+
+        Returns:
+            The metrics of the epoch, as :class:`lbgap.training.Run` describes them.
+
+        Raises:
+            FloatingPointError: The loss is NaN or infinite.
+        """
+        begun = time.perf_counter()
+        with self._surroundings(number):
+            self._descend(number, reporter)
+            row: Metrics = {"epoch": number, **self._measure(self.train, "train")}
+            if row["train_loss"] is None:
+                raise FloatingPointError(
+                    f"the training loss is not finite after epoch {number}: {self._advice()}"
+                )
+            if self.test is not None:
+                row |= self._measure(self.test, "test")
+            row["distance"] = self._distance()
+        row["seconds"] = time.perf_counter() - begun
+        return row
+
+    def _descend(self, number: int, reporter: Reporter) -> None:
+        state, losses = self.state, []
+        state.model.train()
+        batches = epoch_batches(len(self.train.inputs), self.batch_size, self.seed, number)
+        for batch, samples in enumerate(batches, 1):
+            index = samples.to(self.device)
+            state.optimizer.zero_grad(set_to_none=True)
+            total, value = self.loss.total(state.model(self.train.inputs[index]), self.train.targets[index])
+            losses.append(value)
+            if self.device.type == "cpu":  # on a GPU a look at every value would stall the queue
+                self._check_finite(losses[-1:], number, batch, len(batches))
+            (total / len(index)).backward()  # type: ignore[no-untyped-call]
+            state.optimizer.step()
+            reporter.batch(number - 1 + batch / len(batches))
+        self._check_finite(losses, number, 1, len(batches))
+
+    def _check_finite(self, losses: list[Tensor], epoch: int, first: int, batches: int) -> None:
+        for batch, value in enumerate(torch.stack(losses).tolist(), first):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the training loss became {value} at epoch {epoch}, batch {batch} of {batches}: "
+                    f"{self._advice()}"
+                )
+
+    def _advice(self) -> str:
+        rate = self.state.optimizer.param_groups[0]["lr"]
+        return f"lower learning_rate (now {rate:g}), or look for inputs that overflow the model"
+
+    @torch.no_grad()
+    def _measure(self, split: Split, prefix: str) -> Metrics:
+        """Mean loss and, for classification, accuracy in percent, over all samples in evaluation mode."""
+        self.state.model.eval()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        decided = 0
+        for inputs, targets in zip(*(torch.split(part, EVALUATION_BATCH) for part in split), strict=True):
+            output = self.state.model(inputs)
+            total += self.loss.total(output, targets)[1]
+            if self.loss.classification:
+                classes = targets.argmax(1) if targets.is_floating_point() else targets
+                correct += (output.argmax(1) == classes).sum()
+                decided += classes.numel()
+        row: Metrics = {f"{prefix}_loss": _finite(float(total) / len(split.inputs))}
+        if self.loss.classification:
+            row[f"{prefix}_accuracy"] = 100.0 * int(correct) / decided
+        return row
+
+    @torch.no_grad()
+    def _distance(self) -> float | None:
+        """Euclidean distance of the trainable parameters from the start, summed in float64."""
+        square = torch.zeros((), dtype=torch.float64, device=self.device)
+        for name, parameter in self.state.trainable().items():
+            square += (parameter.double() - self.state.start[name].double()).square().sum()
+        return _finite(math.sqrt(float(square)))
+
+    @contextmanager
+    def _surroundings(self, epoch: int) -> Iterator[None]:
+        """Random numbers and arithmetic that depend on nothing that the caller has set."""
+        cudnn = torch.backends.cudnn
+        deterministic, benchmark = cudnn.deterministic, cudnn.benchmark
+        with private_rng(self.device, derive_seed(self.seed, epoch, NOISE)):
+            try:
+                if self.device.type == "cuda":
+                    cudnn.deterministic, cudnn.benchmark = True, False
+                with torch.autocast(self.device.type, enabled=False):
+                    yield
+            finally:
+                if self.device.type == "cuda":
+                    cudnn.deterministic, cudnn.benchmark = deterministic, benchmark
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _one_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

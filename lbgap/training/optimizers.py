@@ -1,0 +1,97 @@
+"""Optimisers by name, with the paper's ADAM as the default."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from lbgap.training._checks import real
+
+_REFUSED = {
+    "LBFGS": "it evaluates each batch several times a step, which needs a closure",
+    "SparseAdam": "it takes sparse gradients only",
+}
+_RESERVED = {
+    "lr": "pass learning_rate instead",
+    "params": "the model's trainable parameters are taken",
+    "differentiable": "a training cannot be differentiated through",
+}
+
+
+def resolve_optimizer(name: str) -> str:
+    """Find an optimiser of ``torch.optim`` by name.
+
+    Args:
+        name: The name of its class, in upper or lower case.
+
+    Returns:
+        The name as ``torch.optim`` writes it.
+
+    Raises:
+        TypeError: It is not a string.
+        ValueError: There is none of that name, or it is of a kind that this training cannot drive.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"optimizer must be the name of a class of torch.optim such as 'Adam', got {name!r}")
+    known = {
+        key.lower(): key
+        for key, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
+    }
+    found = known.get(name.lower())
+    usable = sorted(key for key in known.values() if key not in _REFUSED)
+    if found is None:
+        close = difflib.get_close_matches(name.lower(), [key.lower() for key in usable], 1)
+        hint = f"did you mean {known[close[0]]!r}?" if close else f"choose one of {', '.join(usable)}"
+        raise ValueError(f"optimizer {name!r} is not in torch.optim: {hint}")
+    if found in _REFUSED:
+        raise ValueError(
+            f"optimizer {found!r} cannot be used: {_REFUSED[found]}; choose one of {', '.join(usable)}"
+        )
+    return found
+
+
+def make_optimizer(
+    name: str, parameters: Iterable[Parameter], learning_rate: float, options: Mapping[str, Any]
+) -> Optimizer:
+    """Build an optimiser.
+
+    Args:
+        name: As :func:`resolve_optimizer` returned it.
+        parameters: What it may change.
+        learning_rate: Its ``lr``, positive.
+        options: Its other arguments, such as ``{"momentum": 0.9}``.
+
+    Returns:
+        The optimiser.
+
+    Raises:
+        TypeError: The learning rate is not a number, or ``options`` not a mapping.
+        ValueError: The learning rate is not positive, or the optimiser refuses an option.
+    """
+    learning_rate = real("learning_rate", learning_rate, positive=True)
+    if not isinstance(options, Mapping):
+        raise TypeError(f"optimizer_options must be a dict such as {{'weight_decay': 1e-4}}, got {options!r}")
+    kind = getattr(torch.optim, name)
+    known = [key for key in inspect.signature(kind).parameters if key not in _RESERVED]
+    for key in options:
+        if key in _RESERVED:
+            raise ValueError(f"optimizer_options cannot set {key!r}: {_RESERVED[key]}")
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+            raise ValueError(f"optimizer_options has {key!r}, which {name} does not take: {hint}")
+    try:
+        optimizer = kind(list(parameters), lr=learning_rate, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} refuses these parameters or options: {' '.join(str(error).split())}"
+        ) from error
+    assert isinstance(optimizer, Optimizer)
+    return optimizer

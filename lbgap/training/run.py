@@ -1,0 +1,204 @@
+"""A run: what a training returns, and the folder that holds it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lbgap import _files
+from lbgap.training.config import FORMAT
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+STATE = "state.safetensors"
+MODEL = "model.safetensors"
+RESULT = "result.json"
+
+
+@dataclass
+class Run:
+    """What :func:`lbgap.training.train` returns.
+
+    Attributes:
+        model: The trained copy of the user's module, in evaluation mode, on the device of the training.
+        folder: Where the run was written, or ``None``.
+        metrics: One dict an epoch: ``epoch`` (from 1), ``train_loss``, ``train_accuracy`` (percent),
+            ``test_loss``, ``test_accuracy``, ``distance`` from the start (Euclidean), ``seconds``. Accuracies
+            are there for classification only, test values for a training with test data only; a test loss
+            or distance that is not finite is ``None``.
+        config: Everything that the result depends on, as in ``config.json``.
+        epoch: The epoch of which ``model`` is the iterate; its metrics are ``metrics[epoch - 1]``.
+        reason: Why the training ended, a sentence.
+        seconds: Time spent in the epochs, interruptions not counted.
+    """
+
+    model: nn.Module = field(repr=False)
+    folder: Path | None
+    metrics: list[dict[str, Any]] = field(repr=False)
+    config: dict[str, Any] = field(repr=False)
+    epoch: int
+    reason: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return _summary(self.config, self.metrics, self.epoch, self.reason, self.seconds, self.folder)
+
+
+@dataclass
+class SavedRun:
+    """What :func:`read_run` found in a folder.
+
+    Attributes:
+        folder: The folder.
+        config: ``config.json``: everything that the result depends on.
+        metrics: One dict an epoch, as in :class:`Run`.
+        result: ``result.json``: ``epochs``, ``reason``, ``seconds``, and the ``epoch`` of which the weights are
+            the iterate, with its ``metrics``.
+        weights: The ``state_dict`` of the trained model, on the CPU.
+    """
+
+    folder: Path
+    config: dict[str, Any] = field(repr=False)
+    metrics: list[dict[str, Any]] = field(repr=False)
+    result: dict[str, Any]
+    weights: dict[str, Tensor] = field(repr=False)
+
+    def __str__(self) -> str:
+        epoch, reason, seconds = (self.result[key] for key in ("epoch", "reason", "seconds"))
+        return _summary(self.config, self.metrics, epoch, reason, seconds, self.folder)
+
+
+def _summary(
+    config: Mapping[str, Any],
+    metrics: list[dict[str, Any]],
+    epoch: int,
+    reason: str,
+    seconds: float,
+    folder: Path | None,
+) -> str:
+    last = metrics[epoch - 1]
+    lines = [
+        f"{config['model']['name']} ({config['model']['parameters']:,} parameters), {config['optimizer']}, "
+        f"batch size {config['batch_size']}: {len(metrics)} epochs in {seconds:.1f} s",
+        f"  {reason}",
+    ]
+    if epoch < len(metrics):
+        lines.append(f"  the result is the iterate of epoch {epoch}, which has the lowest training loss")
+    for part in ("train", "test"):
+        if f"{part}_loss" in last:
+            loss, accuracy = last[f"{part}_loss"], last.get(f"{part}_accuracy")
+            shown = "not finite" if loss is None else f"{loss:.4g}"
+            lines.append(
+                f"  {part} loss {shown}" + ("" if accuracy is None else f", accuracy {accuracy:.2f} %")
+            )
+    if last["distance"] is not None:
+        lines.append(f"  distance from the start {last['distance']:.4g}")
+    if folder is not None:
+        lines.append(f"  folder {folder}")
+    return "\n".join(lines)
+
+
+def read_run(folder: str | os.PathLike[str]) -> SavedRun:
+    """Read a finished run.
+
+    Args:
+        folder: What was ``out`` for :func:`lbgap.training.train`.
+
+    Returns:
+        Its configuration, metrics, result and weights.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or a file of the run is missing.
+        ValueError: The folder is not a run, the run is not finished, or a file is damaged.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if not (folder / RESULT).exists():
+        done = len(_files.read_json_lines(folder / METRICS)) if (folder / METRICS).exists() else 0
+        raise ValueError(
+            f"{folder} is an unfinished run ({done} epochs saved): "
+            f"finish it with train(..., out={os.fspath(folder)!r}, resume=True) and the same settings"
+        )
+    result = _files.read_json(folder / RESULT)
+    metrics = _files.read_json_lines(folder / METRICS)
+    weights, _ = _files.read_safetensors(folder / MODEL)
+    if not isinstance(result, dict) or not result.keys() >= {"epoch", "epochs", "reason", "seconds"}:
+        raise ValueError(
+            f"{folder / RESULT} is damaged: it lacks epoch, epochs, reason or seconds; restore it or train anew"
+        )
+    if len(metrics) != result["epochs"]:
+        raise ValueError(
+            f"{folder / METRICS} is damaged: it has {len(metrics)} epochs, {RESULT} says {result['epochs']}; "
+            "restore it or train anew"
+        )
+    return SavedRun(folder, config, metrics, result, weights)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration of a run, finished or not.
+
+    Args:
+        folder: The folder of the run.
+
+    Returns:
+        ``config.json``.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It holds no run, or the file is damaged.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(f"no folder {folder}: pass the folder of a run")
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} is not a run: it has no {CONFIG}; pass what was `out` in train()")
+    config = _files.read_json(folder / CONFIG)
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else None
+        raise ValueError(
+            f"{folder} is not a run that this version reads: {CONFIG} has format {found!r}, not {FORMAT!r}"
+        )
+    return config
+
+
+@contextmanager
+def open_folder(out: str | os.PathLike[str], resume: bool) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """Take a folder for one run, and keep other processes out of it until the end.
+
+    Args:
+        out: The folder; created, with its parents, if missing.
+        resume: Whether a run that it holds may be continued.
+
+    Yields:
+        The folder, and the configuration of the run in it, or ``None`` if it is empty.
+
+    Raises:
+        FileExistsError: It holds a run and ``resume`` is off, or it holds something else.
+        NotADirectoryError: It is a file.
+        BlockingIOError: Another process is training in it.
+        ValueError: It holds a run that cannot be read.
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"out must be a folder, got the file {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _files.locked(folder):
+        entries = [entry for entry in folder.iterdir() if not _files.is_temporary(entry)]
+        if entries and not (folder / CONFIG).is_file():
+            raise FileExistsError(
+                f"{folder} is not empty and holds no run (it has {sorted(entries)[0].name!r}): "
+                "choose another folder"
+            )
+        config = read_config(folder) if entries else None
+        if config is not None and not resume:
+            kind = "a finished" if (folder / RESULT).exists() else "an unfinished"
+            raise FileExistsError(
+                f"{folder} holds {kind} run: pass resume=True to continue it or choose another folder"
+            )
+        _files.remove_temporaries(folder)
+        yield folder, config

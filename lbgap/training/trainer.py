@@ -1,0 +1,284 @@
+"""The training loop: a copy of the user's module, brought to a minimizer."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from lbgap.datasets import DataLike, Split, as_tensors
+from lbgap.losses import Loss, LossFunction, resolve_loss
+from lbgap.training._checks import plain, real, whole
+from lbgap.training.batches import resolve_batch_size
+from lbgap.training.checkpoint import Recorder, State, restore
+from lbgap.training.config import FORMAT, describe_data, describe_environment, describe_model, differences
+from lbgap.training.loop import Loop
+from lbgap.training.optimizers import make_optimizer, resolve_optimizer
+from lbgap.training.progress import Metrics, check_progress, reporting
+from lbgap.training.run import CONFIG, MODEL, RESULT, STATE, Run, open_folder, read_run
+from lbgap.training.stopping import Stopping
+
+DEFAULT_BATCH_SIZE = 256  # the paper's small batch
+
+
+def train(
+    model: nn.Module,
+    data: DataLike,
+    *,
+    test_data: DataLike | None = None,
+    loss: str | LossFunction = "cross_entropy",
+    batch_size: int | float | None = None,
+    epochs: int | None = None,
+    max_epochs: int = 200,
+    patience: int = 10,
+    tolerance: float = 0.01,
+    optimizer: str = "Adam",
+    learning_rate: float = 1e-3,
+    optimizer_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    config: Mapping[str, Any] | None = None,
+    progress: bool | Callable[[Metrics], object] = False,
+    checkpoint_seconds: float = 5.0,
+) -> Run:
+    """Train a copy of a module to a minimizer.
+
+    With ``epochs`` the last iterate is returned; without, that of the epoch with the lowest training loss, for
+    ADAM near a minimizer now and then jumps away from it.
+
+    The same call in the same environment gives the same bits, whether or not it was interrupted (on a GPU as
+    far as the operations of the network are deterministic there). The order of the samples and the draws of
+    dropout follow from ``seed`` and the epoch; torch's global generators are put back as they were. Not
+    covered: a module that draws from elsewhere, or keeps what its parameters and buffers lack.
+
+    With ``out``, the run is a folder: ``config.json``, ``metrics.jsonl`` and ``state.safetensors`` from the
+    start, ``model.safetensors`` and then ``result.json`` at the end. Killed at any moment, the same call with
+    ``resume=True`` ends with the same bits. After Ctrl-C, or a failure, all finished epochs are on the disk.
+
+    Args:
+        model: Any module with trainable floating-point parameters; it is not changed. Frozen parameters stay
+            as they are, and all submodules are put into training mode.
+        data: The training set: a pair of tensors ``(n, ...)``, a ``Dataset`` or a ``DataLoader`` that
+            does not shuffle; held in memory on the device. Floating values are cast to the model's dtype.
+        test_data: What to measure besides, or ``None``.
+        loss: ``"cross_entropy"``, ``"mse"`` or a callable ``loss(output, target)``, the mean over the batch.
+        batch_size: An int counts samples; a float in (0, 1] is a share of the training set (0.1 is the
+            paper's large batch). ``None`` takes the loader's, or 256. The last batch of an epoch may be
+            smaller; a single sample left over joins the batch before.
+        epochs: How many; ``None`` trains until the training loss stops improving.
+        max_epochs: The most epochs then.
+        patience: How many epochs in a row must then fail to improve the training loss.
+        tolerance: By which share an epoch must lower the best loss to improve it.
+        optimizer: A class of ``torch.optim``, in any case; ADAM with the paper's constants by default.
+        learning_rate: The same for all parameters and epochs.
+        optimizer_options: Other arguments of the optimiser, such as ``{"momentum": 0.9}``.
+        seed: Not negative.
+        device: Where to train, ``"cpu"`` or ``"cuda"``; the model's by default.
+        out: The folder of the run, new or empty, or one to resume; ``None`` writes nothing.
+        resume: Continue the run in ``out``, if there is one; a finished one is returned as it is.
+        config: Further facts for ``config.json``, kept under ``extra``; compared on a resume like the rest.
+        progress: ``True`` for a bar on stderr, or a function that is called with the metrics of each epoch.
+        checkpoint_seconds: The state is written at the first end of an epoch after this time, and at the end.
+
+    Returns:
+        The trained model, the metrics of each epoch, and why the training ended.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: An argument is out of range, the data do not fit the model, or a run cannot be resumed
+            because its settings differ or a file is damaged.
+        FloatingPointError: The loss became NaN or infinite; the epochs before it are kept on the disk.
+        OSError: ``out`` holds something already (``FileExistsError``), is in use, or cannot be written.
+    """
+    check_progress(progress)
+    checkpoint_seconds = real("checkpoint_seconds", checkpoint_seconds, positive=False)
+    stopping = Stopping(epochs, max_epochs, patience, tolerance)
+    extra = {} if config is None else plain("config", config)
+    criterion = resolve_loss(loss)
+    with torch.inference_mode(False), torch.enable_grad():
+        state, place = _fresh_state(model, device, optimizer, learning_rate, optimizer_options or {})
+        loop, facts = _prepare(state, place, data, test_data, criterion, batch_size, whole("seed", seed, 0))
+        facts |= {**stopping.settings(), "extra": extra}
+        if out is None:
+            return _run(loop, stopping, facts, Recorder(None, 0), progress)
+        if any(not isinstance(value, Tensor) for value in state.model.state_dict().values()):
+            raise ValueError(
+                "the model keeps extra state that is no tensor, which `out` cannot store: pass out=None"
+            )
+        with open_folder(out, resume) as (folder, found):
+            recorder = Recorder(folder, checkpoint_seconds)
+            if found is not None:
+                finished = (folder / RESULT).exists()
+                _check_same(found, facts, folder, finished)
+                if finished:
+                    return _finished(folder, state)
+                if (folder / STATE).exists():
+                    restore(state, folder / STATE)
+                    return _run(loop, stopping, found, recorder, progress)
+            recorder.begin(facts, state)
+            return _run(loop, stopping, facts, recorder, progress)
+
+
+def _fresh_state(
+    model: nn.Module,
+    device: str | torch.device | None,
+    optimizer: str,
+    rate: float,
+    options: Mapping[str, Any],
+) -> tuple[State, torch.device]:
+    """Copy the module, move the copy and give it an optimiser."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
+        raise ValueError("the model has lazy parameters without a shape yet: run a batch through it first")
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError("the model has no trainable parameter: set requires_grad on what shall be trained")
+    if not all(parameter.is_floating_point() for parameter in trainable):
+        raise ValueError("the model has complex parameters, which cannot be trained here: use real ones")
+    name = resolve_optimizer(optimizer)
+    place = _resolve_device(device, trainable[0].device)
+    try:
+        replica = copy.deepcopy(model).to(place)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"the model cannot be copied to {place}: {' '.join(str(error).split())}") from error
+    replica.zero_grad(set_to_none=True)
+    parameters = {key: value for key, value in replica.named_parameters() if value.requires_grad}
+    start = {key: value.detach().clone() for key, value in parameters.items()}
+    return State(replica, make_optimizer(name, parameters.values(), rate, options), start), place
+
+
+def _resolve_device(device: str | torch.device | None, default: torch.device) -> torch.device:
+    try:
+        place = default if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}") from error
+    if place.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {str(place)!r}: pass device='cpu'")
+    if place.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise ValueError(f"device is {str(place)!r}, but this PyTorch sees no GPU: pass device='cpu'")
+    index = torch.cuda.current_device() if place.index is None else place.index
+    if index >= count:
+        raise ValueError(f"device is {str(place)!r}, but there are {count} GPUs: pass a number below {count}")
+    return torch.device("cuda", index)
+
+
+def _prepare(
+    state: State,
+    device: torch.device,
+    data: DataLike,
+    test_data: DataLike | None,
+    loss: Loss,
+    batch_size: int | float | None,
+    seed: int,
+) -> tuple[Loop, dict[str, Any]]:
+    """Move the data, check that everything fits, and name what the result depends on."""
+    (train_split, loader_batch), test_split = as_tensors(data), None
+    if test_data is not None:
+        test_split = as_tensors(test_data)[0]
+    samples = len(train_split.inputs)
+    if batch_size is None:
+        batch_size = min(loader_batch or DEFAULT_BATCH_SIZE, samples)
+    size = resolve_batch_size(batch_size, samples)
+    dtype = next(iter(state.start.values())).dtype
+    test = None if test_split is None else _place(test_split, device, dtype)
+    loop = Loop(state, loss, _place(train_split, device, dtype), test, size, seed, device)
+    loop.check()
+    chosen = {key: value for key, value in state.optimizer.defaults.items() if key != "lr"}
+    facts = {
+        "format": FORMAT,
+        "loss": loss.name,
+        "batch_size": size,
+        "optimizer": type(state.optimizer).__name__,
+        "learning_rate": float(state.optimizer.defaults["lr"]),
+        "optimizer_options": plain("optimizer_options", chosen),
+        "seed": seed,
+        "model": describe_model(state.model),
+        "data": describe_data(train_split),
+        "test_data": None if test_split is None else describe_data(test_split),
+        "environment": describe_environment(device),
+    }
+    return loop, facts
+
+
+def _place(split: Split, device: torch.device, dtype: torch.dtype) -> Split:
+    """Move samples to a device, floating values in the dtype of the model."""
+    inputs, targets = (
+        (tensor.clone() if tensor.is_inference() else tensor.detach()).to(
+            device, dtype if tensor.is_floating_point() else None
+        )
+        for tensor in split
+    )
+    return Split(inputs, targets)
+
+
+def _check_same(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path, finished: bool) -> None:
+    """Refuse to go on with other settings; a finished run does not depend on the environment any more."""
+    phrases = differences(there, here, ignore="environment" if finished else "")
+    if phrases:
+        raise ValueError(
+            f"cannot resume {folder} with other settings than in its {CONFIG}: {'; '.join(phrases)}; "
+            "repeat the settings or choose another folder"
+        )
+
+
+def _finished(folder: Path, state: State) -> Run:
+    saved = read_run(folder)
+    try:
+        state.model.load_state_dict(saved.weights)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / MODEL} is of another model: {' '.join(str(error).split())}") from error
+    state.model.eval()
+    result = saved.result
+    return Run(
+        state.model, folder, saved.metrics, saved.config, result["epoch"], result["reason"], result["seconds"]
+    )
+
+
+def _run(
+    loop: Loop,
+    stopping: Stopping,
+    facts: dict[str, Any],
+    recorder: Recorder,
+    progress: bool | Callable[[Metrics], object],
+) -> Run:
+    """Train until the rule says stop; whatever goes wrong, what is finished is saved."""
+    state, metrics = loop.state, loop.state.metrics
+    try:
+        with reporting(progress, stopping.limit, len(metrics)) as reporter:
+            while (reason := stopping.reason(_losses(metrics))) is None:
+                metrics.append(loop.epoch(len(metrics) + 1, reporter))
+                if stopping.epochs is None and stopping.kept(_losses(metrics)) == len(metrics):
+                    state.keep()
+                recorder.record(state)
+                reporter.epoch(metrics[-1])
+        recorder.flush()
+        state.bring_back()
+        epoch = stopping.kept(_losses(metrics))
+        recorder.finish(state, epoch, reason)
+    except BaseException as error:
+        try:
+            recorder.flush()
+        except OSError as failure:
+            if str(failure) != str(error):
+                error.add_note(str(failure))
+        raise
+    state.model.eval()
+    state.optimizer.zero_grad(set_to_none=True)
+    seconds = sum(row["seconds"] for row in metrics)
+    return Run(state.model, recorder.folder, metrics, facts, epoch, reason, seconds)
+
+
+def _losses(metrics: list[Metrics]) -> list[float]:
+    return [row["train_loss"] for row in metrics]
