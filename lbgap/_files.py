@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from safetensors.torch import save
+from torch import Tensor
 
 try:
     import fcntl
@@ -170,13 +170,11 @@ def write_safetensors(path: PathLike, tensors: Mapping[str, Tensor], metadata: M
         ValueError: A tensor is sparse, or of a dtype that the format lacks.
         OSError: As for :func:`write_bytes`.
     """
-    from safetensors.torch import save
-
     separate: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
         plain = tensor.detach().cpu()
-        if not plain.is_sparse:
+        if plain.layout is torch.strided:  # save() refuses the others, and says so
             plain = plain.contiguous()
             if plain.untyped_storage().data_ptr() in storages:
                 plain = plain.clone()

@@ -43,7 +43,7 @@ class State:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
     def values(self) -> dict[str, Tensor]:
-        """The parameters, as ``parameter.NAME``, and the buffers, as ``buffer.NAME``: the model's own tensors."""
+        """The model's own tensors: parameters, as ``parameter.NAME``, and buffers, as ``buffer.NAME``."""
         parameters: dict[str, Tensor] = {f"parameter.{name}": p for name, p in self.model.named_parameters()}
         return parameters | {f"buffer.{name}": buffer for name, buffer in self.model.named_buffers()}
 
@@ -54,9 +54,8 @@ class State:
     def bring_back(self) -> None:
         """Go back to the iterate that was set aside, if one was."""
         with torch.no_grad():
-            for name, value in self.values().items():
-                if self.kept:
-                    value.copy_(self.kept[name])
+            for name, value in self.values().items() if self.kept else ():
+                value.copy_(self.kept[name])
 
 
 @dataclass(frozen=True)
@@ -208,9 +207,10 @@ class Recorder:
         if self.folder is None or self._pending is None:
             return
         facts = json.dumps(self._pending.facts, allow_nan=False)
+        # In this order, so that the metrics on the disk never lag behind the state that a resume starts from.
+        _files.write_json_lines(self.folder / METRICS, self._pending.facts["metrics"])
         # One metadata entry, for safetensors writes several in an arbitrary order.
         _files.write_safetensors(self.folder / STATE, self._pending.tensors, {_FACTS: facts})
-        _files.write_json_lines(self.folder / METRICS, self._pending.facts["metrics"])
         self._pending = None
         self._written = time.monotonic()
 
@@ -227,7 +227,6 @@ class Recorder:
         """
         if self.folder is None:
             return
-        _files.write_json_lines(self.folder / METRICS, state.metrics)
         _files.write_safetensors(self.folder / MODEL, state.model.state_dict(), {"format": "pt"})
         result = {
             "epoch": epoch,

@@ -58,7 +58,8 @@ class Loop:
                 self._check_split(self.test, "test_data")
 
     def _check_split(self, split: Split, name: str) -> None:
-        inputs, targets = split.inputs[:PROBE_SAMPLES], split.targets[:PROBE_SAMPLES]
+        # Clones, for a model may begin with an operation in place, and the data are the user's.
+        inputs, targets = (part[:PROBE_SAMPLES].clone() for part in split)
         try:
             output = self.state.model(inputs)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -148,7 +149,7 @@ class Loop:
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         decided = 0
         for inputs, targets in zip(*(torch.split(part, EVALUATION_BATCH) for part in split), strict=True):
-            output = self.state.model(inputs)
+            output = self.state.model(inputs.clone())
             total += self.loss.total(output, targets)[1]
             if self.loss.classification:
                 classes = targets.argmax(1) if targets.is_floating_point() else targets

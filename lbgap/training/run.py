@@ -58,8 +58,8 @@ class SavedRun:
         folder: The folder.
         config: ``config.json``: everything that the result depends on.
         metrics: One dict an epoch, as in :class:`Run`.
-        result: ``result.json``: ``epochs``, ``reason``, ``seconds``, and the ``epoch`` of which the weights are
-            the iterate, with its ``metrics``.
+        result: ``result.json``: ``epochs``, ``reason``, ``seconds``, and the ``epoch`` of which the weights
+            are the iterate, with its ``metrics``.
         weights: The ``state_dict`` of the trained model, on the CPU.
     """
 
@@ -85,7 +85,7 @@ def _summary(
     last = metrics[epoch - 1]
     lines = [
         f"{config['model']['name']} ({config['model']['parameters']:,} parameters), {config['optimizer']}, "
-        f"batch size {config['batch_size']}: {len(metrics)} epochs in {seconds:.1f} s",
+        f"batch size {config['batch_size']}: {_epochs(len(metrics))} in {seconds:.1f} s",
         f"  {reason}",
     ]
     if epoch < len(metrics):
@@ -102,6 +102,10 @@ def _summary(
     if folder is not None:
         lines.append(f"  folder {folder}")
     return "\n".join(lines)
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch" if count == 1 else f"{count} epochs"
 
 
 def read_run(folder: str | os.PathLike[str]) -> SavedRun:
@@ -122,7 +126,7 @@ def read_run(folder: str | os.PathLike[str]) -> SavedRun:
     if not (folder / RESULT).exists():
         done = len(_files.read_json_lines(folder / METRICS)) if (folder / METRICS).exists() else 0
         raise ValueError(
-            f"{folder} is an unfinished run ({done} epochs saved): "
+            f"{folder} is an unfinished run ({_epochs(done)} saved): "
             f"finish it with train(..., out={os.fspath(folder)!r}, resume=True) and the same settings"
         )
     result = _files.read_json(folder / RESULT)
@@ -130,7 +134,8 @@ def read_run(folder: str | os.PathLike[str]) -> SavedRun:
     weights, _ = _files.read_safetensors(folder / MODEL)
     if not isinstance(result, dict) or not result.keys() >= {"epoch", "epochs", "reason", "seconds"}:
         raise ValueError(
-            f"{folder / RESULT} is damaged: it lacks epoch, epochs, reason or seconds; restore it or train anew"
+            f"{folder / RESULT} is damaged: it lacks epoch, epochs, reason or seconds; "
+            "restore it or train anew"
         )
     if len(metrics) != result["epochs"]:
         raise ValueError(

@@ -82,7 +82,8 @@ class Stopping:
         """
         done = len(losses)
         if self.epochs is not None:
-            return f"ran the {self.epochs} epochs asked for" if done >= self.epochs else None
+            asked = "epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+            return f"ran the {asked} asked for" if done >= self.epochs else None
         best, improved = float("inf"), 0
         for epoch, loss in enumerate(losses, 1):
             if loss < (1 - self.tolerance) * best:

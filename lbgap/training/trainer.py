@@ -51,8 +51,8 @@ def train(
 ) -> Run:
     """Train a copy of a module to a minimizer.
 
-    With ``epochs`` the last iterate is returned; without, that of the epoch with the lowest training loss, for
-    ADAM near a minimizer now and then jumps away from it.
+    With ``epochs`` the last iterate is returned; without, that of the epoch with the lowest training loss,
+    for ADAM near a minimizer now and then jumps away from it.
 
     The same call in the same environment gives the same bits, whether or not it was interrupted (on a GPU as
     far as the operations of the network are deterministic there). The order of the samples and the draws of
@@ -98,6 +98,8 @@ def train(
         FloatingPointError: The loss became NaN or infinite; the epochs before it are kept on the disk.
         OSError: ``out`` holds something already (``FileExistsError``), is in use, or cannot be written.
     """
+    if resume and out is None:
+        raise ValueError("resume=True needs the folder of the run: pass it as `out`")
     check_progress(progress)
     checkpoint_seconds = real("checkpoint_seconds", checkpoint_seconds, positive=False)
     stopping = Stopping(epochs, max_epochs, patience, tolerance)
