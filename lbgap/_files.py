@@ -258,9 +258,7 @@ def locked(folder: PathLike) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            message = (
-                f"{folder} is in use: another process writes to it; wait for it or choose another folder"
-            )
+            message = f"{folder} is in use: another process writes to it; wait for it or choose another folder"
             raise BlockingIOError(errno.EWOULDBLOCK, message) from None
         except OSError:
             pass

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def evaluations_bar(title: str, total: int, show: bool) -> Iterator[Callable[[int, float], None] | None]:
+def evaluations_bar(title: str, total: int, show: bool) -> Iterator[Callable[[float, float], None] | None]:
     """Show evaluations done and the largest value so far.
 
     Args:
@@ -16,7 +16,7 @@ def evaluations_bar(title: str, total: int, show: bool) -> Iterator[Callable[[in
         show: Whether to show anything.
 
     Yields:
-        What a maximiser calls with ``(evaluation, value)``, or None.
+        What a maximiser calls with ``(evaluations, value)``, or None.
     """
     if not show:
         yield None
@@ -37,7 +37,7 @@ def evaluations_bar(title: str, total: int, show: bool) -> Iterator[Callable[[in
     ) as progress:
         task = progress.add_task(title, total=total, largest=float("-inf"))
 
-        def visited(_: int, value: float) -> None:
+        def visited(_: float, value: float) -> None:
             largest = max(value, progress.tasks[task].fields["largest"])
             progress.update(task, advance=1, largest=largest)
 

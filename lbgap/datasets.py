@@ -111,18 +111,14 @@ def mnist1d(samples: int = 5000, seed: int = 42) -> Data:
         ValueError: Too few samples, or a negative seed.
     """
     if samples < len(_TEMPLATES):
-        raise ValueError(
-            f"mnist1d needs at least {len(_TEMPLATES)} samples, got {samples}: one of each class"
-        )
+        raise ValueError(f"mnist1d needs at least {len(_TEMPLATES)} samples, got {samples}: one of each class")
     rng = _generator(seed)
     labels = rng.permutation(np.arange(samples) % len(_TEMPLATES))
     curves = _distort(labels, rng)
     curves = (curves - curves.mean()) / curves.std()
     inputs, targets = torch.from_numpy(curves.astype(np.float32)), torch.from_numpy(labels.astype(np.int64))
     cut = samples * 4 // 5
-    return Data(
-        "mnist1d", Split(inputs[:cut], targets[:cut]), Split(inputs[cut:], targets[cut:]), len(_TEMPLATES)
-    )
+    return Data("mnist1d", Split(inputs[:cut], targets[:cut]), Split(inputs[cut:], targets[cut:]), len(_TEMPLATES))
 
 
 def _distort(labels: npt.NDArray[np.integer[Any]], rng: np.random.Generator) -> _Floats:
@@ -323,9 +319,7 @@ def npz(path: str | os.PathLike[str]) -> Data:
     test = _npz_split(path, arrays, "test_") if len(wanted) > 2 else None
     splits = [train] if test is None else [train, test]
     if len({(split.inputs.shape[1:], split.targets.dtype) for split in splits}) > 1:
-        raise ValueError(
-            f"{path}: features and test_features, labels and test_labels differ in kind: {_SAVE_NPZ}"
-        )
+        raise ValueError(f"{path}: features and test_features, labels and test_labels differ in kind: {_SAVE_NPZ}")
     regression = train.targets.is_floating_point()
     classes = 0 if regression else 1 + max(int(split.targets.max()) for split in splits)
     return Data(path.stem, train, test, classes)
@@ -452,9 +446,7 @@ def _ordered_batch_size(loader: DataLoader[Any]) -> int:
         )
     sampler, samples = batches.sampler, _length(loader.dataset)
     if type(sampler) is not SequentialSampler:
-        raise ValueError(
-            f"expected a loader that reads in order, got a {type(sampler).__name__}: {_FIXED_ORDER}"
-        )
+        raise ValueError(f"expected a loader that reads in order, got a {type(sampler).__name__}: {_FIXED_ORDER}")
     if len(sampler) != samples:
         raise ValueError(
             f"expected a loader that reads all {samples} samples, got a sampler of {len(sampler)}: "
@@ -471,9 +463,7 @@ def _ordered_batch_size(loader: DataLoader[Any]) -> int:
 def _length(dataset: Dataset[Any]) -> int:
     if not hasattr(dataset, "__len__"):
         name = type(dataset).__name__
-        raise TypeError(
-            f"expected a Dataset with a length, got {name} without: define __len__, or pass tensors"
-        )
+        raise TypeError(f"expected a Dataset with a length, got {name} without: define __len__, or pass tensors")
     return len(dataset)
 
 
@@ -526,18 +516,12 @@ def _kind(part: Tensor) -> str:
 def _pair(item: object, where: str) -> Split:
     """What one item holds, as two tensors; numbers are taken for targets."""
     if not isinstance(item, (tuple, list)) or len(item) != 2:
-        got = f"a {type(item).__name__}" + (
-            f" of {len(item)}" if isinstance(item, (tuple, list, dict)) else ""
-        )
-        raise TypeError(
-            f"{where}: expected a pair (inputs, targets), got {got}: pass two tensors, inputs first"
-        )
+        got = f"a {type(item).__name__}" + (f" of {len(item)}" if isinstance(item, (tuple, list, dict)) else "")
+        raise TypeError(f"{where}: expected a pair (inputs, targets), got {got}: pass two tensors, inputs first")
     inputs, targets = item
     for role, part in (("inputs", inputs), ("targets", targets)):
         if isinstance(part, np.ndarray):
-            raise TypeError(
-                f"{where}: expected {role} as a tensor, got a numpy.ndarray: use torch.from_numpy"
-            )
+            raise TypeError(f"{where}: expected {role} as a tensor, got a numpy.ndarray: use torch.from_numpy")
     if not isinstance(inputs, Tensor):
         raise TypeError(
             f"{where}: expected inputs as one tensor, got a {type(inputs).__name__}: "
@@ -548,18 +532,14 @@ def _pair(item: object, where: str) -> Split:
     elif isinstance(targets, numbers.Real):
         targets = torch.tensor(float(targets), dtype=torch.float64, device=inputs.device)
     if not isinstance(targets, Tensor):
-        raise TypeError(
-            f"{where}: expected targets as one tensor, got a {type(targets).__name__}: make it one"
-        )
+        raise TypeError(f"{where}: expected targets as one tensor, got a {type(targets).__name__}: make it one")
     return Split(inputs, targets)
 
 
 def _check_lengths(split: Split, where: str, roles: tuple[str, str] = ("inputs", "targets")) -> None:
     for role, part in zip(roles, split, strict=True):
         if part.dim() == 0:
-            raise ValueError(
-                f"{where}: expected {role} of shape (n, ...), got a single number: add a dimension"
-            )
+            raise ValueError(f"{where}: expected {role} of shape (n, ...), got a single number: add a dimension")
     if len(split.inputs) != len(split.targets):
         raise ValueError(
             f"{where}: expected as many {roles[1]} as {roles[0]}, got {len(split.inputs)} {roles[0]} and "

@@ -141,15 +141,11 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     arguments = dict(spec)
     name = arguments.pop("name", None)
     if not isinstance(name, str) or name not in NETWORKS:
-        raise ValueError(
-            f"name must be one of {', '.join(NETWORKS)}, got {name!r}{_hint(str(name), NETWORKS)}"
-        )
+        raise ValueError(f"name must be one of {', '.join(NETWORKS)}, got {name!r}{_hint(str(name), NETWORKS)}")
     parameters = inspect.signature(NETWORKS[name]).parameters
     for key in arguments:
         if key not in parameters:
-            raise ValueError(
-                f"{name} takes {', '.join(parameters)}, got {key!r}{_hint(str(key), parameters)}"
-            )
+            raise ValueError(f"{name} takes {', '.join(parameters)}, got {key!r}{_hint(str(key), parameters)}")
     required = {key for key, parameter in parameters.items() if parameter.default is parameter.empty}
     if missing := sorted(required - set(arguments)):
         raise ValueError(f"{name} needs {', '.join(sorted(required))}, missing {', '.join(missing)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from typing import Any
@@ -34,7 +35,7 @@ class Objective:
         classes: Number of classes if the targets are class indices and the output ``(batch, classes)``, else
             None.
         batch_size: Samples in a micro-batch (the last may hold fewer).
-        evaluations: Passes over the data so far.
+        evaluations: Passes over the data so far; those of a subset count by its share.
         backend: ``"native"`` or ``"torch"``: who runs the ops of a measure.
         device: Where everything is.
         dtype: Of ``theta`` and of gradients.
@@ -91,7 +92,7 @@ class Objective:
         self.batch_norm = batch_norm
         self.precision = precision
         self.notes: list[str] = []
-        self.evaluations = 0
+        self.evaluations = 0.0
         with torch.inference_mode(False), torch.no_grad():
             self._flat = FlatModule(
                 model,
@@ -114,9 +115,7 @@ class Objective:
         self.samples = len(self._inputs)
         self._bfloat16 = precision == "mixed" and self._has_bfloat16()
         output, bytes_each = self._probe()
-        self.classes = (
-            output.shape[1] if output.dim() == 2 and not self._targets.is_floating_point() else None
-        )
+        self.classes = output.shape[1] if output.dim() == 2 and not self._targets.is_floating_point() else None
         self.batch_size = self._choose_batch(batch_size, loader_batch, bytes_each)
 
     # What a measure calls.
@@ -227,6 +226,25 @@ class Objective:
         shares, correct = self._pass(theta, self._loss, accuracy=True)
         return shares.sum(), 100.0 * correct.sum() / self.samples
 
+    def subset(self, samples: int) -> Objective | None:
+        """The same function on fewer samples, spread evenly over the data; it shares this one's replica.
+
+        Args:
+            samples: How many.
+
+        Returns:
+            The objective, or None where it would be another function: the statistics of an evaluation batch
+            depend on who else is in it.
+        """
+        if self.batch_norm == "batch" and self._flat.has_batch_norm:
+            return None
+        chosen = torch.arange(samples, device=self.device) * self.samples // samples
+        smaller = copy.copy(self)
+        smaller._inputs, smaller._targets = self._inputs[chosen], self._targets[chosen]
+        smaller.samples, smaller.evaluations = samples, 0.0
+        smaller.batch_size = min(self.batch_size, samples)
+        return smaller
+
     def settings(self) -> dict[str, Any]:
         """Everything that the values of this objective depend on, ready for JSON."""
         return {
@@ -261,7 +279,8 @@ class Objective:
 
     def _probe(self) -> tuple[Tensor, int]:
         """Run a few samples twice: do they fit, is the model deterministic, how large are its activations?"""
-        inputs, targets = self._inputs[:PROBE_SAMPLES], self._targets[:PROBE_SAMPLES]
+        inputs, targets = self._inputs[:PROBE_SAMPLES].clone(), self._targets[:PROBE_SAMPLES]
+        untouched = inputs._version
         parameters = {self._flat.theta.untyped_storage().data_ptr()}
         saved: dict[int, int] = {}
 
@@ -276,8 +295,9 @@ class Objective:
             try:
                 with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note_size, lambda t: t):
                     output = self._flat.module(inputs)
+                self._overwrites_inputs = inputs._version != untouched
                 with torch.no_grad():
-                    once, again = self._flat.module(inputs), self._flat.module(inputs)
+                    once, again = (self._flat.module(self._inputs[:PROBE_SAMPLES].clone()) for _ in range(2))
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
                 raise ValueError(
                     f"the model does not accept inputs of shape {tuple(inputs.shape)}, {inputs.dtype}: "
@@ -285,7 +305,9 @@ class Objective:
                 ) from error
             self._loss.check(output, self._targets)
             if len(output) != len(inputs):
-                raise ValueError(f"the model returned {len(output)} outputs for {len(inputs)} samples: it needs one each")
+                raise ValueError(
+                    f"the model returned {len(output)} outputs for {len(inputs)} samples: it needs one each"
+                )
             with torch.enable_grad():
                 total, _ = self._loss.total(output, targets)
         if not total.requires_grad:
@@ -351,7 +373,7 @@ class Objective:
                 inputs = self._inputs[start : start + self.batch_size]
                 targets = self._targets[start : start + self.batch_size]
                 with self._context(bfloat16):
-                    output = self._flat.module(inputs)
+                    output = self._flat.module(inputs.clone() if self._overwrites_inputs else inputs)
                 with self._context(False):
                     total, value = loss.total(output.to(self.dtype), targets)
                 if gradient:
@@ -379,5 +401,3 @@ class Objective:
                 "check their inputs and targets, and the model's weights"
             )
         return value
-
-

@@ -8,6 +8,7 @@ never stored as bounds. Everywhere else than on a natively served device the cal
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -26,7 +27,9 @@ def _check(centre: Tensor, absolute: float, relative: float, **rows: Tensor) -> 
     if y.dim() not in (1, 2):
         raise ValueError(f"y must be (n,) or (k, n), got shape {tuple(y.shape)}: reshape it")
     if centre.shape != y.shape[-1:]:
-        raise ValueError(f"centre must have shape ({y.shape[-1]},) for y {tuple(y.shape)}, got {tuple(centre.shape)}")
+        raise ValueError(
+            f"centre must have shape ({y.shape[-1]},) for y {tuple(y.shape)}, got {tuple(centre.shape)}"
+        )
     for name, tensor in {"centre": centre, **rows}.items():
         if name != "centre" and tensor.shape != y.shape:
             raise ValueError(f"{name} must have the shape of y, {tuple(y.shape)}, got {tuple(tensor.shape)}")
@@ -52,7 +55,9 @@ def _writable(out: Tensor) -> bool:
     return (n <= 1 or out.stride(-1) == 1) and (out.dim() == 1 or out.shape[0] <= 1 or out.stride(0) >= n)
 
 
-def _run(name: str, y: Tensor, args: tuple[Tensor | float, ...], box: tuple[Tensor, float, float], out: Tensor) -> Tensor:
+def _run(
+    name: str, y: Tensor, args: tuple[Tensor | float, ...], box: tuple[Tensor, float, float], out: Tensor
+) -> Tensor:
     """Run one op on whichever backend serves the device of ``y``."""
     if y.device.type not in _extension.NATIVE_DEVICES:
         return cast(Tensor, getattr(reference, name)(y, *args, *box, out))
@@ -146,22 +151,14 @@ def box_vertex(
     return _run("box_vertex", y, (gradient,), (centre, absolute, relative), out)
 
 
-def _fake_sums(y: Tensor, count: int) -> Tensor:
-    return y.new_empty((*y.shape[:-1], count), dtype=torch.float64)
+def _fake_sums(count: int) -> Callable[..., Tensor]:
+    def fake(y: Tensor, *_: Tensor | float) -> Tensor:
+        return y.new_empty((*y.shape[:-1], count), dtype=torch.float64)
+
+    return fake
 
 
 if _extension.NATIVE_DEVICES:
-
-    @torch.library.register_fake("lbgap::box_project")
-    def _(y: Tensor, centre: Tensor, absolute: float, relative: float, out: Tensor) -> None:
-        return None
-
-    @torch.library.register_fake("lbgap::box_step")
-    def _(
-        y: Tensor, direction: Tensor, alpha: float, centre: Tensor, absolute: float, relative: float, out: Tensor
-    ) -> Tensor:
-        return _fake_sums(y, 3)
-
-    @torch.library.register_fake("lbgap::box_vertex")
-    def _(y: Tensor, gradient: Tensor, centre: Tensor, absolute: float, relative: float, out: Tensor) -> Tensor:
-        return _fake_sums(y, 2)
+    torch.library.register_fake("lbgap::box_project", lambda *_: None)
+    torch.library.register_fake("lbgap::box_step", _fake_sums(3))
+    torch.library.register_fake("lbgap::box_vertex", _fake_sums(2))

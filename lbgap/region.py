@@ -41,9 +41,7 @@ class Box:
 
     def step(self, y: Tensor, direction: Tensor, alpha: float, out: Tensor) -> Tensor:
         """Step and project; returns the sums of :func:`lbgap.ops.box_step`."""
-        sums: Tensor = self._op("box_step")(
-            y, direction, alpha, self.centre, self.absolute, self.relative, out
-        )
+        sums: Tensor = self._op("box_step")(y, direction, alpha, self.centre, self.absolute, self.relative, out)
         return sums
 
     def vertex(self, y: Tensor, gradient: Tensor, out: Tensor) -> Tensor:

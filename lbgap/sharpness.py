@@ -29,12 +29,12 @@ class Sharpness:
         base_loss: Mean loss at the minimizer.
         max_loss: Mean loss at ``point``.
         point: Where, ``(n,)``, inside the region.
-        evaluations: Passes over the data, all of them.
-        history: ``(evaluation, loss)`` of the points visited from the best start; with ``precision="mixed"`` these
-            are bfloat16 values.
+        evaluations: Passes over the data, all of them; those over a part of the data count by its share.
+        history: ``(evaluations, loss)`` of the points visited in the climb that found it; with
+            ``precision="mixed"`` these are bfloat16 values.
         gap: Frank-Wolfe gap at ``point``: zero at a stationary point of the region.
         status: Why the search stopped, and what to try for a larger value.
-        starts: One entry a start: its name, loss reached, evaluations, gap and status.
+        starts: One entry a climb: its start, the loss reached, over how many samples, evaluations, gap and status.
         settings: Everything that the result depends on.
         seconds: Wall-clock time of the call.
     """
@@ -43,8 +43,8 @@ class Sharpness:
     base_loss: float
     max_loss: float
     point: Tensor = field(repr=False)
-    evaluations: int
-    history: tuple[tuple[int, float], ...] = field(repr=False)
+    evaluations: float
+    history: tuple[tuple[float, float], ...] = field(repr=False)
     gap: float
     status: str
     starts: tuple[dict[str, Any], ...] = field(repr=False)
@@ -53,8 +53,22 @@ class Sharpness:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the point, ready for JSON; NaN and infinity become None."""
-        keep = ("value", "base_loss", "max_loss", "evaluations", "history", "gap", "status", "starts", "settings")
-        result = {"lower_bound": True, **{name: getattr(self, name) for name in keep}, "seconds": self.seconds}
+        keep = (
+            "value",
+            "base_loss",
+            "max_loss",
+            "evaluations",
+            "history",
+            "gap",
+            "status",
+            "starts",
+            "settings",
+        )
+        result = {
+            "lower_bound": True,
+            **{name: getattr(self, name) for name in keep},
+            "seconds": self.seconds,
+        }
         return {name: _plain(value) for name, value in result.items()}
 
     def __str__(self) -> str:
@@ -64,8 +78,8 @@ class Sharpness:
             f"phi >= {self.value:.6g} %  (loss {self.base_loss:.6g} -> {self.max_loss:.6g}, a certified lower bound)\n"
             f"  region {s['region']}, epsilon {s['epsilon']:g}, {s['n']:,} parameters, {s['samples']:,} samples, "
             f"batch-norm {s['batch_norm']}\n"
-            f"  {s['method']}, {len(self.starts)} start{'s' if len(self.starts) > 1 else ''}, "
-            f"{self.evaluations} evaluations, {self.seconds:.2f} s, {s['precision']}, {s['backend']} backend on "
+            f"  {s['method']}, {s['restarts'] + 1} start{'s' if s['restarts'] else ''}, "
+            f"{self.evaluations:.4g} evaluations, {self.seconds:.2f} s, {s['precision']}, {s['backend']} backend on "
             f"{s['device']}\n"
             f"  {self.status}"
         )
@@ -79,6 +93,7 @@ def fast_sharpness(
     method: str = "vertex",
     iterations: int | None = None,
     restarts: int = 0,
+    scout: int | None = None,
     region: str = "keskar",
     seed: int = 0,
     progress: bool = False,
@@ -103,8 +118,10 @@ def fast_sharpness(
         epsilon: Size of the box; the paper uses 1e-3 and 5e-4.
         method: ``"vertex"`` (sign ascent over vertices), ``"apgd"`` or ``"scipy"`` (the paper's recipe: 10 iterations
             of L-BFGS-B).
-        iterations: Iterations from each start; by default 8 (vertex), 30 (apgd) or 10 (scipy).
+        iterations: Iterations at most from each start; by default 20 (vertex), 30 (apgd) or 10 (scipy).
         restarts: Starts beside the minimizer itself: first targeted at each class in turn, then random points.
+        scout: Samples on which vertex ascent climbs from every start before it goes on with all of them; by
+            default a thirty-second, at least 128, of data sets of 1,024 samples or more; 0 for none.
         region: ``"keskar"``: half-width epsilon (|x_i| + 1); ``"linf"``: epsilon; ``"adaptive"``: epsilon |x_i|.
         seed: Of the random starts.
         progress: Show a progress bar on standard error.
@@ -150,9 +167,17 @@ def fast_sharpness(
     base_loss = float(objective.loss(ball.centre)) if method in METHODS else math.nan
     with evaluations_bar("sharpness", total, progress) as visited:
         found = maximise(
-            objective, ball, method=method, iterations=iterations, restarts=restarts, seed=seed, visited=visited
+            objective,
+            ball,
+            method=method,
+            base=base_loss,
+            iterations=iterations,
+            restarts=restarts,
+            scout=scout,
+            seed=seed,
+            visited=visited,
         )
-    best = _best(found, ball, base_loss)
+    best = _best([m for m in found if m.samples == objective.samples], ball, base_loss)
     settings = {
         "measure": "sharpness",
         "region": region,
@@ -160,6 +185,7 @@ def fast_sharpness(
         "method": method,
         "iterations": iterations or DEFAULT_ITERATIONS[method],
         "restarts": restarts,
+        "scout": min(m.samples for m in found) if len({m.samples for m in found}) > 1 else 0,
         "seed": seed,
         **objective.settings(),
         "versions": versions(),
@@ -174,7 +200,14 @@ def fast_sharpness(
         gap=best.gap,
         status=best.status,
         starts=tuple(
-            {"start": m.start, "loss": m.value, "evaluations": m.evaluations, "gap": m.gap, "status": m.status}
+            {
+                "start": m.start,
+                "samples": m.samples,
+                "loss": m.value,
+                "evaluations": m.evaluations,
+                "gap": m.gap,
+                "status": m.status,
+            }
             for m in found
         ),
         settings=settings,
@@ -216,7 +249,7 @@ def _best(found: list[Maximum], region: Box, base_loss: float) -> Maximum:
     best = max(found, key=lambda maximum: maximum.value)
     if best.value <= base_loss:
         status = f"nothing larger than the loss at the minimizer was found: {best.status}"
-        return Maximum(region.centre, base_loss, best.history, best.evaluations, found[0].gap, status)
+        return Maximum(region.centre, base_loss, best.history, best.evaluations, best.gap, status, best.samples)
     inside = torch.empty_like(best.point)
     region.project(best.point, out=inside)
     if not torch.equal(inside, best.point):

@@ -138,9 +138,7 @@ def test_digits():
 @pytest.mark.parametrize("fraction", [0, 1, -0.2, 2, float("nan"), 1e-9])
 def test_digits_refuses_a_fraction(fraction):
     pytest.importorskip("sklearn")
-    refused(
-        ValueError, "test_fraction must lie between 0 and 1, got .*: try 0.2", digits, test_fraction=fraction
-    )
+    refused(ValueError, "test_fraction must lie between 0 and 1, got .*: try 0.2", digits, test_fraction=fraction)
 
 
 def test_digits_says_what_to_install(monkeypatch):
@@ -156,9 +154,7 @@ def idx(array, code):
     return header + array.astype(array.dtype.newbyteorder(">")).tobytes()
 
 
-@pytest.mark.parametrize(
-    ("code", "dtype"), [(8, "u1"), (9, "i1"), (11, "i2"), (12, "i4"), (13, "f4"), (14, "f8")]
-)
+@pytest.mark.parametrize(("code", "dtype"), [(8, "u1"), (9, "i1"), (11, "i2"), (12, "i4"), (13, "f4"), (14, "f8")])
 @pytest.mark.parametrize("shape", [(0,), (5,), (2, 3, 4), (3, 0)])
 def test_read_idx_returns_what_was_written(tmp_path, code, dtype, shape):
     array = (np.arange(np.prod(shape)) - 3).reshape(shape).astype(dtype)
@@ -245,9 +241,7 @@ def test_mnist_refuses(tmp_path):
     refused(ValueError, r"got torch.int32 \(6,\)", mnist, tmp_path)
     for shape in ((6, 784), (6, 32, 32), (0, 28, 28)):
         (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(np.zeros(shape, "u1"), 8))
-        refused(
-            ValueError, r"expected uint8 images of shape \(n, 28, 28\), got torch.uint8 \(", mnist, tmp_path
-        )
+        refused(ValueError, r"expected uint8 images of shape \(n, 28, 28\), got torch.uint8 \(", mnist, tmp_path)
 
 
 # .npz
@@ -376,12 +370,8 @@ def test_load(monkeypatch):
     assert load("mnist1d").name == "mnist1d"
     monkeypatch.setattr(datasets, "digits", lambda: "the digits")
     assert load("digits") == "the digits"
-    refused(
-        ValueError, "mnist needs data_dir, got none: name the folder with its four IDX files", load, "mnist"
-    )
-    message = (
-        "must be one of mnist1d, digits, mnist or a path ending in .npz, got 'mnist1': did you mean 'mnist"
-    )
+    refused(ValueError, "mnist needs data_dir, got none: name the folder with its four IDX files", load, "mnist")
+    message = "must be one of mnist1d, digits, mnist or a path ending in .npz, got 'mnist1': did you mean 'mnist"
     refused(ValueError, message, load, "mnist1")
     refused(ValueError, "or a path ending in .npz, got 'imagenet'$", load, "imagenet")
 
@@ -410,9 +400,7 @@ def listed():
     return Listed(*((X[i], int(Y[i])) for i in range(7)))
 
 
-@pytest.mark.parametrize(
-    "data", [(X, Y), [X, Y], Split(X, Y), TensorDataset(X, Y)], ids=lambda d: type(d).__name__
-)
+@pytest.mark.parametrize("data", [(X, Y), [X, Y], Split(X, Y), TensorDataset(X, Y)], ids=lambda d: type(d).__name__)
 def test_tensors_are_taken_as_they_are(data):
     split, batch_size = as_tensors(data)
     assert isinstance(split, Split)
@@ -558,9 +546,7 @@ def bad(value, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
-)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])
 def test_values_that_are_not_finite_are_refused(value, dtype):
     message = "expected finite {}, got NaN or infinity, first in sample 4: repair or remove it"
     refused(ValueError, message.format("inputs"), as_tensors, (bad(value, dtype), Y))

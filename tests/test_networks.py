@@ -192,9 +192,7 @@ def test_from_path_restores_the_import_path(user_code):
         sys.path[:] = before
 
 
-@pytest.mark.parametrize(
-    "path", ["", "model", "model:", ":make", "model.py:make", "a/b:make", ".m:make", "a:b:c"]
-)
+@pytest.mark.parametrize("path", ["", "model", "model:", ":make", "model.py:make", "a/b:make", ".m:make", "a:b:c"])
 def test_from_path_refuses_a_malformed_path(path):
     with pytest.raises(ValueError, match=r"a model must be given as 'package\.module:name', got '"):
         from_path(path)

@@ -200,9 +200,7 @@ def test_every_optimiser_resumes_to_the_same_bits(tmp_path, name, options):
     with pytest.raises(Stop):
         run_once(tmp_path, progress=stop_after(2), **settings)
     resumed = run_once(tmp_path, resume=True, **settings)
-    for (key, one), two in zip(
-        whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True
-    ):
+    for (key, one), two in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(one, two), key
     assert without_seconds(whole.metrics) == without_seconds(resumed.metrics)
 
@@ -228,9 +226,7 @@ def test_convolutions_in_channels_last_and_half_precision(tmp_path):
     def model():
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(0)
-            net = nn.Sequential(
-                nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)
-            )
+            net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
         return net.to(torch.bfloat16).to(memory_format=torch.channels_last)
 
     data = torch.randn(20, 3, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3

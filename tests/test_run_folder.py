@@ -137,9 +137,7 @@ class TestRefusals:
     @pytest.mark.parametrize("resume", [False, True])
     def test_a_folder_that_holds_something_else(self, tmp_path, resume):
         (tmp_path / "thesis.tex").write_text("x")
-        with pytest.raises(
-            FileExistsError, match=r"holds no run \(it has 'thesis.tex'\): choose another folder"
-        ):
+        with pytest.raises(FileExistsError, match=r"holds no run \(it has 'thesis.tex'\): choose another folder"):
             run_once(tmp_path, resume=resume)
         assert os.listdir(tmp_path) == ["thesis.tex"]
 
@@ -147,9 +145,7 @@ class TestRefusals:
     @pytest.mark.parametrize("text", ["{}", "[]", '{"format": "other"}'])
     def test_a_foreign_config(self, tmp_path, resume, text):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(
-            ValueError, match=r"is not a run that this version reads: config\.json has format"
-        ):
+        with pytest.raises(ValueError, match=r"is not a run that this version reads: config\.json has format"):
             run_once(tmp_path, resume=resume)
         assert (tmp_path / "config.json").read_text() == text
 
@@ -223,9 +219,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"model\.parameters is"):
             run_once(tmp_path, resume=True, model=make_model(9))
         same_size = nn.Sequential(*(make_model()[i] for i in (0, 2, 1, 3, 4)))
-        with pytest.raises(
-            ValueError, match=r"is of another model: 1\.num_batches_tracked is \(\) int64 there"
-        ):
+        with pytest.raises(ValueError, match=r"is of another model: 1\.num_batches_tracked is \(\) int64 there"):
             run_once(tmp_path, resume=True, model=same_size)
         run_once(tmp_path, resume=True)
         with pytest.raises(ValueError, match=r"model\.safetensors is of another model: ") as caught:

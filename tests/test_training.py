@@ -36,9 +36,7 @@ def make_data(samples=37, seed=0):
 def make_model(dropout=0.0, seed=0):
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
-        return nn.Sequential(
-            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 3)
-        )
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 3))
 
 
 def bits(model):
@@ -103,9 +101,7 @@ class TestResult:
         adam = torch.optim.Adam(reference.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
         for index in batches.epoch_batches(37, 10, 5, 1):
             adam.zero_grad()
-            F.cross_entropy(reference(data[0][index]), data[1][index], reduction="sum").div(
-                len(index)
-            ).backward()
+            F.cross_entropy(reference(data[0][index]), data[1][index], reduction="sum").div(len(index)).backward()
             adam.step()
         assert_same_bits(bits(run.model), bits(reference))
 
@@ -168,9 +164,7 @@ class TestResult:
         assert not torch.equal(run.model.first.weight, model.first.weight)
         assert run.config["model"]["parameters"] == 72
         assert run.config["model"]["trainable"] == 36
-        expected = torch.linalg.vector_norm(
-            run.model.first.weight.double() - model.first.weight.double()
-        ).item()
+        expected = torch.linalg.vector_norm(run.model.first.weight.double() - model.first.weight.double()).item()
         assert run.metrics[-1]["distance"] == pytest.approx(expected, rel=1e-12)
 
     def test_config_names_what_the_result_depends_on(self):

@@ -36,9 +36,7 @@ def make_data(samples=37, seed=0):
 def make_model(dropout=0.0, seed=0):
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
-        return nn.Sequential(
-            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 3)
-        )
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 3))
 
 
 def bits(model):
@@ -73,9 +71,7 @@ class TestBatches:
 
     def test_order_depends_on_seed_and_epoch(self):
         orders = {
-            tuple(batches.epoch_batches(30, 30, seed, epoch)[0].tolist())
-            for seed in range(3)
-            for epoch in (1, 2)
+            tuple(batches.epoch_batches(30, 30, seed, epoch)[0].tolist()) for seed in range(3) for epoch in (1, 2)
         }
         assert len(orders) == 6
 

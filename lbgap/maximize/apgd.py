@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lbgap.maximize.climb import Climb, Maximum, Visited, starting_point
-from lbgap.maximize.vertex import FIXED, NO_GRADIENT
+from lbgap.maximize.vertex import ENDED, FIXED, NO_GRADIENT
 from lbgap.objective import Objective
 from lbgap.region import Box
 
@@ -33,6 +33,7 @@ def maximise(
     region: Box,
     *,
     start: Tensor | None = None,
+    base: float = -math.inf,
     iterations: int = ITERATIONS,
     visited: Visited | None = None,
 ) -> Maximum:
@@ -45,8 +46,9 @@ def maximise(
         objective: What to maximise.
         region: Where.
         start: ``(n,)``; the centre by default.
+        base: The loss at the centre; not used.
         iterations: Gradients at most.
-        visited: Called with ``(evaluation, value)`` of every point.
+        visited: Called with ``(evaluations, value)`` of every point.
 
     Returns:
         The best point visited.
@@ -93,4 +95,4 @@ def maximise(
         if float(moved[0]) == 0:
             return climb.finish(FIXED.format(iteration) if gradient.any() else NO_GRADIENT)
         previous, point, new = point, new, previous
-    return climb.finish(f"stopped after {iterations} gradients; more iterations may find a larger value")
+    return climb.finish(ENDED.format(iterations))

@@ -20,25 +20,27 @@ class Maximum:
     Attributes:
         point: Where, ``(n,)``; inside the region.
         value: The loss there, evaluated once more by :meth:`lbgap.objective.Objective.loss`.
-        history: ``(evaluation, value)`` of every point visited, in order. With ``precision="mixed"`` these values
+        history: ``(evaluations, value)`` of every point visited, in order. With ``precision="mixed"`` these values
             come from bfloat16 and only ``value`` is good to more than two or three digits.
-        evaluations: Passes over the data, all of them.
+        evaluations: Passes over the data of the objective that was climbed.
         gap: Frank-Wolfe gap ``max_v <g, v - y>`` at ``point``: zero at a stationary point, and an upper bound on
             what is missing where the loss is concave.
         status: Why it stopped, and what to try if it should have gone on.
         start: ``"centre"``, ``"class c"`` (targeted) or ``"random i"``.
+        samples: How many samples the value is a mean over: fewer than all for a scout.
     """
 
     point: Tensor
     value: float
-    history: tuple[tuple[int, float], ...]
-    evaluations: int
+    history: tuple[tuple[float, float], ...]
+    evaluations: float
     gap: float
     status: str
+    samples: int
     start: str = "centre"
 
 
-Visited = Callable[[int, float], None]
+Visited = Callable[[float, float], None]
 
 
 class Climb:
@@ -54,7 +56,7 @@ class Climb:
         self._objective = objective
         self._visited = visited
         self._first = objective.evaluations
-        self._history: list[tuple[int, float]] = []
+        self._history: list[tuple[float, float]] = []
         self.best = torch.empty_like(region.centre)
         self.value = -math.inf
         self.gap = math.nan
@@ -75,7 +77,9 @@ class Climb:
         """Evaluate the best point once more, in full precision."""
         value = float(self._objective.loss(self.best))
         evaluations = self._objective.evaluations - self._first
-        return Maximum(self.best, value, tuple(self._history), evaluations, self.gap, status)
+        return Maximum(
+            self.best, value, tuple(self._history), evaluations, self.gap, status, self._objective.samples
+        )
 
 
 def starting_point(region: Box, start: Tensor | None) -> Tensor:

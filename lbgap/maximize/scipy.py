@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import scipy.optimize
@@ -22,6 +24,7 @@ def maximise(
     region: Box,
     *,
     start: Tensor | None = None,
+    base: float = -math.inf,
     iterations: int = ITERATIONS,
     visited: Visited | None = None,
 ) -> Maximum:
@@ -34,8 +37,9 @@ def maximise(
         objective: What to maximise.
         region: Where.
         start: ``(n,)``; the centre by default.
+        base: The loss at the centre; not used.
         iterations: Iterations of L-BFGS-B at most; each takes one or more gradients.
-        visited: Called with ``(evaluation, value)`` of every point.
+        visited: Called with ``(evaluations, value)`` of every point.
 
     Returns:
         The best point visited; the status holds SciPy's own message.

@@ -40,9 +40,7 @@ def resolve_batch_size(batch_size: int | float, samples: int) -> int:
             )
         return max(1, round(share * samples))
     if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral):
-        raise TypeError(
-            f"batch_size must be an int (samples) or a float in (0, 1] (a share), got {batch_size!r}"
-        )
+        raise TypeError(f"batch_size must be an int (samples) or a float in (0, 1] (a share), got {batch_size!r}")
     count = whole("batch_size", batch_size, 1)
     if count > samples:
         raise ValueError(

@@ -94,9 +94,7 @@ def capture(state: State) -> Snapshot:
             else:
                 values.setdefault(name, {})[key] = plain(f"the optimiser's {key}", value)
     copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-    return Snapshot(
-        copies, {"metrics": [dict(row) for row in state.metrics], "optimizer": values, "host": host}
-    )
+    return Snapshot(copies, {"metrics": [dict(row) for row in state.metrics], "optimizer": values, "host": host})
 
 
 def restore(state: State, path: Path) -> None:

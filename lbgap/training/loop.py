@@ -104,9 +104,7 @@ class Loop:
             self._descend(number, reporter)
             row: Metrics = {"epoch": number, **self._measure(self.train, "train")}
             if row["train_loss"] is None:
-                raise FloatingPointError(
-                    f"the training loss is not finite after epoch {number}: {self._advice()}"
-                )
+                raise FloatingPointError(f"the training loss is not finite after epoch {number}: {self._advice()}")
             if self.test is not None:
                 row |= self._measure(self.test, "test")
             row["distance"] = self._distance()

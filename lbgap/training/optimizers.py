@@ -90,8 +90,6 @@ def make_optimizer(
     try:
         optimizer = kind(list(parameters), lr=learning_rate, **options)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{name} refuses these parameters or options: {' '.join(str(error).split())}"
-        ) from error
+        raise ValueError(f"{name} refuses these parameters or options: {' '.join(str(error).split())}") from error
     assert isinstance(optimizer, Optimizer)
     return optimizer

@@ -94,9 +94,7 @@ def _summary(
         if f"{part}_loss" in last:
             loss, accuracy = last[f"{part}_loss"], last.get(f"{part}_accuracy")
             shown = "not finite" if loss is None else f"{loss:.4g}"
-            lines.append(
-                f"  {part} loss {shown}" + ("" if accuracy is None else f", accuracy {accuracy:.2f} %")
-            )
+            lines.append(f"  {part} loss {shown}" + ("" if accuracy is None else f", accuracy {accuracy:.2f} %"))
     if last["distance"] is not None:
         lines.append(f"  distance from the start {last['distance']:.4g}")
     if folder is not None:
@@ -134,8 +132,7 @@ def read_run(folder: str | os.PathLike[str]) -> SavedRun:
     weights, _ = _files.read_safetensors(folder / MODEL)
     if not isinstance(result, dict) or not result.keys() >= {"epoch", "epochs", "reason", "seconds"}:
         raise ValueError(
-            f"{folder / RESULT} is damaged: it lacks epoch, epochs, reason or seconds; "
-            "restore it or train anew"
+            f"{folder / RESULT} is damaged: it lacks epoch, epochs, reason or seconds; restore it or train anew"
         )
     if len(metrics) != result["epochs"]:
         raise ValueError(

@@ -94,7 +94,5 @@ class Stopping:
                 f"{best:.4g}, reached at epoch {improved}, by more than {100 * self.tolerance:g} %"
             )
         if done >= self.max_epochs:
-            return (
-                f"reached max_epochs ({self.max_epochs}) while the training loss improved: raise it to go on"
-            )
+            return f"reached max_epochs ({self.max_epochs}) while the training loss improved: raise it to go on"
         return None
