@@ -74,14 +74,17 @@ class Sharpness:
     def __str__(self) -> str:
         """A few lines: the value as the lower bound it is, and how it was found."""
         s = self.settings
-        return (
-            f"phi >= {self.value:.6g} %  (loss {self.base_loss:.6g} -> {self.max_loss:.6g}, a certified lower bound)\n"
-            f"  region {s['region']}, epsilon {s['epsilon']:g}, {s['n']:,} parameters, {s['samples']:,} samples, "
-            f"batch-norm {s['batch_norm']}\n"
-            f"  {s['method']}, {s['restarts'] + 1} start{'s' if s['restarts'] else ''}, "
-            f"{self.evaluations:.4g} evaluations, {self.seconds:.2f} s, {s['precision']}, {s['backend']} backend on "
-            f"{s['device']}\n"
-            f"  {self.status}"
+        starts = f"{s['restarts'] + 1} start{'s' if s['restarts'] else ''}"
+        return "\n".join(
+            (
+                f"phi >= {self.value:.6g} %  (loss {self.base_loss:.6g} -> {self.max_loss:.6g}; a certified lower bound)",
+                f"  region {s['region']}, epsilon {s['epsilon']:g}, {s['n']:,} parameters, {s['samples']:,} samples, "
+                f"batch-norm {s['batch_norm']}",
+                f"  {s['method']}, {starts}, {self.evaluations:.4g} evaluations, {self.seconds:.2f} s, "
+                f"{s['precision']}, {s['backend']} backend on {s['device']}",
+                f"  {self.status}",
+                *(f"  note: {note}" for note in s["notes"]),
+            )
         )
 
 
@@ -116,8 +119,8 @@ def fast_sharpness(
             ``data`` and the keywords from ``loss`` on belong to it and must not be given here.
         data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
         epsilon: Size of the box; the paper uses 1e-3 and 5e-4.
-        method: ``"vertex"`` (sign ascent over vertices), ``"apgd"`` or ``"scipy"`` (the paper's recipe: 10 iterations
-            of L-BFGS-B).
+        method: ``"vertex"`` (sign ascent over vertices), ``"apgd"`` or ``"scipy"`` (the paper's recipe: 10
+            iterations of L-BFGS-B).
         iterations: Iterations at most from each start; by default 20 (vertex), 30 (apgd) or 10 (scipy).
         restarts: Starts beside the minimizer itself: first targeted at each class in turn, then random points.
         scout: Samples on which vertex ascent climbs from every start before it goes on with all of them; by

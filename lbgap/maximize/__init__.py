@@ -112,8 +112,8 @@ def maximise(
         visited: Called with ``(evaluations, value)`` of every point.
 
     Returns:
-        One maximum for each climb, scouts first (they have fewer ``samples``). One that could not start, because the loss there is not finite,
-        has the value -inf and says so.
+        One maximum for each climb, scouts first (they have fewer ``samples``). One that could not start, because
+        the loss there is not finite, has the value -inf and says so.
 
     Raises:
         ValueError: Unknown method, or a number out of range.

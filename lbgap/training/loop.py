@@ -122,7 +122,7 @@ class Loop:
             losses.append(value)
             if self.device.type == "cpu":  # on a GPU a look at every value would stall the queue
                 self._check_finite(losses[-1:], number, batch, len(batches))
-            (total / len(index)).backward()  # type: ignore[no-untyped-call]
+            (total / len(index)).backward()
             state.optimizer.step()
             reporter.batch(number - 1 + batch / len(batches))
         self._check_finite(losses, number, 1, len(batches))
