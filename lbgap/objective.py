@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -244,6 +245,22 @@ class Objective:
         smaller.samples, smaller.evaluations = samples, 0.0
         smaller.batch_size = min(self.batch_size, samples)
         return smaller
+
+    def set_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        """Give the replica other buffers, for example the running statistics of another minimizer.
+
+        Args:
+            buffers: Name to value; those not named stay as they are.
+
+        Raises:
+            ValueError: The model has no such buffer, or one of another shape.
+        """
+        own = dict(self._flat.module.named_buffers())
+        for name, value in buffers.items():
+            if name not in own or own[name].shape != value.shape:
+                raise ValueError(f"the model has no buffer {name!r} of shape {tuple(value.shape)}")
+            with torch.no_grad():
+                own[name].copy_(value)
 
     def settings(self) -> dict[str, Any]:
         """Everything that the values of this objective depend on, ready for JSON."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import platform
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lbgap._progress import evaluations_bar
+from lbgap._result import plain, versions
 from lbgap.flat import Selection
 from lbgap.losses import LossFunction
 from lbgap.maximize import DEFAULT_ITERATIONS, METHODS, Maximum, maximise
@@ -69,7 +68,7 @@ class Sharpness:
             **{name: getattr(self, name) for name in keep},
             "seconds": self.seconds,
         }
-        return {name: _plain(value) for name, value in result.items()}
+        return {name: plain(value) for name, value in result.items()}
 
     def __str__(self) -> str:
         """A few lines: the value as the lower bound it is, and how it was found."""
@@ -241,12 +240,6 @@ def as_objective(model: nn.Module | Objective, data: Any, options: dict[str, Any
     return Objective(model, data, **given)
 
 
-def versions() -> dict[str, str]:
-    """Versions of everything that computes a result."""
-    packages = {name: importlib.metadata.version(name) for name in ("lbgap", "torch", "numpy", "scipy")}
-    return {"python": platform.python_version(), **packages}
-
-
 def _best(found: list[Maximum], region: Box, base_loss: float) -> Maximum:
     """The largest maximum, or the centre where nothing larger was found; checks that it is in the region."""
     best = max(found, key=lambda maximum: maximum.value)
@@ -258,14 +251,3 @@ def _best(found: list[Maximum], region: Box, base_loss: float) -> Maximum:
     if not torch.equal(inside, best.point):
         raise RuntimeError(f"internal error: the point found is {region.excess(best.point)} ulp outside its region")
     return best
-
-
-def _plain(value: Any) -> Any:
-    """Turn a value into what JSON knows."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value

@@ -1,0 +1,5 @@
+"""The loss along paths between minimizers."""
+
+from lbgap.landscape.line import Line, line
+
+__all__ = ["Line", "line"]
