@@ -56,9 +56,8 @@ double copy_bandwidth(int64_t bytes, int threads, int repeats) {
   double best = 1e300;
   for (int i = 0; i < repeats; ++i) {
     const auto start = std::chrono::steady_clock::now();
-    in_parallel([&](size_t begin, size_t end) {
-      std::copy(from.get() + begin, from.get() + end, to.get() + begin);
-    });
+    in_parallel(
+        [&](size_t begin, size_t end) { std::copy(from.get() + begin, from.get() + end, to.get() + begin); });
     best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   return 2.0 * static_cast<double>(bytes) / best;
@@ -70,8 +69,12 @@ PYBIND11_MODULE(_host, m) {
   m.doc() = "Build facts, SIMD level and a copy-bandwidth probe.";
   m.def("compiler", &compiler, "Compiler and version that built the libraries.");
   m.def("flags", [] { return std::string(LBGAP_FLAGS); }, "Compiler flags of the CPU library.");
-  m.def("simd_level", [] { return std::string(simd_level()); }, "SIMD level that the loader chose on this machine.");
-  m.def("hardware_threads", [] { return std::thread::hardware_concurrency(); }, "Threads that the machine runs at once.");
+  m.def(
+      "simd_level", [] { return std::string(simd_level()); },
+      "SIMD level that the loader chose on this machine.");
+  m.def(
+      "hardware_threads", [] { return std::thread::hardware_concurrency(); },
+      "Threads that the machine runs at once.");
   m.def("copy_bandwidth", &copy_bandwidth, pybind11::arg("bytes"), pybind11::arg("threads"),
         pybind11::arg("repeats") = 5, pybind11::call_guard<pybind11::gil_scoped_release>(),
         "Best of `repeats` copies, in bytes a second, read and write both counted.");

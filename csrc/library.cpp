@@ -8,8 +8,7 @@
 
 STABLE_TORCH_LIBRARY(lbgap, m) {
   // out = y projected onto the box.
-  m.def(
-      "box_project(Tensor y, Tensor centre, float absolute, float relative, Tensor(a!) out) -> ()");
+  m.def("box_project(Tensor y, Tensor centre, float absolute, float relative, Tensor(a!) out) -> ()");
 
   // out = y + alpha * direction projected onto the box.
   // Returns |out - y|^2, <direction, out - y> and the number of coordinates that the projection moved.

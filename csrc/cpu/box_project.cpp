@@ -19,12 +19,14 @@ void box_project(const Tensor& y, const Tensor& centre, double absolute, double 
   check_box(y, centre, absolute, relative, out);
   if (y.scalar_type() == ScalarType::Float) {
     const Project<float> f{{static_cast<float>(absolute), static_cast<float>(relative)}};
-    for_blocks<float>(y, nullptr, centre, out, 0,
-                      [&](auto y_, auto, auto x, auto out_, int64_t n, double*) { block_f32(f, y_, x, out_, n); });
+    for_blocks<float>(y, nullptr, centre, out, 0, [&](auto y_, auto, auto x, auto out_, int64_t n, double*) {
+      block_f32(f, y_, x, out_, n);
+    });
   } else {
     const Project<double> f{{absolute, relative}};
-    for_blocks<double>(y, nullptr, centre, out, 0,
-                       [&](auto y_, auto, auto x, auto out_, int64_t n, double*) { block_f64(f, y_, x, out_, n); });
+    for_blocks<double>(y, nullptr, centre, out, 0, [&](auto y_, auto, auto x, auto out_, int64_t n, double*) {
+      block_f64(f, y_, x, out_, n);
+    });
   }
 }
 

@@ -7,8 +7,8 @@
 namespace lbgap {
 namespace {
 
-LBGAP_CLONES void block_f32(Step<float> f, const float* y, const float* d, const float* x, float* out, int64_t n,
-                            double* sums) {
+LBGAP_CLONES void block_f32(Step<float> f, const float* y, const float* d, const float* x, float* out,
+                            int64_t n, double* sums) {
   block<float>(f, y, d, x, out, n, sums);
 }
 
@@ -25,7 +25,8 @@ Tensor box_step(const Tensor& y, const Tensor& direction, double alpha, const Te
   constexpr int kSums = Step<float>::kSums;
   std::vector<double> sums;
   if (y.scalar_type() == ScalarType::Float) {
-    const Step<float> f{{static_cast<float>(absolute), static_cast<float>(relative)}, static_cast<float>(alpha)};
+    const Step<float> f{{static_cast<float>(absolute), static_cast<float>(relative)},
+                        static_cast<float>(alpha)};
     sums = for_blocks<float>(y, &direction, centre, out, kSums,
                              [&](auto... block_args) { block_f32(f, block_args...); });
   } else {

@@ -17,8 +17,8 @@ LBGAP_CLONES void block_f64(Vertex<double> f, const double* y, const double* g, 
   block<double>(f, y, g, x, out, n, sums);
 }
 
-Tensor box_vertex(const Tensor& y, const Tensor& gradient, const Tensor& centre, double absolute, double relative,
-                  Tensor out) {
+Tensor box_vertex(const Tensor& y, const Tensor& gradient, const Tensor& centre, double absolute,
+                  double relative, Tensor out) {
   check_box(y, centre, absolute, relative, out);
   check_like(gradient, y, "gradient");
   check_overlap(out, gradient, "gradient");

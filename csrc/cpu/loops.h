@@ -65,8 +65,8 @@ LBGAP_INLINE void block(const F& f, const T* y, const T* d, const T* x, T* out, 
 // All blocks of all rows. `run(y, d, x, out, n, sums)` does one block; d is null for ops without a direction.
 // Returns the (k, kSums) sums.
 template <typename T, typename Run>
-std::vector<double> for_blocks(const Tensor& y, const Tensor* d, const Tensor& x, const Tensor& out, int n_sums,
-                               const Run& run) {
+std::vector<double> for_blocks(const Tensor& y, const Tensor* d, const Tensor& x, const Tensor& out,
+                               int n_sums, const Run& run) {
   const Rows rows = rows_of(y, "y");
   const Rows out_rows = rows_of(out, "out");
   const Rows d_rows = d == nullptr ? Rows{0, 0, 0} : rows_of(*d, "direction");
@@ -100,8 +100,8 @@ std::vector<double> for_blocks(const Tensor& y, const Tensor* d, const Tensor& x
 // The sums as the float64 tensor an op returns: (kSums,) for (n,), (k, kSums) for (k, n).
 inline Tensor sums_tensor(const Tensor& y, const std::vector<double>& sums, int64_t n_sums) {
   const int64_t shape[2] = {y.dim() == 2 ? y.size(0) : n_sums, n_sums};
-  Tensor result =
-      torch::stable::new_empty(y, {shape, static_cast<size_t>(y.dim())}, std::make_optional(ScalarType::Double));
+  Tensor result = torch::stable::new_empty(y, {shape, static_cast<size_t>(y.dim())},
+                                           std::make_optional(ScalarType::Double));
   std::copy(sums.begin(), sums.end(), result.mutable_data_ptr<double>());
   return result;
 }
