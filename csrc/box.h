@@ -12,7 +12,8 @@
 
 namespace lbgap {
 
-// Half-width a + b |x| around the centre x. NaN in centre or y comes out as NaN, never as a bound.
+// Half-width a + b |x| around the centre x. NaN in y or in a bound comes out as NaN, never as a number; an
+// infinite centre has such a bound, inf - inf.
 template <typename T>
 struct Box {
   T absolute;
@@ -26,7 +27,7 @@ struct Box {
     const T upper = x + r;
     T p = y < lower ? lower : y;
     p = p > upper ? upper : p;
-    return r == r ? p : r;
+    return lower <= upper ? p : lower + upper;
   }
 };
 

@@ -1,0 +1,49 @@
+"""The box ops: native, their plain-PyTorch twins, and an independent computation, on every size and layout."""
+
+import math
+
+import pytest
+import torch
+
+from lbgap import _extension, ops
+
+needs_native = pytest.mark.skipif("cpu" not in _extension.NATIVE_DEVICES, reason="no compiled library")
+# torch itself warns about its own forward-mode rules, when it first loads them.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+
+OPS = ("box_project", "box_step", "box_vertex")
+DTYPES = (torch.float32, torch.float64)
+
+
+@pytest.fixture(params=[pytest.param("native", marks=needs_native), "torch"])
+def backend(request, monkeypatch):
+    """Run the wrappers on the compiled library, then on the twins."""
+    if request.param == "torch":
+        monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
+    return request.param
+
+
+def call(where, name, y, d, alpha, x, absolute, relative, out):
+    args = {"box_project": (y,), "box_step": (y, d, alpha), "box_vertex": (y, d)}[name]
+    return getattr(where, name)(*args, x, absolute, relative, out)
+
+
+def good(name, **changes):
+    """Arguments that every op accepts, some of them replaced."""
+    args = {"y": torch.zeros(2, 5), "d": torch.ones(2, 5), "alpha": 1.0, "x": torch.zeros(5)}
+    args |= {"absolute": 1.0, "relative": 0.0, "out": torch.zeros(2, 5)}
+    unknown = changes.keys() - args.keys()
+    assert not unknown
+    return (name, *(args | changes).values())
+
+
+# What comes out
+
+
+@pytest.mark.parametrize("name", ["box_project", "box_step"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nothing_projects_onto_an_infinite_or_missing_centre(backend, name, dtype):
+    x = torch.tensor([math.inf, -math.inf, math.nan], dtype=dtype)
+    out = torch.zeros(3, dtype=dtype)
+    call(ops, name, torch.zeros_like(x), torch.zeros_like(x), 0.0, x, 1e-3, 1e-3, out)
+    assert out.isnan().all()
