@@ -23,7 +23,7 @@ inline Rows rows_of(const Tensor& t, const char* name) {
   const int64_t dim = t.dim();
   STD_TORCH_CHECK(dim == 1 || dim == 2, name, " must be (n,) or (k, n), got ", dim, " dimensions");
   const int64_t n = t.size(dim - 1);
-  STD_TORCH_CHECK(n <= 1 || t.stride(dim - 1) == 1, name, " must have contiguous rows");
+  STD_TORCH_CHECK(n <= 1 || t.size(0) == 0 || t.stride(dim - 1) == 1, name, " must have contiguous rows");
   return dim == 1 ? Rows{1, n, n} : Rows{t.size(0), n, t.stride(0)};
 }
 

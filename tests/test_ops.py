@@ -47,3 +47,11 @@ def test_nothing_projects_onto_an_infinite_or_missing_centre(backend, name, dtyp
     out = torch.zeros(3, dtype=dtype)
     call(ops, name, torch.zeros_like(x), torch.zeros_like(x), 0.0, x, 1e-3, 1e-3, out)
     assert out.isnan().all()
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_no_rows_at_all_in_any_layout(backend, name):
+    # What is empty counts as contiguous to torch, whatever its strides.
+    y = torch.zeros(0, 10)[:, ::2]
+    sums = call(ops, *good(name, y=y, d=y, out=y))
+    assert sums is None or sums.shape == (0, {"box_step": 3, "box_vertex": 2}[name])
