@@ -1,0 +1,135 @@
+"""Figures, drawn without matplotlib's global state and saved as PNG and SVG."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lbgap import _files
+from lbgap.landscape.line import Line
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+
+
+def plot_line(line: Line, title: str = "") -> Figure:
+    """Draw a line as in the paper's figure 3: loss left, accuracy right, training solid, test dashed.
+
+    Args:
+        line: What :func:`lbgap.line` returned.
+        title: Above the axes.
+
+    Returns:
+        The figure. Where the loss is not finite the curve has a gap.
+    """
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    losses = figure.subplots()
+    losses.plot(line.alphas, line.train_loss, color=BLUE, label="train")
+    if line.test_loss is not None:
+        losses.plot(line.alphas, line.test_loss, color=BLUE, linestyle="--", label="test")
+    losses.set_xlabel(r"$\alpha$  (0: small-batch minimizer, 1: large-batch minimizer)")
+    losses.set_ylabel(f"{str(line.settings['loss']).replace('_', '-')} loss", color=BLUE)
+    losses.tick_params(axis="y", colors=BLUE)
+    losses.set_ylim(bottom=0)
+    for end in (0.0, 1.0):
+        losses.axvline(end, color=GREY, linewidth=0.8, linestyle=":")
+    if line.train_accuracy is not None:
+        accuracies = losses.twinx()
+        accuracies.plot(line.alphas, line.train_accuracy, color=VERMILION)
+        if line.test_accuracy is not None:
+            accuracies.plot(line.alphas, line.test_accuracy, color=VERMILION, linestyle="--")
+        accuracies.set_ylabel("accuracy in %", color=VERMILION)
+        accuracies.tick_params(axis="y", colors=VERMILION)
+        accuracies.set_ylim(0, 103)
+    if line.test_loss is not None:
+        handles, labels = losses.get_legend_handles_labels()
+        legend = losses.legend(handles, labels, loc="upper center", ncols=2, frameon=False)
+        for handle in legend.get_lines():
+            handle.set_color(GREY)
+    if title:
+        losses.set_title(title)
+    return figure
+
+
+def plot_bars(
+    groups: Sequence[str], bars: Mapping[str, Sequence[Sequence[float]]], ylabel: str, title: str = ""
+) -> Figure:
+    """Draw groups of bars on a logarithmic axis: the bar is the median, a dot each single value.
+
+    Args:
+        groups: Names along the axis.
+        bars: For each kind of bar its values, one sequence a group.
+        ylabel: Quantity and unit.
+        title: Above the axes.
+
+    Returns:
+        The figure. Values of zero, which a logarithm has no place for, are written where their dot would be.
+    """
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    positive = [v for kind in bars.values() for group in kind for v in group if v > 0 and math.isfinite(v)]
+    floor = 10 ** math.floor(math.log10(min(positive, default=1.0)) - 0.3)
+    width = 0.8 / max(len(bars), 1)
+    for index, (kind, color) in enumerate(zip(bars, (BLUE, ORANGE, GREEN, VERMILION), strict=False)):
+        places = [g + (index - (len(bars) - 1) / 2) * width for g in range(len(groups))]
+        medians = [sorted(values)[len(values) // 2] for values in bars[kind]]
+        axes.bar(places, [max(m - floor, 0) for m in medians], width * 0.92, floor, color=color, label=kind)
+        for place, values in zip(places, bars[kind], strict=True):
+            _dots(axes, place, width, values, floor)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=floor)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_ylabel(ylabel)
+    axes.legend(frameon=False)
+    if title:
+        axes.set_title(title)
+    return figure
+
+
+def _dots(axes: Axes, place: float, width: float, values: Sequence[float], floor: float) -> None:
+    """One dot a value, side by side in value order of arrival."""
+    for position, value in enumerate(values):
+        at = place + width * 0.5 * ((position + 0.5) / len(values) - 0.5)
+        if value > 0:
+            axes.plot(at, value, "o", color="white", markeredgecolor="black", markersize=4)
+        else:
+            axes.annotate("0", (at, floor), ha="center", va="bottom")
+
+
+def encode(figure: Figure, kind: str) -> bytes:
+    """Draw a figure as a file's content, the same bytes for the same figure.
+
+    Args:
+        figure: What to draw.
+        kind: ``"png"`` or ``"svg"``.
+    """
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "lbgap", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
+
+
+def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
+    """Write a figure as ``stem.png`` and ``stem.svg``, each whole or not at all.
+
+    Args:
+        figure: What to write.
+        stem: Path without suffix.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    paths = [Path(f"{os.fspath(stem)}.{kind}") for kind in ("png", "svg")]
+    for path in paths:
+        _files.write_bytes(path, encode(figure, path.suffix[1:]))
+    return paths
