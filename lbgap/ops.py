@@ -7,7 +7,6 @@ never stored as bounds. Everywhere else than on a natively served device the cal
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import cast
 
@@ -27,9 +26,7 @@ def _check(centre: Tensor, absolute: float, relative: float, **rows: Tensor) -> 
     if y.dim() not in (1, 2):
         raise ValueError(f"y must be (n,) or (k, n), got shape {tuple(y.shape)}: reshape it")
     if centre.shape != y.shape[-1:]:
-        raise ValueError(
-            f"centre must have shape ({y.shape[-1]},) for y {tuple(y.shape)}, got {tuple(centre.shape)}"
-        )
+        raise ValueError(f"centre must have shape ({y.shape[-1]},) for y {tuple(y.shape)}, got {tuple(centre.shape)}")
     for name, tensor in {"centre": centre, **rows}.items():
         if name != "centre" and tensor.shape != y.shape:
             raise ValueError(f"{name} must have the shape of y, {tuple(y.shape)}, got {tuple(tensor.shape)}")
@@ -39,9 +36,10 @@ def _check(centre: Tensor, absolute: float, relative: float, **rows: Tensor) -> 
             raise ValueError(f"{name} must be on the device of y, {y.device}, got {tensor.device}")
         if tensor.requires_grad or unpack_dual(tensor).tangent is not None:
             raise ValueError(f"{name} requires a gradient, and the box ops have none: pass {name}.detach()")
+    largest = torch.finfo(y.dtype).max
     for name, width in (("absolute", absolute), ("relative", relative)):
-        if not (math.isfinite(width) and width >= 0):
-            raise ValueError(f"{name} half-width must be finite and not negative, got {width}")
+        if not 0 <= width <= largest:
+            raise ValueError(f"{name} half-width must be finite in {y.dtype} and not negative, got {width}")
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -82,8 +80,8 @@ def box_project(y: Tensor, centre: Tensor, absolute: float, relative: float, out
         out: Where the projected points go, shaped like ``y``; may be ``y``.
 
     Raises:
-        ValueError: Shapes or devices differ, a half-width is negative or not finite, or an input requires a
-            gradient.
+        ValueError: Shapes or devices differ, a half-width is negative or not finite in the dtype, or an input
+            requires a gradient.
         TypeError: Dtypes differ or are not float32 or float64.
     """
     _check(centre, absolute, relative, y=y, out=out)
@@ -115,18 +113,16 @@ def box_step(
         float64, ``(3,)`` or ``(k, 3)``.
 
     Raises:
-        ValueError: As :func:`box_project`, or ``alpha`` is not finite.
+        ValueError: As :func:`box_project`, or ``alpha`` is not finite in the dtype.
         TypeError: As :func:`box_project`.
     """
     _check(centre, absolute, relative, y=y, direction=direction, out=out)
-    if not math.isfinite(alpha):
-        raise ValueError(f"alpha must be finite, got {alpha}")
+    if not abs(alpha) <= torch.finfo(y.dtype).max:
+        raise ValueError(f"alpha must be finite in {y.dtype}, got {alpha}")
     return _run("box_step", y, (direction, alpha), (centre, absolute, relative), out)
 
 
-def box_vertex(
-    y: Tensor, gradient: Tensor, centre: Tensor, absolute: float, relative: float, out: Tensor
-) -> Tensor:
+def box_vertex(y: Tensor, gradient: Tensor, centre: Tensor, absolute: float, relative: float, out: Tensor) -> Tensor:
     """Go to the vertex of the box that is furthest along ``gradient``: ``x + r sign(g)``.
 
     Where the gradient is exactly zero every value is as good, and ``y`` keeps its own.

@@ -55,3 +55,38 @@ def test_no_rows_at_all_in_any_layout(backend, name):
     y = torch.zeros(0, 10)[:, ::2]
     sums = call(ops, *good(name, y=y, d=y, out=y))
     assert sums is None or sums.shape == (0, {"box_step": 3, "box_vertex": 2}[name])
+
+
+# Contracts with torch
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_compile_traces_through_without_a_break(backend, name):
+    def step(y, d, x, alpha, width):
+        out = torch.empty_like(y)
+        sums = call(ops, name, 2 * y, d, alpha, x, width, 0.0, out)
+        return out if sums is None else torch.cat([out.flatten(), sums.flatten()])
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for n, alpha, width in ((40, 0.5, 1e-2), (70, 0.25, 1e-3)):  # the second time shapes and numbers are symbols
+        generator = torch.Generator().manual_seed(n)
+        args = [torch.randn(shape, generator=generator) for shape in ((3, n), (3, n), (n,))]
+        assert torch.equal(compiled(*args, alpha, width), step(*args, alpha, width))
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("half_width", ["absolute", "relative"])
+@pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf, 1e39])
+def test_half_widths_are_finite_in_the_dtype_and_not_negative(backend, name, half_width, value):
+    with pytest.raises(ValueError, match=rf"{half_width} half-width must be finite in torch\.float32 and not neg"):
+        call(ops, *good(name, **{half_width: value}))
+
+
+@pytest.mark.parametrize("alpha", [math.nan, math.inf, -math.inf, 1e39, -1e39])
+def test_step_length_is_finite_in_the_dtype(backend, alpha):
+    with pytest.raises(ValueError, match=r"alpha must be finite in torch\.float32, got"):
+        call(ops, *good("box_step", alpha=alpha))
