@@ -8,7 +8,7 @@ never stored as bounds. Everywhere else than on a natively served device the cal
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,11 @@ from torch.autograd.forward_ad import unpack_dual
 from lbgap import _extension, reference
 
 _DTYPES = (torch.float32, torch.float64)
+
+
+def _differentiable(tensor: Tensor) -> bool:
+    """Whether a derivative with respect to the tensor is asked for, in reverse or in forward mode."""
+    return tensor.requires_grad or unpack_dual(tensor).tangent is not None
 
 
 def _check(centre: Tensor, absolute: float, relative: float, **rows: Tensor) -> None:
@@ -34,7 +39,7 @@ def _check(centre: Tensor, absolute: float, relative: float, **rows: Tensor) -> 
             raise TypeError(f"{name} must have the dtype of y, {y.dtype}, got {tensor.dtype}")
         if tensor.device != y.device:
             raise ValueError(f"{name} must be on the device of y, {y.device}, got {tensor.device}")
-        if tensor.requires_grad or unpack_dual(tensor).tangent is not None:
+        if _differentiable(tensor):
             raise ValueError(f"{name} requires a gradient, and the box ops have none: pass {name}.detach()")
     largest = torch.finfo(y.dtype).max
     for name, width in (("absolute", absolute), ("relative", relative)):
@@ -147,6 +152,23 @@ def box_vertex(y: Tensor, gradient: Tensor, centre: Tensor, absolute: float, rel
     return _run("box_vertex", y, (gradient,), (centre, absolute, relative), out)
 
 
+def _refuse_gradients(name: str) -> None:
+    """Make the raw op refuse inputs that require a gradient, and count its write to ``out`` as one.
+
+    Without a kernel at this dispatch key torch would run the op, give no gradient, and warn in the backward
+    pass at best; and a graph that had saved ``out`` would go on with the new values, unnoticed.
+    """
+    op = getattr(torch.ops.lbgap, name).default
+
+    def kernel(keys: Any, *args: Tensor | float) -> Any:
+        if any(isinstance(arg, Tensor) and _differentiable(arg) for arg in args):
+            raise ValueError(f"an input of {name} requires a gradient, and the box ops have none: detach() it")
+        torch.autograd.graph.increment_version(cast(Tensor, args[-1]))
+        return op.redispatch(keys & torch._C._after_autograd_keyset, *args)
+
+    _library.impl(name, kernel, "Autograd", with_keyset=True, allow_override=True)
+
+
 def _fake_sums(count: int) -> Callable[..., Tensor]:
     def fake(y: Tensor, *_: Tensor | float) -> Tensor:
         return y.new_empty((*y.shape[:-1], count), dtype=torch.float64)
@@ -155,6 +177,9 @@ def _fake_sums(count: int) -> Callable[..., Tensor]:
 
 
 if _extension.NATIVE_DEVICES:
+    _library = torch.library.Library("lbgap", "IMPL")
+    for _name in ("box_project", "box_step", "box_vertex"):
+        _refuse_gradients(_name)
     torch.library.register_fake("lbgap::box_project", lambda *_: None)
     torch.library.register_fake("lbgap::box_step", _fake_sums(3))
     torch.library.register_fake("lbgap::box_vertex", _fake_sums(2))

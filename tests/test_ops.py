@@ -90,3 +90,47 @@ def test_half_widths_are_finite_in_the_dtype_and_not_negative(backend, name, hal
 def test_step_length_is_finite_in_the_dtype(backend, alpha):
     with pytest.raises(ValueError, match=r"alpha must be finite in torch\.float32, got"):
         call(ops, *good("box_step", alpha=alpha))
+
+
+@needs_native
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("which", ["y", "x", "out"])
+def test_raw_ops_refuse_gradients(name, which):
+    leaf = torch.zeros(5 if which == "x" else (2, 5), requires_grad=True)
+    with pytest.raises(ValueError, match=f"an input of {name} requires a gradient"):
+        call(torch.ops.lbgap, *good(name, **{which: leaf}))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(leaf.detach(), torch.ones_like(leaf))
+        with pytest.raises(ValueError, match=f"an input of {name} requires a gradient"):
+            call(torch.ops.lbgap, *good(name, **{which: dual}))
+
+
+@needs_native
+@pytest.mark.parametrize("name", ["box_step", "box_vertex"])
+def test_raw_ops_refuse_function_transforms(name):
+    def sums(y):
+        return call(torch.ops.lbgap, *good(name, y=y, out=torch.empty(2, 5))).sum()
+
+    y = torch.zeros(2, 5)
+    with pytest.raises(ValueError, match="requires a gradient"):
+        torch.func.grad(sums)(y)
+    with pytest.raises(ValueError, match="requires a gradient"):
+        torch.func.jvp(sums, (y,), (y,))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_graph_that_saved_out_notices_that_it_was_written(backend, name):
+    out = torch.zeros(2, 5)
+    weight = torch.ones(2, 5, requires_grad=True)
+    loss = (weight * out).sum()
+    call(ops, *good(name, out=out))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_inference_tensors_are_welcome(backend, name):
+    with torch.inference_mode():
+        args = good(name, out=torch.zeros(2, 5))
+        call(ops, *args)
+    call(ops, *good(name, y=args[-1]))
