@@ -24,6 +24,15 @@ def _differentiable(tensor: Tensor) -> bool:
     return tensor.requires_grad or unpack_dual(tensor).tangent is not None
 
 
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two elements may share memory; certain for every layout that slicing and transposing give."""
+    dims = [dim for dim in zip(tensor.stride(), tensor.shape, strict=True) if dim[1] != 1]
+    if tensor.numel() == 0 or not dims:
+        return False
+    (a, m), (b, n) = dims if len(dims) == 2 else (dims[0], (1, 1))
+    return a == 0 or b == 0 or (a <= b * (n - 1) and b <= a * (m - 1))
+
+
 def _check(centre: Tensor, absolute: float, relative: float, **rows: Tensor) -> None:
     y = rows["y"]
     if y.dtype not in _DTYPES:
@@ -41,6 +50,8 @@ def _check(centre: Tensor, absolute: float, relative: float, **rows: Tensor) -> 
             raise ValueError(f"{name} must be on the device of y, {y.device}, got {tensor.device}")
         if _differentiable(tensor):
             raise ValueError(f"{name} requires a gradient, and the box ops have none: pass {name}.detach()")
+    if _overlaps_itself(rows["out"]):
+        raise ValueError("out has elements that share memory: pass a fresh tensor")
     largest = torch.finfo(y.dtype).max
     for name, width in (("absolute", absolute), ("relative", relative)):
         if not 0 <= width <= largest:

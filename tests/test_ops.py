@@ -134,3 +134,39 @@ def test_inference_tensors_are_welcome(backend, name):
         args = good(name, out=torch.zeros(2, 5))
         call(ops, *args)
     call(ops, *good(name, y=args[-1]))
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize(
+    "out",
+    [
+        torch.zeros(5).expand(2, 5),
+        torch.zeros(2, 1).expand(2, 5),
+        torch.zeros(()).expand(2, 5),
+        torch.zeros(9).as_strided((2, 5), (4, 1)),
+        torch.zeros(9).as_strided((2, 5), (1, 1)),
+    ],
+)
+def test_out_whose_elements_share_memory_is_refused(backend, name, out):
+    with pytest.raises(ValueError, match="out has elements that share memory"):
+        call(ops, *good(name, out=out))
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize(
+    "out",
+    [
+        torch.zeros(5, 2).T,
+        torch.zeros(2, 10)[:, ::2],
+        torch.zeros(4, 7)[1:3, 1:6],
+        torch.zeros(1, 5).expand(1, 5),
+        torch.zeros(2, 1)[:, :1],
+        torch.zeros(()).expand(2, 0),
+        torch.zeros(5).as_strided((1, 5), (0, 1)),
+    ],
+)
+def test_out_of_any_other_layout_is_written(backend, name, out):
+    k, n = out.shape
+    y = torch.full((k, n), 3.0)
+    call(ops, *good(name, y=y, d=torch.ones(k, n), x=torch.zeros(n), out=out))
+    assert out.eq(1.0).all()
