@@ -113,9 +113,7 @@ def _encode(path: PathLike, value: object, indent: int | None = None) -> str:
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"cannot write {path}: {error}; pass only strings, finite numbers, lists and dicts"
-        ) from error
+        raise ValueError(f"cannot write {path}: {error}; pass only strings, finite numbers, lists and dicts") from error
 
 
 def read_json(path: PathLike) -> Any:

@@ -307,14 +307,10 @@ def npz(path: str | os.PathLike[str]) -> Data:
                 wanted |= {"test_features", "test_labels"}
             arrays = {key: np.asarray(archive[key]) for key in sorted(wanted & found)}
     except _UNREADABLE as error:
-        raise ValueError(
-            f"{path}: expected plain arrays, cannot read it ({_one_line(error)}): {_SAVE_NPZ}"
-        ) from error
+        raise ValueError(f"{path}: expected plain arrays, cannot read it ({_one_line(error)}): {_SAVE_NPZ}") from error
     if wanted - found:
         missing, there = ", ".join(sorted(wanted - found)), ", ".join(sorted(found)) or "no arrays"
-        raise ValueError(
-            f"{path}: expected {', '.join(sorted(wanted))}, missing {missing}, found {there}: {_SAVE_NPZ}"
-        )
+        raise ValueError(f"{path}: expected {', '.join(sorted(wanted))}, missing {missing}, found {there}: {_SAVE_NPZ}")
     train = _npz_split(path, arrays, "")
     test = _npz_split(path, arrays, "test_") if len(wanted) > 2 else None
     splits = [train] if test is None else [train, test]
@@ -348,9 +344,7 @@ def _npz_split(path: Path, arrays: dict[str, npt.NDArray[Any]], prefix: str) -> 
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if not targets.is_floating_point() and targets.min() < 0:
-        raise ValueError(
-            f"{path}: {prefix}labels must be class indices >= 0, got {targets.min()}: number them from 0"
-        )
+        raise ValueError(f"{path}: {prefix}labels must be class indices >= 0, got {targets.min()}: number them from 0")
     return split
 
 
@@ -560,9 +554,7 @@ def _checked(split: Split, roles: tuple[str, str] = ("inputs", "targets")) -> Sp
         )
     for role, part in zip(roles, split, strict=True):
         if (bad := _first_not_finite(part)) is not None:
-            raise ValueError(
-                f"expected finite {role}, got NaN or infinity, first in sample {bad}: repair or remove it"
-            )
+            raise ValueError(f"expected finite {role}, got NaN or infinity, first in sample {bad}: repair or remove it")
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.int64:
         return split
     return Split(inputs, targets.long())

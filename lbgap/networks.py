@@ -94,9 +94,7 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator, initialisatio
     return layer
 
 
-def f1(
-    inputs: int = 784, outputs: int = 10, *, seed: int, initialisation: Initialisation = "torch"
-) -> nn.Sequential:
+def f1(inputs: int = 784, outputs: int = 10, *, seed: int, initialisation: Initialisation = "torch") -> nn.Sequential:
     """Build F1, the paper's network for MNIST: five hidden layers of 512 with batch-norm.
 
     Source: Keskar et al., "On Large-Batch Training for Deep Learning", arXiv 1609.04836, appendix. It has

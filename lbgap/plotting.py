@@ -50,7 +50,7 @@ def plot_line(line: Line, title: str = "") -> Figure:
         accuracies.set_ylim(0, 103)
     if line.test_loss is not None:
         handles, labels = losses.get_legend_handles_labels()
-        legend = losses.legend(handles, labels, loc="upper center", ncols=2, frameon=False)
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
         for handle in legend.get_lines():
             handle.set_color(GREY)
     if title:
@@ -87,7 +87,7 @@ def plot_bars(
     axes.set_ylim(bottom=floor)
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel(ylabel)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=len(bars), frameon=False)
     if title:
         axes.set_title(title)
     return figure

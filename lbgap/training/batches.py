@@ -43,9 +43,7 @@ def resolve_batch_size(batch_size: int | float, samples: int) -> int:
         raise TypeError(f"batch_size must be an int (samples) or a float in (0, 1] (a share), got {batch_size!r}")
     count = whole("batch_size", batch_size, 1)
     if count > samples:
-        raise ValueError(
-            f"batch_size must be at most the {samples} training samples, got {count}: pass 1.0 for all"
-        )
+        raise ValueError(f"batch_size must be at most the {samples} training samples, got {count}: pass 1.0 for all")
     return count
 
 

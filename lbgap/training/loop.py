@@ -131,8 +131,7 @@ class Loop:
         for batch, value in enumerate(torch.stack(losses).tolist(), first):
             if not math.isfinite(value):
                 raise FloatingPointError(
-                    f"the training loss became {value} at epoch {epoch}, batch {batch} of {batches}: "
-                    f"{self._advice()}"
+                    f"the training loss became {value} at epoch {epoch}, batch {batch} of {batches}: {self._advice()}"
                 )
 
     def _advice(self) -> str:

@@ -51,9 +51,7 @@ def resolve_optimizer(name: str) -> str:
         hint = f"did you mean {known[close[0]]!r}?" if close else f"choose one of {', '.join(usable)}"
         raise ValueError(f"optimizer {name!r} is not in torch.optim: {hint}")
     if found in _REFUSED:
-        raise ValueError(
-            f"optimizer {found!r} cannot be used: {_REFUSED[found]}; choose one of {', '.join(usable)}"
-        )
+        raise ValueError(f"optimizer {found!r} cannot be used: {_REFUSED[found]}; choose one of {', '.join(usable)}")
     return found
 
 

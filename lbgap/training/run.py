@@ -193,8 +193,7 @@ def open_folder(out: str | os.PathLike[str], resume: bool) -> Iterator[tuple[Pat
         entries = [entry for entry in folder.iterdir() if not _files.is_temporary(entry)]
         if entries and not (folder / CONFIG).is_file():
             raise FileExistsError(
-                f"{folder} is not empty and holds no run (it has {sorted(entries)[0].name!r}): "
-                "choose another folder"
+                f"{folder} is not empty and holds no run (it has {sorted(entries)[0].name!r}): choose another folder"
             )
         config = read_config(folder) if entries else None
         if config is not None and not resume:

@@ -112,9 +112,7 @@ def train(
         if out is None:
             return _run(loop, stopping, facts, Recorder(None, 0), progress)
         if any(not isinstance(value, Tensor) for value in state.model.state_dict().values()):
-            raise ValueError(
-                "the model keeps extra state that is no tensor, which `out` cannot store: pass out=None"
-            )
+            raise ValueError("the model keeps extra state that is no tensor, which `out` cannot store: pass out=None")
         with open_folder(out, resume) as (folder, found):
             recorder = Recorder(folder, checkpoint_seconds)
             if found is not None:
@@ -243,9 +241,7 @@ def _finished(folder: Path, state: State) -> Run:
         raise ValueError(f"{folder / MODEL} is of another model: {' '.join(str(error).split())}") from error
     state.model.eval()
     result = saved.result
-    return Run(
-        state.model, folder, saved.metrics, saved.config, result["epoch"], result["reason"], result["seconds"]
-    )
+    return Run(state.model, folder, saved.metrics, saved.config, result["epoch"], result["reason"], result["seconds"])
 
 
 def _run(
