@@ -7,7 +7,6 @@ never stored as bounds. Everywhere else than on a natively served device the cal
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -180,17 +179,20 @@ def _refuse_gradients(name: str) -> None:
     _library.impl(name, kernel, "Autograd", with_keyset=True, allow_override=True)
 
 
-def _fake_sums(count: int) -> Callable[..., Tensor]:
-    def fake(y: Tensor, *_: Tensor | float) -> Tensor:
-        return y.new_empty((*y.shape[:-1], count), dtype=torch.float64)
+def _fake(name: str, sums: int) -> None:
+    """Tell torch what the op returns without running it: ``sums`` float64 numbers a row, or nothing."""
 
-    return fake
+    def fake(y: Tensor, *args: Tensor | float) -> Tensor | None:
+        for arg in args:
+            if isinstance(arg, Tensor) and arg.device != y.device:
+                raise ValueError(f"the inputs of {name} must be on one device, got {y.device} and {arg.device}")
+        return y.new_empty((*y.shape[:-1], sums), dtype=torch.float64) if sums else None
+
+    torch.library.register_fake(f"lbgap::{name}", fake)
 
 
 if _extension.NATIVE_DEVICES:
     _library = torch.library.Library("lbgap", "IMPL")
-    for _name in ("box_project", "box_step", "box_vertex"):
+    for _name, _sums in (("box_project", 0), ("box_step", 3), ("box_vertex", 2)):
         _refuse_gradients(_name)
-    torch.library.register_fake("lbgap::box_project", lambda *_: None)
-    torch.library.register_fake("lbgap::box_step", _fake_sums(3))
-    torch.library.register_fake("lbgap::box_vertex", _fake_sums(2))
+        _fake(_name, _sums)

@@ -170,3 +170,23 @@ def test_out_of_any_other_layout_is_written(backend, name, out):
     y = torch.full((k, n), 3.0)
     call(ops, *good(name, y=y, d=torch.ones(k, n), x=torch.zeros(n), out=out))
     assert out.eq(1.0).all()
+
+
+@needs_native
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("which", ["y", "x", "out"])
+def test_raw_ops_refuse_to_mix_devices(name, which):
+    args = good(name, **{which: torch.zeros(5 if which == "x" else (2, 5), device="meta")})
+    with pytest.raises(ValueError, match=f"the inputs of {name} must be on one device, got"):
+        call(torch.ops.lbgap, *args)
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("shape", [(5,), (0, 5), (3, 5)], ids=str)
+def test_meta_tensors_give_shapes(backend, name, shape):
+    real = [torch.zeros(shape), torch.ones(shape), 1.0, torch.zeros(5), 1.0, 0.0, torch.zeros(shape)]
+    meta = [arg.to("meta") if isinstance(arg, torch.Tensor) else arg for arg in real]
+    expected = call(ops, name, *real)
+    for where in (ops, *([torch.ops.lbgap] if backend == "native" else [])):
+        sums = call(where, name, *meta)
+        assert sums is None if expected is None else (sums.shape, sums.dtype) == (expected.shape, expected.dtype)
