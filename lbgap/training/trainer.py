@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from lbgap.datasets import DataLike, Split, as_tensors
 from lbgap.losses import Loss, LossFunction, resolve_loss
+from lbgap.samples import DataLike, Split, as_tensors
 from lbgap.training._checks import plain, real, whole
 from lbgap.training.batches import resolve_batch_size
 from lbgap.training.checkpoint import Recorder, State, restore
