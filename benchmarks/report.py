@@ -1,0 +1,145 @@
+"""Turn a saved run into a Markdown table: ratios, shares of the machine's limits, and what was to be reached.
+
+python -m benchmarks.report saved.json           prints the table
+python -m benchmarks.report saved.json --write   puts it into benchmarks/README.md, between its markers
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+README = Path(__file__).with_name("README.md")
+COLUMNS = ("row", "backend", "fastest", "median", "ratio", "of the limit", "value", "evaluations", "to reach")
+
+Row = dict[str, Any]
+
+
+def rows(saved: dict[str, Any]) -> dict[str, dict[str, Row]]:
+    """The rows by group and backend, in the order in which they ran; the first of a group is its opponent."""
+    groups: dict[str, dict[str, Row]] = {}
+    for row in saved["benchmarks"]:
+        facts = row["extra_info"]
+        groups.setdefault(row["group"], {})[facts["backend"]] = {**facts, **row["stats"]}
+    return groups
+
+
+def share(row: Row, limits: dict[str, float]) -> float | None:
+    """The time that the work takes at the machine's limits, as a share of the time that it took."""
+    if not set(row["work"]) <= set(limits):
+        return None
+    return sum(amount / limits[name] for name, amount in row["work"].items()) / row["min"]
+
+
+def verdicts(row: Row, group: dict[str, Row], limits: dict[str, float], quick: bool) -> list[str]:
+    """What the row had to reach, and whether it did; a quick run is not judged."""
+    found: list[str] = []
+    if quick:
+        return found
+    for kind, against, factor in row["targets"]:
+        if kind == "limit":
+            reached, wanted = share(row, limits), f"{factor:.0%} of {against}"
+        elif against not in group:
+            continue
+        elif kind == "faster":
+            reached, wanted = group[against]["min"] / row["min"], f"{factor:g} x {against}"
+        else:
+            reached, wanted = row["value"] / group[against]["value"], f"value {factor:g} x {against}'s"
+        if reached is not None:
+            outcome = "reached" if reached >= factor else f"**lost** ({reached:.3g})"
+            found.append(f"{wanted}: {outcome}")
+    if not row.get("passed", True):
+        found.append("**lost**: never passed, whole call timed")
+    return found
+
+
+def duration(seconds: float) -> str:
+    """A time with three digits and its unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
+
+
+def number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def header(saved: dict[str, Any]) -> list[str]:
+    """On what, with what and at which limits the run was made."""
+    about, commit = saved["lbgap"], saved["commit_info"]
+    processor = saved["machine_info"]["cpu"].get("brand_raw", "unknown processor")
+    where = processor if about["device"] == "cpu" else f"{about['device']}, {processor}"
+    software = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    measured = ", ".join(
+        f"copy {rate / 1e9:.3g} GB/s" if name == "copy" else f"{name} product {rate / 1e9:.3g} GFLOP/s"
+        for name, rate in about["limits"].items()
+    )
+    lines = [
+        f"{where}, {about['threads']} threads; {software}; commit {commit['id'][:7]}, {saved['datetime'][:10]}.",
+        f"Limits probed in the same run: {measured}.",
+    ]
+    if commit["dirty"]:
+        lines.append("The working tree had changes that are not in the commit.")
+    if about["quick"]:
+        lines.append("**A quick run: the sizes are too small to judge speed by.**")
+    return lines
+
+
+def table(saved: dict[str, Any]) -> str:
+    """The whole report, in Markdown."""
+    limits, quick = saved["lbgap"]["limits"], saved["lbgap"]["quick"]
+    lines = [*header(saved), "", f"| {' | '.join(COLUMNS)} |", "|-" * len(COLUMNS) + "|"]
+    for name, group in rows(saved).items():
+        opponent = next(iter(group.values()))
+        for backend, row in group.items():
+            first = row is opponent
+            sizes = ", ".join(f"{key} = {row[key]:,}" for key in ("n", "samples") if key in row)
+            cells = (
+                f"{name} ({sizes})" if first else "",
+                backend,
+                duration(row["min"]),
+                duration(row["median"]),
+                "1" if first else f"{opponent['min'] / row['min']:.3g}",
+                number(share(row, limits), ".0%"),
+                number(row.get("value"), ".6g"),
+                number(row.get("evaluations"), ".4g"),
+                "; ".join(verdicts(row, group, limits, quick)),
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write(text: str) -> None:
+    """Replace what stands between the markers of the README."""
+    before, begin, rest = README.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{README.name} must hold {BEGIN} and then {END}")
+    README.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
+    parser.add_argument("saved", type=Path, help="what `pytest benchmarks/ --benchmark-json=saved.json` wrote")
+    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
+    arguments = parser.parse_args()
+    try:
+        saved = json.loads(arguments.saved.read_text())
+        if "lbgap" not in saved:
+            raise ValueError("it is not a saved run of these benchmarks")
+    except (OSError, ValueError) as error:
+        sys.exit(f"cannot read {arguments.saved}: {error}")
+    text = table(saved)
+    if arguments.write:
+        write(text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
