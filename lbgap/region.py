@@ -52,15 +52,18 @@ class Box:
     def excess(self, y: Tensor) -> float:
         """How far a point ``(n,)`` is outside, at most, in units in the last place of its bounds.
 
-        Zero or less is inside. Rounding of the bounds themselves may leave a point one unit outside.
+        Zero or less is inside, and NaN is infinitely far outside. The half-widths are those that the ops use,
+        rounded to the dtype; rounding of ``x -+ r`` may leave a point of the box up to one unit outside.
         """
         if y.numel() == 0:
             return 0.0
         x = self.centre.double()
-        r = self.absolute + self.relative * x.abs()
-        largest = torch.maximum((x - r).abs(), (x + r).abs()).to(self.centre.dtype)
-        ulp = torch.nextafter(largest, torch.full_like(largest, torch.inf)).double() - largest.double()
-        return float((((y.double() - x).abs() - r) / ulp).max())
+        r = self.half_width().double()
+        # A unit of float32 or float64 at the larger bound; the clamp keeps the next number finite.
+        dtype = self.centre.dtype
+        largest = (x.abs() + r).to(dtype).clamp(max=torch.finfo(dtype).max / 2)
+        unit = torch.nextafter(largest, torch.full_like(largest, torch.inf)).double() - largest.double()
+        return float((((y.double() - x).abs() - r) / unit).nan_to_num(torch.inf, torch.inf, -torch.inf).max())
 
     def _op(self, name: str) -> Callable[..., Any]:
         op: Callable[..., Any] = getattr(ops if self.backend == "native" else reference, name)
