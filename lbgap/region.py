@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,7 @@ def box(region: str, centre: Tensor, epsilon: float, backend: str = "auto") -> B
         region: ``"keskar"``: half-width ``epsilon (|x_i| + 1)``, the set C_epsilon of Keskar et al. 2016,
             Metric 2.1; ``"linf"``: ``epsilon``; ``"adaptive"``: ``epsilon |x_i|``.
         centre: x, ``(n,)``, float32 or float64.
-        epsilon: Size of the box, finite and above zero.
+        epsilon: Size of the box, finite and above zero, also once rounded to the dtype of the centre.
         backend: ``"auto"``, ``"native"`` or ``"torch"``.
 
     Raises:
@@ -86,10 +87,14 @@ def box(region: str, centre: Tensor, epsilon: float, backend: str = "auto") -> B
     """
     if region not in REGIONS:
         raise ValueError(f"region must be one of {', '.join(map(repr, REGIONS))}, got {region!r}")
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float):
+    if isinstance(epsilon, bool) or not isinstance(epsilon, numbers.Real):
         raise TypeError(f"epsilon must be a number, got {type(epsilon).__name__}: try 1e-3")
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f"epsilon must be finite and above zero, got {epsilon}: try 1e-3 or 5e-4")
-    absolute = 0.0 if region == "adaptive" else float(epsilon)
-    relative = 0.0 if region == "linf" else float(epsilon)
+    try:
+        width = float(epsilon)
+    except OverflowError:  # an int beyond float64
+        width = math.inf
+    if not 0 < torch.tensor(width, dtype=centre.dtype).item() < math.inf:
+        raise ValueError(f"epsilon must be finite and above zero in {centre.dtype}, got {epsilon}: try 1e-3 or 5e-4")
+    absolute = 0.0 if region == "adaptive" else width
+    relative = 0.0 if region == "linf" else width
     return Box(centre, absolute, relative, _extension.resolve_backend(backend, centre.device))

@@ -127,6 +127,33 @@ def test_auto_backend_follows_the_device_of_the_centre():
     assert box("linf", torch.zeros(2, device="meta"), 1e-3).backend == "torch"
 
 
+@pytest.mark.parametrize("epsilon", [1, 0.5, np.float32(1e-3), np.float64(1e-3), np.int64(2), Fraction(1, 3)])
+def test_epsilon_is_any_real_number(epsilon):
+    ball = box("keskar", torch.zeros(2), epsilon)
+    assert ball.absolute == ball.relative == float(epsilon)
+    assert type(ball.absolute) is float
+
+
+@pytest.mark.parametrize("epsilon", ["1e-3", None, True, 1e-3 + 0j, [1e-3], np.bool_(True)])
+def test_epsilon_of_another_type_is_refused(epsilon):
+    with pytest.raises(TypeError, match=f"epsilon must be a number, got {type(epsilon).__name__}: try 1e-3"):
+        box("keskar", torch.zeros(2), epsilon)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("epsilon", [0.0, -0.0, -1e-3, 0, math.inf, -math.inf, math.nan, 10**400])
+def test_epsilon_out_of_range_is_refused(epsilon, dtype):
+    with pytest.raises(ValueError, match=rf"epsilon must be finite and above zero in {dtype}, got .*: try 1e-3"):
+        box("keskar", torch.zeros(2, dtype=dtype), epsilon)
+
+
+@pytest.mark.parametrize("epsilon", [1e-50, 1e39])
+def test_epsilon_that_the_dtype_cannot_hold_is_refused(epsilon):
+    with pytest.raises(ValueError, match=r"epsilon must be finite and above zero in torch\.float32, got"):
+        box("linf", torch.zeros(2), epsilon)
+    assert box("linf", torch.zeros(2, dtype=torch.float64), epsilon).absolute == epsilon
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"region must be one of 'keskar', 'linf', 'adaptive', got 'l2'"):
         box("l2", torch.zeros(2), 1e-3)
