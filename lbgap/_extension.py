@@ -23,6 +23,9 @@ def _load_cpu() -> bool:
     path = _find("_cpu")
     if path is None:
         return False
+    if hasattr(torch.ops.lbgap, "box_project") and str(path.resolve()) not in torch.ops.loaded_libraries:
+        # Two registrations of one operator end the process, here or when the first is unloaded.
+        raise ImportError(f"another copy of lbgap is loaded in this process: import only one of it and {path.parent}")
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
