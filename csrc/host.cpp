@@ -36,18 +36,29 @@ std::string compiler() {
 #endif
 }
 
+constexpr int kMostThreads = 4096;
+
+// Threads that are joined whatever happens: one that is not ends the process when a later one does not start.
+struct Pool {
+  std::vector<std::thread> threads;
+  ~Pool() {
+    for (auto& thread : threads) thread.join();
+  }
+};
+
 // Best of `repeats` copies of `bytes` bytes into warm memory, in bytes a second, read and write both counted.
 double copy_bandwidth(int64_t bytes, int threads, int repeats) {
   if (bytes < 1 || threads < 1 || repeats < 1)
     throw std::invalid_argument("bytes, threads and repeats must be positive");
+  if (threads > kMostThreads)
+    throw std::invalid_argument("threads must be at most " + std::to_string(kMostThreads));
   const auto size = static_cast<size_t>(bytes);
   const std::unique_ptr<char[]> from(new char[size]);
   const std::unique_ptr<char[]> to(new char[size]);
   const auto in_parallel = [&](auto&& work) {
-    std::vector<std::thread> pool;
+    Pool pool;
     for (int t = 0; t < threads; ++t)
-      pool.emplace_back([&, t] { work(size * t / threads, size * (t + 1) / threads); });
-    for (auto& thread : pool) thread.join();
+      pool.threads.emplace_back([&, t] { work(size * t / threads, size * (t + 1) / threads); });
   };
   in_parallel([&](size_t begin, size_t end) {
     std::fill(from.get() + begin, from.get() + end, 1);
