@@ -58,9 +58,7 @@ def select_parameters(model: nn.Module, parameters: Selection) -> dict[str, nn.P
                     + ", ".join(trainable)
                 )
         chosen = {
-            name: p
-            for name, p in trainable.items()
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+            name: p for name, p in trainable.items() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
         }
     if not chosen:
         raise ValueError(f"parameters={patterns} matches no trainable parameter of: {', '.join(trainable)}")

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lbgap import _hardware
 from lbgap._extension import resolve_backend
-from lbgap.datasets import as_tensors
 from lbgap.flat import FlatModule, Selection
 from lbgap.losses import Loss, LossFunction, resolve_loss
+from lbgap.samples import as_tensors
 
 PRECISIONS = ("float32", "float64", "mixed")
 BATCH_NORM_BATCH = 5000  # what the paper's authors evaluate with
@@ -105,8 +105,7 @@ class Objective:
             self.device = self._flat.theta.device
             if device is None and isinstance(data, tuple | list) and inputs.device != self.device:
                 raise ValueError(
-                    f"the model is on {self.device} and the data on {inputs.device}: move one of them, or pass "
-                    "device="
+                    f"the model is on {self.device} and the data on {inputs.device}: move one of them, or pass device="
                 )
             self.backend = resolve_backend(backend, self.device)
             self._inputs = self._place(inputs)
@@ -170,9 +169,7 @@ class Objective:
         """
         return self._gradient(theta, out, self._loss, bfloat16=self._bfloat16)
 
-    def log_probability_direction(
-        self, theta: Tensor, label: int, out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def log_probability_direction(self, theta: Tensor, label: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean log-probability of one class over all samples, and its gradient, as :meth:`direction`.
 
         Args:

@@ -76,7 +76,8 @@ class Sharpness:
         starts = f"{s['restarts'] + 1} start{'s' if s['restarts'] else ''}"
         return "\n".join(
             (
-                f"phi >= {self.value:.6g} %  (loss {self.base_loss:.6g} -> {self.max_loss:.6g}; a certified lower bound)",
+                f"phi >= {self.value:.6g} %, a certified lower bound: "
+                f"the loss rises from {self.base_loss:.6g} to {self.max_loss:.6g}",
                 f"  region {s['region']}, epsilon {s['epsilon']:g}, {s['n']:,} parameters, {s['samples']:,} samples, "
                 f"batch-norm {s['batch_norm']}",
                 f"  {s['method']}, {starts}, {self.evaluations:.4g} evaluations, {self.seconds:.2f} s, "

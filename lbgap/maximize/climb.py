@@ -77,9 +77,7 @@ class Climb:
         """Evaluate the best point once more, in full precision."""
         value = float(self._objective.loss(self.best))
         evaluations = self._objective.evaluations - self._first
-        return Maximum(
-            self.best, value, tuple(self._history), evaluations, self.gap, status, self._objective.samples
-        )
+        return Maximum(self.best, value, tuple(self._history), evaluations, self.gap, status, self._objective.samples)
 
 
 def starting_point(region: Box, start: Tensor | None) -> Tensor:
