@@ -20,6 +20,8 @@ def wanted() -> bool:
     choice = os.environ.get("LBGAP_BUILD", "")
     if choice not in ("", *CHOICES):
         raise SystemExit(f"LBGAP_BUILD must be 0, 1 or unset, got {choice!r}")
+    if not os.environ.get("CXX", "").strip():
+        os.environ.pop("CXX", None)  # torch would take an empty one for the compiler's name
     compiler = os.environ.get("CXX", "c++").split()[0]
     found = shutil.which(compiler) is not None
     if CHOICES.get(choice, found):

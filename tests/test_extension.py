@@ -13,6 +13,7 @@ from lbgap import _extension
 
 needs_native = pytest.mark.skipif("cpu" not in _extension.NATIVE_DEVICES, reason="no compiled library")
 PACKAGE = Path(lbgap.__file__).parent
+ROOT = PACKAGE.parent
 LIBRARIES = ("*.so", "*.pyd", "*.dylib")
 
 
@@ -38,3 +39,34 @@ def test_a_second_copy_in_one_process_is_refused_before_it_registers(copy, tmp_p
     status, printed = run(code, tmp_path)
     assert status == 1
     assert f"ImportError: another copy of lbgap is loaded in this process: import only one of it and {copy}" in printed
+
+
+# What builds them
+
+
+SETUP = ROOT / "setup.py"
+in_checkout = pytest.mark.skipif(not SETUP.exists(), reason="needs the source tree")
+REPORT = """
+import runpy, setuptools
+setuptools.setup = lambda **given: print("built:", *given)
+runpy.run_path("setup.py")
+"""
+
+
+def set_up(**environment):
+    """Run setup.py up to the call of ``setup``; returns the exit status and what was printed."""
+    pytest.importorskip("setuptools")
+    environment = {key: value for key, value in (os.environ | environment).items() if value is not None}
+    command = [sys.executable, "-c", REPORT]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@in_checkout
+@pytest.mark.parametrize("compiler", ["", " ", None])
+def test_an_empty_choice_of_compiler_means_the_default(compiler):
+    pytest.importorskip("pybind11")
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+    status, printed = set_up(LBGAP_BUILD="", CXX=compiler)
+    assert (status, printed.strip()) == (0, "built: ext_modules cmdclass")
