@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,23 @@ def test_an_empty_choice_of_compiler_means_the_default(compiler):
         pytest.skip("no C++ compiler")
     status, printed = set_up(LBGAP_BUILD="", CXX=compiler)
     assert (status, printed.strip()) == (0, "built: ext_modules cmdclass")
+
+
+@in_checkout
+def test_a_source_archive_made_without_a_compiler_builds_with_one(tmp_path):
+    pytest.importorskip("setuptools")
+    source = tmp_path / "source"
+    ignore = shutil.ignore_patterns(*LIBRARIES, "__pycache__")
+    for folder in ("csrc", "lbgap", "tests"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=ignore)
+    for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, source)
+    environment = {**os.environ, "LBGAP_BUILD": "0"}
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist"], cwd=source, env=environment, check=True)
+    (archive,) = (source / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        packed = {name.partition("/")[2] for name in opened.getnames()}
+    needed = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.*") if path.is_file()}
+    assert {"csrc/library.cpp", "csrc/box.h", "csrc/cpu/loops.h"} <= needed <= packed
+    assert "setup.py" in packed
+    assert not any(name.endswith((".so", ".pyc")) for name in packed)
