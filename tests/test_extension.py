@@ -1,5 +1,6 @@
 """The compiled libraries: found, missing, broken, loaded twice; and what builds them."""
 
+import importlib.machinery
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import lbgap
 from lbgap import _extension
@@ -32,6 +34,83 @@ def run(code, folder, **environment):
     return done.returncode, done.stdout + done.stderr
 
 
+# Which backend serves
+
+
+def test_what_resolve_backend_chooses(monkeypatch):
+    cpu, meta = torch.device("cpu"), torch.device("meta")
+    monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset({"cpu"}))
+    assert [_extension.resolve_backend(name, cpu) for name in _extension.BACKENDS] == ["native", "native", "torch"]
+    assert [_extension.resolve_backend(name, meta) for name in ("auto", "torch")] == ["torch", "torch"]
+    with pytest.raises(ValueError, match=r"no ops for device 'meta' \(this installation has libraries for cpu\)"):
+        _extension.resolve_backend("native", meta)
+    monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
+    assert [_extension.resolve_backend(name, cpu) for name in ("auto", "torch")] == ["torch", "torch"]
+    with pytest.raises(ValueError, match=r"^backend='native' has no ops for device 'cpu' .*no compiled library.*: use"):
+        _extension.resolve_backend("native", cpu)
+
+
+@pytest.mark.parametrize("backend", ["gpu", "", "Native", None, 0])
+def test_resolve_backend_refuses_unknown_names(backend):
+    with pytest.raises(ValueError, match="backend must be one of 'auto', 'native', 'torch', got"):
+        _extension.resolve_backend(backend, torch.device("cpu"))
+
+
+# Missing, broken, twice
+
+
+def test_without_libraries_everything_runs_on_the_twins(copy, tmp_path):
+    code = """
+import torch, lbgap
+from lbgap import _extension, ops
+assert _extension.__file__.startswith({folder!r}), _extension.__file__
+assert _extension.host is None and not _extension.NATIVE_DEVICES
+out = torch.zeros(4)
+sums = ops.box_step(torch.ones(4), torch.ones(4), 1.0, torch.zeros(4), 0.5, 0.0, out)
+assert out.tolist() == [0.5] * 4 and sums.tolist() == [1.0, -2.0, 4.0]
+torch.manual_seed(0)
+model, data = torch.nn.Linear(3, 2), (torch.randn(16, 3), torch.arange(16) % 2)
+assert lbgap.fast_sharpness(model, data, epsilon=1e-2).value > 0
+try:
+    lbgap.fast_sharpness(model, data, epsilon=1e-2, backend="native")
+except ValueError as error:
+    print(error)
+"""
+    status, printed = run(code, tmp_path)
+    assert status == 0, printed
+    assert printed.splitlines() == [
+        "backend='native' has no ops for device 'cpu' (this installation has no compiled library): "
+        "use backend='auto', or reinstall with a C++ compiler"
+    ]
+
+
+@needs_native
+@pytest.mark.parametrize("only", ["_cpu", "_host"])
+def test_one_library_does_without_the_other(copy, tmp_path, only):
+    if _extension._find(only) is None:
+        pytest.skip(f"{only} was not built")
+    shutil.copy(_extension._find(only), copy)
+    code = "from lbgap import _extension, ops; print(bool(_extension.NATIVE_DEVICES), _extension.host is not None)"
+    status, printed = run(code, tmp_path)
+    assert (status, printed.split()) == (0, [str(only == "_cpu"), str(only == "_host")])
+
+
+@pytest.mark.parametrize("content", [b"no library", b"\x7fELF" + 60 * b"\0"], ids=["text", "header"])
+def test_a_broken_library_raises_at_import(copy, tmp_path, content):
+    (copy / "_cpu.abi3.so").write_bytes(content)
+    status, printed = run("import lbgap", tmp_path)
+    assert status == 1
+    assert "ImportError: lbgap's compiled library _cpu.abi3.so does not load with torch" in printed
+    assert "reinstall lbgap, or set LBGAP_BUILD=0 while installing" in printed.splitlines()[-1]
+
+
+def test_a_broken_host_library_raises_at_import(copy, tmp_path):
+    (copy / f"_host{importlib.machinery.EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
+    status, printed = run("import lbgap", tmp_path)
+    assert status == 1
+    assert "ImportError" in printed.splitlines()[-1]
+
+
 @needs_native
 def test_a_second_copy_in_one_process_is_refused_before_it_registers(copy, tmp_path):
     library = _extension._find("_cpu")
@@ -40,6 +119,13 @@ def test_a_second_copy_in_one_process_is_refused_before_it_registers(copy, tmp_p
     status, printed = run(code, tmp_path)
     assert status == 1
     assert f"ImportError: another copy of lbgap is loaded in this process: import only one of it and {copy}" in printed
+
+
+@needs_native
+def test_the_same_library_may_be_loaded_again():
+    code = "import importlib; from lbgap import _extension, ops; importlib.reload(_extension); importlib.reload(ops)"
+    status, printed = run(code, ROOT)
+    assert (status, printed) == (0, "")
 
 
 # What builds them
@@ -64,7 +150,35 @@ def set_up(**environment):
 
 
 @in_checkout
-@pytest.mark.parametrize("compiler", ["", " ", None])
+def test_no_compiler_means_a_pure_package_and_says_so():
+    status, printed = set_up(LBGAP_BUILD=None, CXX="/nonexistent/c++ -O1")
+    assert status == 0
+    assert printed == "built:\nlbgap: no C++ compiler '/nonexistent/c++': building the pure-PyTorch package\n"
+
+
+@in_checkout
+@pytest.mark.parametrize("compiler", ["/nonexistent/c++", None])
+def test_build_0_builds_nothing(compiler):
+    status, printed = set_up(LBGAP_BUILD="0", CXX=compiler)
+    assert status == 0
+    assert printed == "built:\nlbgap: LBGAP_BUILD=0: building the pure-PyTorch package\n"
+
+
+@in_checkout
+def test_build_1_insists():
+    status, printed = set_up(LBGAP_BUILD="1", CXX="/nonexistent/c++")
+    assert status == 1
+    assert printed.strip() == ("LBGAP_BUILD=1, but there is no C++ compiler '/nonexistent/c++': install one or set CXX")
+
+
+@in_checkout
+@pytest.mark.parametrize("choice", ["yes", "2", "01", " "])
+def test_build_takes_nothing_else(choice):
+    assert set_up(LBGAP_BUILD=choice) == (1, f"LBGAP_BUILD must be 0, 1 or unset, got {choice!r}\n")
+
+
+@in_checkout
+@pytest.mark.parametrize("compiler", ["", None])
 def test_an_empty_choice_of_compiler_means_the_default(compiler):
     pytest.importorskip("pybind11")
     if shutil.which("c++") is None:
