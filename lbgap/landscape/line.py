@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import numbers
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lbgap._progress import evaluations_bar
 from lbgap._result import plain, versions
@@ -65,9 +67,9 @@ def line(
 ) -> Line:
     """Evaluate ``f(alpha x_l + (1 - alpha) x_s)`` on training and test data.
 
-    Trainable parameters are interpolated. With ``batch_norm="batch"`` (as in the paper's scripts) each evaluation
-    batch brings its own statistics; with ``"eval"`` the running statistics are interpolated too, variances no
-    lower than zero, so that both ends are the models' own losses.
+    Trainable parameters and floating-point buffers are interpolated, variances no lower than zero, so that with
+    ``batch_norm="eval"`` both ends are the models' own losses. With ``"batch"`` (as in the paper's scripts) each
+    evaluation batch brings its own statistics instead.
 
     Args:
         small: The small-batch minimizer x_s, at alpha = 0; never changed.
@@ -120,14 +122,16 @@ def line(
     with evaluations_bar("line", points * len(sets), progress) as visited:
         for alpha in alphas:
             point = (alpha * x_l.double() + (1 - alpha) * x_s.double()).to(x_s)
-            buffers = _blend_buffers(small, large, alpha) if batch_norm == "eval" else {}
+            buffers = _blend_buffers(small, large, alpha, batch_norm)
             for objective, found in zip(objectives, values, strict=True):
                 objective.set_buffers(buffers)
                 found.append(_evaluate(objective, point))
                 if visited is not None:
                     visited(0, found[-1][0])
-    settings = {"measure": "line", "points": points, "low": low, "high": high, **first.settings()}
-    settings |= {"test_samples": objectives[1].samples if len(sets) > 1 else 0, "versions": versions()}
+    settings = {"measure": "line", "points": points, "low": float(low), "high": float(high), **first.settings()}
+    if test_data is not None:
+        settings |= {"test_samples": objectives[1].samples, "test_batch_size": objectives[1].batch_size}
+    settings["versions"] = versions()
     train_loss, train_accuracy = _columns(values[0])
     test_loss, test_accuracy = _columns(values[1]) if len(sets) > 1 else (None, None)
     return Line(
@@ -150,7 +154,7 @@ def check_same_architecture(small: nn.Module, large: nn.Module) -> None:
 
     Raises:
         TypeError: One is not a module.
-        ValueError: They differ; the message names the first parameter that does.
+        ValueError: They differ; the message names the first parameter, buffer or module that does.
     """
     for role, model in (("small", small), ("large", large)):
         if not isinstance(model, nn.Module):
@@ -166,6 +170,20 @@ def check_same_architecture(small: nn.Module, large: nn.Module) -> None:
             raise ValueError(f"parameter {name!r} is frozen in one model only: freeze it in both or in neither")
         if not ours[name].requires_grad and not torch.equal(ours[name].cpu(), theirs[name].cpu()):
             raise ValueError(f"frozen parameter {name!r} differs between the models: unfreeze it to interpolate it")
+    ours, theirs = dict(small.named_buffers()), dict(large.named_buffers())
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        shapes = [tuple(b[name].shape) if name in b else "absent" for b in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"the models differ: buffer {name!r} is {shapes[0]} in one and {shapes[1]} in the other")
+        counter = name.endswith("num_batches_tracked")  # which enters no evaluation
+        if not (counter or ours[name].is_floating_point() or torch.equal(ours[name].cpu(), theirs[name].cpu())):
+            raise ValueError(f"the models differ: buffer {name!r} has other values and cannot be interpolated")
+    for (name, one), (_, other) in zip(small.named_modules(), large.named_modules(), strict=False):
+        kinds = [type(module).__qualname__ for module in (one, other)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"the models differ: module {name or '(root)'!r} is {kinds[0]} in one and {kinds[1]} in the other"
+            )
 
 
 def _check_range(points: int, low: float, high: float) -> None:
@@ -173,18 +191,24 @@ def _check_range(points: int, low: float, high: float) -> None:
         raise TypeError(f"points must be a whole number, got {points!r}")
     if not 2 <= points <= MOST_POINTS:
         raise ValueError(f"points must be between 2 and {MOST_POINTS:,}, got {points}")
+    for name, value in (("low", low), ("high", high)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} must be a number, got {value!r}")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"low and high must be finite with low < high, got {low} and {high}")
 
 
-def _blend_buffers(small: nn.Module, large: nn.Module, alpha: float) -> dict[str, Tensor]:
-    """Interpolate the floating buffers of two models; variances stay at zero or above."""
+def _blend_buffers(small: nn.Module, large: nn.Module, alpha: float, batch_norm: str) -> dict[str, Tensor]:
+    """Interpolate the floating buffers that enter the output; variances stay at zero or above."""
     theirs = dict(large.named_buffers())
     blended = {}
-    for name, ours in small.named_buffers():
-        if ours.is_floating_point():
-            value = alpha * theirs[name].to(ours.device).double() + (1 - alpha) * ours.double()
-            blended[name] = value.clamp_min(0) if name.endswith("running_var") else value
+    for prefix, module in small.named_modules():
+        if batch_norm == "batch" and isinstance(module, _BatchNorm):
+            continue
+        for name, ours in module.named_buffers(prefix, recurse=False):
+            if ours.is_floating_point():
+                value = alpha * theirs[name].to(ours.device).double() + (1 - alpha) * ours.double()
+                blended[name] = value.clamp_min(0) if name.endswith("running_var") else value
     return blended
 
 
