@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,10 +35,12 @@ def plot_line(line: Line, title: str = "") -> Figure:
     losses.plot(line.alphas, line.train_loss, color=BLUE, label="train")
     if line.test_loss is not None:
         losses.plot(line.alphas, line.test_loss, color=BLUE, linestyle="--", label="test")
+    losses.set_xlim(line.alphas[0], line.alphas[-1])
     losses.set_xlabel(r"$\alpha$  (0: small-batch minimizer, 1: large-batch minimizer)")
     losses.set_ylabel(f"{str(line.settings['loss']).replace('_', '-')} loss", color=BLUE)
     losses.tick_params(axis="y", colors=BLUE)
-    losses.set_ylim(bottom=0)
+    if all(loss >= 0 for loss in (*line.train_loss, *(line.test_loss or ())) if math.isfinite(loss)):
+        losses.set_ylim(bottom=0)
     for end in (0.0, 1.0):
         losses.axvline(end, color=GREY, linewidth=0.8, linestyle=":")
     if line.train_accuracy is not None:
@@ -70,7 +73,7 @@ def plot_bars(
         title: Above the axes.
 
     Returns:
-        The figure. Values of zero, which a logarithm has no place for, are written where their dot would be.
+        The figure. What a logarithm has no place for is written out: zero and NaN at the bottom, infinity at the top.
     """
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
@@ -79,8 +82,9 @@ def plot_bars(
     width = 0.8 / max(len(bars), 1)
     for index, (kind, color) in enumerate(zip(bars, (BLUE, ORANGE, GREEN, VERMILION), strict=False)):
         places = [g + (index - (len(bars) - 1) / 2) * width for g in range(len(groups))]
-        medians = [sorted(values)[len(values) // 2] for values in bars[kind]]
-        axes.bar(places, [max(m - floor, 0) for m in medians], width * 0.92, floor, color=color, label=kind)
+        medians = [statistics.median(values) for values in bars[kind]]
+        heights = [m - floor if floor < m < math.inf else 0 for m in medians]
+        axes.bar(places, heights, width * 0.92, floor, color=color, label=kind)
         for place, values in zip(places, bars[kind], strict=True):
             _dots(axes, place, width, values, floor)
     axes.set_yscale("log")
@@ -94,13 +98,15 @@ def plot_bars(
 
 
 def _dots(axes: Axes, place: float, width: float, values: Sequence[float], floor: float) -> None:
-    """One dot a value, side by side in value order of arrival."""
+    """One dot a value, side by side in the order of arrival."""
     for position, value in enumerate(values):
         at = place + width * 0.5 * ((position + 0.5) / len(values) - 0.5)
-        if value > 0:
+        if 0 < value < math.inf:
             axes.plot(at, value, "o", color="white", markeredgecolor="black", markersize=4)
+        elif value == math.inf:
+            axes.annotate("inf", (at, 0.99), xycoords=("data", "axes fraction"), ha="center", va="top")
         else:
-            axes.annotate("0", (at, floor), ha="center", va="bottom")
+            axes.annotate(f"{value:g}", (at, floor), ha="center", va="bottom")
 
 
 def encode(figure: Figure, kind: str) -> bytes:

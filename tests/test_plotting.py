@@ -1,0 +1,131 @@
+"""Figures: what is drawn, also where numbers are not finite, and the files they become."""
+
+import math
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import matplotlib
+import pytest
+from matplotlib.image import imread
+
+from lbgap import plotting
+from lbgap.landscape import Line
+
+inf, nan = math.inf, math.nan
+
+
+def make_line(train_loss, train_accuracy=None, test_loss=None, test_accuracy=None):
+    alphas = tuple(-1 + 3 * index / (len(train_loss) - 1) for index in range(len(train_loss)))
+    return Line(alphas, train_loss, train_accuracy, test_loss, test_accuracy, {"loss": "cross_entropy"}, 0.0)
+
+
+def full_line():
+    return make_line((3.0, 0.1, 2.0, 5.0), (10.0, 99.0, 40.0, 12.0), (3.5, 0.9, 2.5, 6.0), (9.0, 80.0, 35.0, 11.0))
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+class TestLine:
+    def test_losses_left_accuracies_right_test_data_dashed(self):
+        line = full_line()
+        losses, accuracies = plotting.plot_line(line, "a title").axes
+        drawn = {
+            (axes.get_ylabel(), curve.get_linestyle()): tuple(curve.get_ydata())
+            for axes in (losses, accuracies)
+            for curve in axes.lines
+            if len(curve.get_ydata()) == 4
+        }
+        assert drawn == {
+            ("cross-entropy loss", "-"): line.train_loss,
+            ("cross-entropy loss", "--"): line.test_loss,
+            ("accuracy in %", "-"): line.train_accuracy,
+            ("accuracy in %", "--"): line.test_accuracy,
+        }
+        assert losses.get_title() == "a title"
+        assert losses.get_ylim()[0] == 0
+        assert losses.get_xlim() == (-1, 2)
+
+    def test_without_accuracy_and_test_data_there_is_one_axis_and_no_legend(self):
+        figure = plotting.plot_line(make_line((3.0, 0.1, 2.0)))
+        assert len(figure.axes) == 1
+        assert not figure.legends
+
+    @pytest.mark.parametrize(
+        "losses", [(inf,) * 4, (nan, inf, 1.0, 2.0), (1.0, 2.0, inf, nan), (0.0,) * 4, (1e300, 1.0, 1e-300, 0.0)]
+    )
+    def test_losses_that_are_not_finite_leave_a_gap_and_the_axis_whole(self, losses):
+        figure = plotting.plot_line(make_line(losses, test_loss=losses[::-1]))
+        plotting.encode(figure, "png")
+        assert figure.axes[0].get_xlim() == (-1, 2)
+
+    def test_a_negative_loss_is_not_cut_off(self):
+        assert plotting.plot_line(make_line((-3.0, -2.0, -1.0))).axes[0].get_ylim()[0] < -3
+
+
+class TestBars:
+    def test_bars_are_medians_and_dots_the_values(self):
+        figure = plotting.plot_bars(["a", "b"], {"one": [[1, 3, 8], [2, 4]], "two": [[5], [6]]}, "phi in %")
+        axes = figure.axes[0]
+        tops = [bar.get_y() + bar.get_height() for bar in axes.patches]
+        assert tops == pytest.approx([3, 3, 5, 6])
+        assert [float(dot.get_ydata()[0]) for dot in axes.lines] == [1, 3, 8, 2, 4, 5, 6]
+        assert axes.get_yscale() == "log"
+        assert axes.get_ylim()[0] < 1
+        assert axes.get_ylabel() == "phi in %"
+        assert [label.get_text() for label in figure.legends[0].get_texts()] == ["one", "two"]
+
+    def test_zeros_are_written(self):
+        figure = plotting.plot_bars(["a", "b"], {"one": [[0, 2.0], [0]], "two": [[0.0], [3]]}, "y")
+        assert texts(figure) == ["0", "0", "0"]
+        plotting.encode(figure, "png")
+
+    def test_nothing_but_zeros(self):
+        figure = plotting.plot_bars(["a"], {"one": [[0.0, 0.0]]}, "y")
+        assert texts(figure) == ["0", "0"]
+        plotting.encode(figure, "svg")
+
+    @pytest.mark.parametrize("values", [[[inf, 1.0], [2.0]], [[inf], [inf]], [[nan, inf], [0.0]]])
+    def test_infinities_and_nan_are_written(self, values):
+        figure = plotting.plot_bars(["a", "b"], {"one": values}, "y")
+        odd = [value for group in values for value in group if not 0 < value < inf]
+        assert texts(figure) == [f"{value:g}" for value in odd]
+        plotting.encode(figure, "png")
+
+
+class TestFiles:
+    def test_png_and_svg_are_written_whole(self, tmp_path):
+        paths = plotting.save(plotting.plot_line(full_line()), tmp_path / "line.v1")
+        assert paths == [tmp_path / "line.v1.png", tmp_path / "line.v1.svg"]
+        assert sorted(tmp_path.iterdir()) == paths
+        assert imread(paths[0]).shape == (600, 960, 4)
+        root = ElementTree.parse(paths[1]).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+
+    def test_a_folder_that_is_missing_is_named(self, tmp_path):
+        with pytest.raises(OSError, match="cannot write .*missing"):
+            plotting.save(plotting.plot_line(full_line()), tmp_path / "missing" / "line")
+
+    @pytest.mark.parametrize("kind", ["png", "svg"])
+    def test_the_same_figure_gives_the_same_bytes(self, kind):
+        first, again, other = (
+            plotting.encode(plotting.plot_line(line), kind)
+            for line in (full_line(), full_line(), make_line((1.0, 2.0, 3.0)))
+        )
+        assert first == again
+        assert first != other
+        figure = plotting.plot_bars(["a"], {"one": [[0, inf, 3.0]]}, "y")
+        assert plotting.encode(figure, kind) == plotting.encode(figure, kind)
+
+
+def test_matplotlibs_global_state_stays_as_it_is(tmp_path):
+    before = dict(matplotlib.rcParams)
+    plotting.save(plotting.plot_line(full_line()), tmp_path / "line")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_pyplot_is_not_imported():
+    code = "import sys, lbgap.plotting, lbgap.report; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
