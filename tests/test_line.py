@@ -51,13 +51,9 @@ def make_data(samples=50, seed=0):
 def blended(small, large, alpha):
     """A third model between two, in float64."""
     model = make_model(0).double()
-    state = {
-        name: value
-        if name.endswith("num_batches_tracked")
-        else alpha * large.state_dict()[name].double() + (1 - alpha) * value
-        for name, value in small.double().state_dict().items()
-    }
-    model.load_state_dict(state)
+    with torch.no_grad():
+        for value, one, other in zip(*(m.state_dict().values() for m in (model, small, large)), strict=True):
+            value.copy_(alpha * other.double() + (1 - alpha) * one.double())
     return model
 
 
@@ -165,6 +161,21 @@ class TestValues:
         one = lbgap.line(small, large, make_data(), points=4, batch_norm="eval")
         other = lbgap.line(small, make_model(2).double(), make_data(), points=4, batch_norm="eval")
         assert one.train_loss == other.train_loss
+
+    def test_parameters_are_matched_by_name_not_by_order(self):
+        class Swapped(nn.Module):
+            def __init__(self, names):
+                super().__init__()
+                for name in names:
+                    setattr(self, name, nn.Linear(6, 6))
+
+            def forward(self, inputs):
+                return self.last(self.first(inputs).relu())
+
+        small, large = Swapped(("first", "last")), Swapped(("last", "first"))
+        found = lbgap.line(small, large, make_data(), points=2, low=0, high=1)
+        objective = Objective(large, make_data())
+        assert found.train_loss[1] == pytest.approx(float(objective.loss(objective.theta)), rel=1e-6)
 
     def test_progress_goes_to_standard_error_only(self, capsys):
         lbgap.line(make_model(1), make_model(2), make_data(), points=2, progress=True)

@@ -105,7 +105,7 @@ class TestFiles:
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
 
     def test_a_folder_that_is_missing_is_named(self, tmp_path):
-        with pytest.raises(OSError, match="cannot write .*missing"):
+        with pytest.raises(OSError, match=r"cannot write .*missing"):
             plotting.save(plotting.plot_line(full_line()), tmp_path / "missing" / "line")
 
     @pytest.mark.parametrize("kind", ["png", "svg"])

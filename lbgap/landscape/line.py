@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lbgap._progress import evaluations_bar
 from lbgap._result import plain, versions
-from lbgap.flat import select_parameters
 from lbgap.losses import LossFunction
 from lbgap.objective import Objective
 
@@ -114,7 +114,8 @@ def line(
     ]
     first = objectives[0]
     x_s = first.theta
-    x_l = torch.cat([p.detach().reshape(-1) for p in select_parameters(large, "all").values()]).to(x_s)
+    ends = dict(large.named_parameters())
+    x_l = torch.cat([ends[name].detach().reshape(-1) for name in first.names]).to(x_s)
     if torch.equal(x_s, x_l):
         raise ValueError("the two models have the same parameters: a line needs two different minimizers")
     alphas = torch.linspace(low, high, points, dtype=torch.float64).tolist()
@@ -159,31 +160,32 @@ def check_same_architecture(small: nn.Module, large: nn.Module) -> None:
     for role, model in (("small", small), ("large", large)):
         if not isinstance(model, nn.Module):
             raise TypeError(f"the {role}-batch model must be a torch.nn.Module, got {type(model).__name__}")
-    ours, theirs = dict(small.named_parameters()), dict(large.named_parameters())
-    for name in [*ours, *(name for name in theirs if name not in ours)]:
-        shapes = [tuple(p[name].shape) if name in p else "absent" for p in (ours, theirs)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"the models differ: parameter {name!r} is {shapes[0]} in one and {shapes[1]} in the other"
-            )
-        if ours[name].requires_grad != theirs[name].requires_grad:
+    parameters = dict(large.named_parameters())
+    _check_shapes("parameter", dict(small.named_parameters()), parameters)
+    for name, ours in small.named_parameters():
+        if ours.requires_grad != parameters[name].requires_grad:
             raise ValueError(f"parameter {name!r} is frozen in one model only: freeze it in both or in neither")
-        if not ours[name].requires_grad and not torch.equal(ours[name].cpu(), theirs[name].cpu()):
+        if not ours.requires_grad and not torch.equal(ours.cpu(), parameters[name].cpu()):
             raise ValueError(f"frozen parameter {name!r} differs between the models: unfreeze it to interpolate it")
-    ours, theirs = dict(small.named_buffers()), dict(large.named_buffers())
-    for name in [*ours, *(name for name in theirs if name not in ours)]:
-        shapes = [tuple(b[name].shape) if name in b else "absent" for b in (ours, theirs)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"the models differ: buffer {name!r} is {shapes[0]} in one and {shapes[1]} in the other")
+    buffers = dict(large.named_buffers())
+    _check_shapes("buffer", dict(small.named_buffers()), buffers)
+    for name, value in small.named_buffers():
         counter = name.endswith("num_batches_tracked")  # which enters no evaluation
-        if not (counter or ours[name].is_floating_point() or torch.equal(ours[name].cpu(), theirs[name].cpu())):
+        if not (counter or value.is_floating_point() or torch.equal(value.cpu(), buffers[name].cpu())):
             raise ValueError(f"the models differ: buffer {name!r} has other values and cannot be interpolated")
-    for (name, one), (_, other) in zip(small.named_modules(), large.named_modules(), strict=False):
-        kinds = [type(module).__qualname__ for module in (one, other)]
+    modules = dict(large.named_modules())
+    for name, module in small.named_modules():
+        kinds = [type(m).__qualname__ for m in (module, modules.get(name, module))]
         if kinds[0] != kinds[1]:
-            raise ValueError(
-                f"the models differ: module {name or '(root)'!r} is {kinds[0]} in one and {kinds[1]} in the other"
-            )
+            where = f"module {name!r}" if name else "the whole"
+            raise ValueError(f"the models differ: {where} is {kinds[0]} in one and {kinds[1]} in the other")
+
+
+def _check_shapes(kind: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        shapes = [tuple(tensors[name].shape) if name in tensors else "absent" for tensors in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"the models differ: {kind} {name!r} is {shapes[0]} in one and {shapes[1]} in the other")
 
 
 def _check_range(points: int, low: float, high: float) -> None:
