@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lbgap import _files, networks, report
 from lbgap._result import plain, versions
@@ -19,9 +24,11 @@ from lbgap.sharpness import Sharpness, fast_sharpness
 from lbgap.training import Run, train
 
 EPSILONS = (1e-3, 5e-4)
+HIDDEN = (128, 128, 128, 128)
 SMALL_BATCH, LARGE_SHARE = 32, 0.1
 UPDATES = 5_000
 RESTARTS = 10  # one targeted start a class
+TIE = 1e-3  # two methods whose phi differ by a smaller share found the same maximum
 MARK = "demo.json"
 
 Step = Callable[[str], None]
@@ -47,6 +54,11 @@ class Phi:
     recipe_seconds: float
     recipe_status: str
 
+    @property
+    def best(self) -> float:
+        """The larger of both, which is the truer one: each is a lower bound."""
+        return max(self.vertex, self.recipe)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -56,9 +68,10 @@ class Row:
         regime: ``"SB"`` or ``"LB"``.
         seed: Of the start and of the order of samples.
         batch_size: Samples in a batch.
+        updates: ADAM updates made.
         train_loss: Mean cross-entropy over the training data.
         train_accuracy: In percent.
-        test_loss: Mean cross-entropy over the test data.
+        test_loss: Mean cross-entropy over the test data; NaN where it is not finite.
         test_accuracy: In percent.
         distance: Euclidean distance from the start.
         train_seconds: Time spent training.
@@ -68,6 +81,7 @@ class Row:
     regime: str
     seed: int
     batch_size: int
+    updates: int
     train_loss: float
     train_accuracy: float
     test_loss: float
@@ -116,13 +130,14 @@ def demo(
 ) -> Demo:
     """Train small- and large-batch from the same starts on MNIST-1D and measure both minimizers.
 
-    Both regimes make the same number of ADAM updates. The folder gets the runs, ``line`` and ``sharpness`` as PNG and
+    Both regimes make the same number of ADAM updates, in processes of their own: a script that calls this needs the
+    usual ``if __name__ == "__main__"``. The folder gets the runs, ``line`` and ``sharpness`` as PNG and
     SVG, ``result.json`` and ``report.html``. A demonstration that was interrupted goes on where it was.
 
     Args:
         out: The folder.
         seeds: How many starts.
-        updates: ADAM updates of each training.
+        updates: ADAM updates of each training, rounded to whole epochs and at least one.
         seed: The first seed.
         step: Called with what is about to be done, before each step.
 
@@ -132,6 +147,7 @@ def demo(
     Raises:
         ValueError: A number is out of range, or the folder holds a demonstration with other settings.
         FileExistsError: The folder holds something else.
+        NotADirectoryError: It is a file.
         OSError: It cannot be written.
     """
     began = time.perf_counter()
@@ -143,7 +159,7 @@ def demo(
     folder = Path(out)
     data = mnist1d()
     assert data.test is not None
-    network = {"name": "mlp", "inputs": 40, "hidden": [128] * 4, "outputs": data.classes, "batch_norm": True}
+    network = {"name": "mlp", "inputs": 40, "hidden": list(HIDDEN), "outputs": data.classes, "batch_norm": True}
     settings = {
         "data": data.name,
         "network": network,
@@ -153,14 +169,14 @@ def demo(
     }
     _claim(folder, plain({**settings, "first_seed": seed}))
     say = step or (lambda _: None)
-    runs = list(_train_all(folder, data, network, updates, range(seed, seed + seeds), say))
+    runs = _train_all(folder, data, network, updates, range(seed, seed + seeds), say)
     rows, measured = [], {}
-    for regime, number, run in runs:
-        phi, objective = _measure(run, data, f"{regime}, seed {number}", say)
-        rows.append(_row(regime, number, run, phi))
+    for training, run in runs:
+        phi, objective = _measure(run, data, f"{training.regime}, seed {training.seed}", say)
+        rows.append(_row(training, run, phi))
         measured = objective.settings()
     say("line between the first two minimizers")
-    path = line(runs[0][2].model, runs[1][2].model, data.train, test_data=data.test)
+    path = line(runs[0][1].model, runs[1][1].model, data.train, test_data=data.test)
     findings = tuple(_findings(rows))
     settings |= {"seeds": list(range(seed, seed + seeds)), "objective": measured, "versions": versions()}
     result = Demo(tuple(rows), findings, plain(settings), folder, time.perf_counter() - began)
@@ -176,35 +192,70 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         if found != settings:
             raise ValueError(f"{folder} holds a demonstration with other settings: choose another folder with --out")
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: choose another folder with --out")
+    if folder.exists() and not all(map(_files.is_temporary, folder.iterdir())):
         raise FileExistsError(f"{folder} exists and holds no demonstration: choose another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
     _files.write_json(mark, settings)
 
 
+@dataclass(frozen=True)
+class _Training:
+    """What one worker process needs to know."""
+
+    regime: str
+    seed: int
+    batch: int
+    updates: int
+    network: dict[str, Any]
+    folder: Path
+
+    def run(self) -> Run:
+        """Train, go on with an unfinished run, or read a finished one."""
+        data = mnist1d()
+        spec = {**self.network, "seed": self.seed}
+        return train(
+            networks.build(spec),
+            data.train,
+            test_data=data.test,
+            batch_size=self.batch,
+            epochs=max(1, round(self.updates * self.batch / len(data.train.inputs))),
+            optimizer_options={"fused": True},
+            seed=self.seed,
+            out=self.folder,
+            resume=True,
+            config={"network": spec, "data": {"name": data.name}},
+        )
+
+
+def _work(training: _Training) -> None:
+    training.run()
+
+
+def _start_worker() -> None:
+    """One thread each, since such small networks do not gain from more; Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
 def _train_all(
     folder: Path, data: Data, network: dict[str, Any], updates: int, seeds: range, say: Step
-) -> Iterator[tuple[str, int, Run]]:
-    """Train both regimes from every seed; runs that are finished are read, unfinished ones go on."""
-    samples = len(data.train.inputs)
-    for seed in seeds:
-        spec = {**network, "seed": seed}
-        model = networks.build(spec)
-        for regime, batch in (("SB", SMALL_BATCH), ("LB", round(LARGE_SHARE * samples))):
-            say(f"training {regime}, batch {batch}, seed {seed}")
-            run = train(
-                model,
-                data.train,
-                test_data=data.test,
-                batch_size=batch,
-                epochs=max(1, round(updates * batch / samples)),
-                optimizer_options={"fused": True},
-                seed=seed,
-                out=folder / "runs" / f"{regime.lower()}-seed{seed}",
-                resume=True,
-                config={"network": spec, "data": {"name": data.name}},
-            )
-            yield regime, seed, run
+) -> list[tuple[_Training, Run]]:
+    """Train both regimes from every seed, several at a time, each in a process of its own."""
+    large = round(LARGE_SHARE * len(data.train.inputs))
+    trainings = [
+        _Training(regime, seed, batch, updates, network, folder / "runs" / f"{regime.lower()}-seed{seed}")
+        for seed in seeds
+        for regime, batch in (("SB", SMALL_BATCH), ("LB", large))
+    ]
+    workers = min(len(trainings), torch.get_num_threads())
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
+        finished = pool.imap(_work, trainings)
+        for training in trainings:
+            say(f"training {training.regime}, batch {training.batch}, seed {training.seed}")
+            next(finished)
+    return [(training, training.run()) for training in trainings]
 
 
 def _measure(run: Run, data: Data, which: str, say: Step) -> tuple[tuple[Phi, ...], Objective]:
@@ -219,53 +270,59 @@ def _measure(run: Run, data: Data, which: str, say: Step) -> tuple[tuple[Phi, ..
     return tuple(found), objective
 
 
-def _row(regime: str, seed: int, run: Run, phi: tuple[Phi, ...]) -> Row:
+def _row(regime: str, seed: int, run: Run, samples: int, phi: tuple[Phi, ...]) -> Row:
     last = run.metrics[run.epoch - 1]
     kept = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "distance")
-    values = {name: last[name] for name in kept}
+    values = {name: math.nan if last[name] is None else last[name] for name in kept}
     batch = run.config["batch_size"]
-    return Row(regime, seed, batch, **values, train_seconds=run.seconds, phi=phi)
+    updates = run.epoch * math.ceil(samples / batch)
+    return Row(regime, seed, batch, updates, **values, train_seconds=run.seconds, phi=phi)
 
 
-def _findings(rows: list[Row]) -> Iterator[str]:
+def _findings(rows: Sequence[Row]) -> Iterator[str]:
     """Say what the numbers say, also where it is not what the paper says."""
     pairs = list(zip(rows[::2], rows[1::2], strict=True))
-    for index, epsilon in enumerate(EPSILONS):
-        sharper = sum(lb.phi[index].vertex > sb.phi[index].vertex for sb, lb in pairs)
-        small = statistics.median(sb.phi[index].vertex for sb, _ in pairs)
-        large = statistics.median(lb.phi[index].vertex for _, lb in pairs)
+    starts = f"{len(pairs)} start{'s' if len(pairs) > 1 else ''}"
+    for index, epsilon in enumerate(phi.epsilon for phi in rows[0].phi):
+        found = [(sb.phi[index], lb.phi[index]) for sb, lb in pairs]
+        orders = [_order(sb.best, lb.best) for sb, lb in found]
+        small, large = (statistics.median(pair[side].best for pair in found) for side in (0, 1))
         ratio = f", {large / small:.3g} times" if small > 0 else ""
         yield (
-            f"epsilon {epsilon:g}: the LB minimizer is sharper than the SB one from {sharper} of {len(pairs)} starts; "
-            f"median phi at least {large:.4g} % against {small:.4g} %{ratio}."
+            f"epsilon {epsilon:g}: of {starts}, the LB minimizer is the sharper one from {orders.count(1)} and the SB "
+            f"one from {orders.count(-1)}; median phi at least {large:.4g} % (LB) against {small:.4g} % (SB){ratio}."
         )
-        wrong = sum(
-            (lb.phi[index].recipe > sb.phi[index].recipe) != (lb.phi[index].vertex > sb.phi[index].vertex)
-            for sb, lb in pairs
-        )
-        stuck = sum(row.phi[index].recipe == 0 for row in rows)
-        lower = sum(row.phi[index].recipe < 0.999 * row.phi[index].vertex for row in rows)
-        higher = sum(0.999 * row.phi[index].recipe > row.phi[index].vertex for row in rows)
+        both = [row.phi[index] for row in rows]
+        lower = sum(phi.recipe < phi.vertex * (1 - TIE) for phi in both)
+        higher = sum(phi.vertex < phi.recipe * (1 - TIE) for phi in both)
+        claims = [_order(sb.recipe, lb.recipe) for sb, lb in found]
+        opposite = sum(claim * order < 0 for claim, order in zip(claims, orders, strict=True))
+        equal = sum(claim == 0 != order for claim, order in zip(claims, orders, strict=True))
         yield (
-            f"epsilon {epsilon:g}: the paper's recipe found a smaller maximum for {lower} of {len(rows)} minimizers "
-            f"and a larger one for {higher}; it never moved for {stuck}. It orders SB and LB the other way round "
-            f"from {wrong} of {len(pairs)} starts."
+            f"epsilon {epsilon:g}: of {len(rows)} minimizers, the paper's recipe finds a smaller maximum than vertex "
+            f"ascent for {lower}, a larger one for {higher}, and no rise at all for "
+            f"{sum(phi.recipe == 0 for phi in both)}. Of {starts}, it orders SB and LB the other way round from "
+            f"{opposite} and calls them equal from {equal}."
         )
-    better = sum(sb.test_accuracy > lb.test_accuracy for sb, lb in pairs)
-    small = statistics.mean(sb.test_accuracy for sb, _ in pairs)
-    large = statistics.mean(lb.test_accuracy for _, lb in pairs)
+    accuracies = [_order(sb.test_accuracy, lb.test_accuracy) for sb, lb in pairs]
+    small, large = (statistics.mean(pair[side].test_accuracy for pair in pairs) for side in (0, 1))
     yield (
-        f"Test accuracy: {small:.2f} % for SB against {large:.2f} % for LB in the mean; SB is better from {better} of "
-        f"{len(pairs)} starts."
+        f"Test accuracy: {small:.2f} % (SB) against {large:.2f} % (LB) in the mean; of {starts}, SB is better from "
+        f"{accuracies.count(-1)} and LB from {accuracies.count(1)}."
     )
-    distance = statistics.median(sb.distance / lb.distance for sb, lb in pairs)
-    yield f"The SB minimizers lie {distance:.2f} times as far from the start as the LB ones (median)."
+    small, large = (statistics.median(pair[side].distance for pair in pairs) for side in (0, 1))
+    yield f"Distance from the start: {small:.3g} (SB) against {large:.3g} (LB) in the median."
     ours = sum(phi.vertex_seconds for row in rows for phi in row.phi)
     theirs = sum(phi.recipe_seconds for row in rows for phi in row.phi)
     yield (
-        f"All sharpnesses together took {ours:.1f} s by vertex ascent from {RESTARTS + 1} starts, {theirs:.1f} s by "
-        "the recipe from one."
+        f"Time for all sharpnesses: {ours:.1f} s by vertex ascent from {RESTARTS + 1} starts each, {theirs:.1f} s by the "
+        "paper's recipe from one."
     )
+
+
+def _order(small: float, large: float) -> int:
+    """1 if the LB value is larger, -1 if the SB value is, 0 if neither, as with NaN."""
+    return (large > small) - (large < small)
 
 
 def _write(result: Demo, path: Line) -> None:
