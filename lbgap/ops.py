@@ -188,7 +188,7 @@ def _fake(name: str, sums: int) -> None:
                 raise ValueError(f"the inputs of {name} must be on one device, got {y.device} and {arg.device}")
         return y.new_empty((*y.shape[:-1], sums), dtype=torch.float64) if sums else None
 
-    torch.library.register_fake(f"lbgap::{name}", fake)
+    torch.library.register_fake(f"lbgap::{name}", fake, allow_override=True)
 
 
 if _extension.NATIVE_DEVICES:

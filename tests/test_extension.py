@@ -189,7 +189,7 @@ def test_an_empty_choice_of_compiler_means_the_default(compiler):
 
 @in_checkout
 def test_a_source_archive_made_without_a_compiler_builds_with_one(tmp_path):
-    pytest.importorskip("setuptools")
+    pytest.importorskip("setuptools", minversion="77")
     source = tmp_path / "source"
     ignore = shutil.ignore_patterns(*LIBRARIES, "__pycache__")
     for folder in ("csrc", "lbgap", "tests"):
