@@ -1,9 +1,9 @@
 // Who loops on the CPU: blocks of fixed size over threads, sums over a fixed tree.
 //
 // A block is kBlock coordinates of one row. Inside it coordinate i adds to lane i % kLanes, then the lanes
-// are folded in halves, then the blocks of a row in halves. Neither the number of threads nor the width of
-// the SIMD registers enters, and products are not contracted (-ffp-contract=off): the bits are the same
-// on every machine.
+// are folded neighbour by neighbour, then the blocks of a row in the same way. Neither the number of threads
+// nor the width of the SIMD registers enters, and products are not contracted (-ffp-contract=off): the bits
+// are the same on every machine.
 
 #pragma once
 
