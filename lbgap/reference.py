@@ -42,9 +42,7 @@ def box_step(
     return torch.stack([squared_length, slope, clipped], dim=-1)
 
 
-def box_vertex(
-    y: Tensor, gradient: Tensor, centre: Tensor, absolute: float, relative: float, out: Tensor
-) -> Tensor:
+def box_vertex(y: Tensor, gradient: Tensor, centre: Tensor, absolute: float, relative: float, out: Tensor) -> Tensor:
     """Go to the vertex furthest along ``gradient``; see :func:`lbgap.ops.box_vertex`."""
     lower, upper = _bounds(centre, absolute, relative)
     vertex = torch.where(gradient > 0, upper, torch.where(gradient < 0, lower, y))
