@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -270,13 +270,12 @@ def _measure(run: Run, data: Data, which: str, say: Step) -> tuple[tuple[Phi, ..
     return tuple(found), objective
 
 
-def _row(regime: str, seed: int, run: Run, samples: int, phi: tuple[Phi, ...]) -> Row:
+def _row(training: _Training, run: Run, phi: tuple[Phi, ...]) -> Row:
     last = run.metrics[run.epoch - 1]
     kept = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "distance")
     values = {name: math.nan if last[name] is None else last[name] for name in kept}
-    batch = run.config["batch_size"]
-    updates = run.epoch * math.ceil(samples / batch)
-    return Row(regime, seed, batch, updates, **values, train_seconds=run.seconds, phi=phi)
+    updates = run.epoch * math.ceil(run.config["data"]["samples"] / training.batch)
+    return Row(training.regime, training.seed, training.batch, updates, **values, train_seconds=run.seconds, phi=phi)
 
 
 def _findings(rows: Sequence[Row]) -> Iterator[str]:
@@ -315,8 +314,8 @@ def _findings(rows: Sequence[Row]) -> Iterator[str]:
     ours = sum(phi.vertex_seconds for row in rows for phi in row.phi)
     theirs = sum(phi.recipe_seconds for row in rows for phi in row.phi)
     yield (
-        f"Time for all sharpnesses: {ours:.1f} s by vertex ascent from {RESTARTS + 1} starts each, {theirs:.1f} s by the "
-        "paper's recipe from one."
+        f"Time for all sharpnesses: {ours:.1f} s by vertex ascent from {RESTARTS + 1} starts each, {theirs:.1f} s by "
+        "the paper's recipe from one."
     )
 
 
