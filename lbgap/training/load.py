@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lbgap import _files, networks
 from lbgap.training.run import SavedRun
@@ -62,9 +63,12 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
         source: Where the tensors come from, for the message.
 
     Raises:
-        ValueError: A tensor is missing, left over or of another shape.
+        ValueError: A tensor is missing, left over or of another shape, or the model's shapes are not known yet.
     """
     own = model.state_dict()
+    for name, value in own.items():
+        if is_lazy(value):
+            raise ValueError(f"parameter {name!r} of the model has no shape yet: run one batch through the model first")
     problems = [f"{name!r} is missing" for name in own if name not in weights]
     problems += [f"{name!r} is not in the model" for name in weights if name not in own]
     problems += [
