@@ -6,7 +6,6 @@ The samples are standard normal and the parameters those of the start: neither c
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import pytest
@@ -64,7 +63,7 @@ def prepare(backend: str, model: nn.Module, samples: Samples) -> tuple[Callable[
     objective = Objective(model, samples, batch_size=sizes.get(backend), precision=precision)
     theta, out = objective.theta, objective.theta
     call = objective.direction if backend == "mixed" else objective.loss_and_gradient
-    return lambda: functools.partial(call, theta, out=out)()[1], objective.batch_size
+    return lambda: call(theta, out=out)[1], objective.batch_size
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import os
+import re
 import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -22,59 +30,115 @@ app = typer.Typer(
 )
 errors = Console(stderr=True, soft_wrap=True)
 INTERRUPTED = 130  # what typer exits with after Ctrl-C
+UsageError = cast(type[Exception], typer.BadParameter.__base__)  # typer's own or click's, depending on its version
 
-Runs = Annotated[list[Path] | None, typer.Argument(help="Run folders made by `lbgap train`.", show_default=False)]
+
+def _seed(value: int) -> int:
+    if not 0 <= value < 2**63:
+        raise typer.BadParameter(f"must be between 0 and 2**63 - 1, got {value}")
+    return value
+
+
+Runs = Annotated[list[Path] | None, typer.Argument(help="Folders made by lbgap train.", show_default=False)]
 ModelPath = Annotated[
     str | None, typer.Option("--model", help="Your own network: package.module:callable.", show_default=False)
 ]
 Weights = Annotated[
     list[Path] | None,
-    typer.Option("--weights", help="Its weights, a .safetensors file; give it once a minimizer.", show_default=False),
+    typer.Option("--weights", help="Its weights, a .safetensors file; once for each minimizer.", show_default=False),
 ]
 DataName = Annotated[
-    str | None, typer.Option("--data", help="mnist1d, digits, mnist or a file .npz.", show_default=False)
+    str | None,
+    typer.Option("--data", help="mnist1d, digits, mnist or a .npz file.", show_default="what the run was trained on"),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Folder with the files of mnist.", show_default=False)]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with the four files of mnist.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
-Seed = Annotated[int, typer.Option(help="Of everything that is random.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is random.", callback=_seed)]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="the model's")]
 BatchNorm = Annotated[str, typer.Option(help="eval (running statistics) or batch (those of each evaluation batch).")]
-BatchSize = Annotated[int | None, typer.Option(help="Samples in a micro-batch.", show_default="chosen by itself")]
+BatchSize = Annotated[int | None, typer.Option(help="Samples in an evaluation batch.", show_default="chosen by itself")]
 
 
 def main() -> None:
     """Run the command line; every failure is one line on standard error and a non-zero exit."""
-    try:
-        app()
-    except SystemExit as end:
-        if end.code != INTERRUPTED:
-            raise
-        _fail(
-            "interrupted; what is finished is kept: `train --resume`, or the same `demo`, goes on from there",
-            INTERRUPTED,
-        )
-    except (ValueError, TypeError, FloatingPointError, OSError, ImportError) as error:
-        _fail(" ".join(str(error).split()) or type(error).__name__, 1)
+    with warnings.catch_warnings():
+        warnings.showwarning = _note
+        try:
+            code = app(standalone_mode=False)
+        except UsageError as error:
+            _fail(cast(Any, error).format_message(), 2)
+        except OSError as error:
+            _fail(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error), 1)
+        except (ValueError, TypeError, FloatingPointError, ImportError) as error:
+            _fail(str(error) or type(error).__name__, 1)
+        except (MemoryError, OverflowError, RuntimeError) as error:
+            if not re.search("alloc|overflow|^$", str(error), re.IGNORECASE):  # torch's are plain RuntimeErrors
+                raise
+            _fail(f"too large for the memory: {(str(error) or type(error).__name__).splitlines()[0]}", 1)
+        if code == INTERRUPTED:
+            _fail("interrupted", INTERRUPTED)
+        sys.exit(code)
+
+
+def _note(message: Warning | str, *_: object, **__: object) -> None:
+    errors.print(f"[yellow]lbgap:[/] note: {escape(' '.join(str(message).split()))}", highlight=False)
 
 
 def _fail(reason: str, code: int) -> NoReturn:
-    errors.print(f"[bold red]lbgap:[/] {escape(reason)}", highlight=False)
+    """Say why on one line, in the words of the command line, and leave."""
+    text = re.sub(r"train\(\.\.\., out=(.*), resume=True\)", r"lbgap train --out \1 --resume", " ".join(reason.split()))
+    text = text.replace("resume=True", "--resume")
+    if text:  # nothing is left to say where typer has shown the help
+        errors.print(f"[bold red]lbgap:[/] {escape(text)}", highlight=False)
     sys.exit(code)
 
 
-def _show(as_json: bool, result: dict[str, Any], *tables: Table | str) -> None:
+@contextmanager
+def _resumable(how: str) -> Iterator[None]:
+    """Say after Ctrl-C how the work goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail(f"interrupted; what is finished is kept, {how} goes on from there", INTERRUPTED)
+
+
+def _show(as_json: bool, result: dict[str, Any], *parts: Table | str) -> None:
     """Print a result, either for a program or for a person."""
     if as_json:
-        print(json.dumps(result, indent=2, allow_nan=False))
+        print(json.dumps(result, indent=2, allow_nan=False), flush=True)
         return
     console = Console()
-    for table in tables:
-        console.print(table, highlight=False)
+    for part in parts:
+        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+
+
+def _table(*headings: str) -> Table:
+    """An empty table that is narrow enough for 80 columns; nothing in its first column is cut."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index else "left", overflow="ellipsis" if index else "fold")
+    return table
+
+
+def _bullets(sentences: Iterable[str]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for sentence in sentences:
+        table.add_row("*", escape(sentence))
+    return table
+
+
+def _writable(folder: Path) -> Path:
+    """Make a folder for results, before the work rather than after it."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--out must be a folder, got the file {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"--out {folder} is not writable: choose another folder")
+    return folder
 
 
 def _fresh(folder: Path, name: str) -> Path:
     """A stem in a folder that no earlier result has: ``name``, ``name-2``, ``name-3`` ..."""
-    folder.mkdir(parents=True, exist_ok=True)
     number = 1
     while any(folder.glob(f"{name}{'' if number == 1 else f'-{number}'}.*")):
         number += 1
@@ -83,13 +147,18 @@ def _fresh(folder: Path, name: str) -> Path:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for runs, figures and report.")] = Path("lbgap-demo"),
+    out: Annotated[Path, typer.Option(help="Folder of the demonstration.")] = Path("lbgap-demo"),
     seeds: Annotated[int, typer.Option(help="How many starts.")] = 3,
-    updates: Annotated[int, typer.Option(help="ADAM updates of each training.")] = 5_000,
-    seed: Seed = 0,
+    updates: Annotated[int, typer.Option(help="ADAM updates of each training, rounded to whole epochs.")] = 5_000,
+    seed: Annotated[int, typer.Option(help="The first start; the others count on.", callback=_seed)] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train small- and large-batch on MNIST-1D, measure both minimizers, draw them and write a report."""
+    """Train small- and large-batch on MNIST-1D, measure both minimizers, draw them and write a report.
+
+    Writes into --out: report.html, result.json, line.json, sharpness and line
+    as .png and .svg, demo.json (the settings) and the trained networks in
+    runs/. After Ctrl-C the same command goes on.
+    """
     from lbgap.experiments import demo as run_demo
     from lbgap.experiments.demo import steps
 
@@ -100,7 +169,10 @@ def demo(
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=errors, transient=True) as progress:
+    with (
+        _resumable("the same command"),
+        Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress,
+    ):
         task = progress.add_task("starting", total=steps(max(seeds, 1)), completed=-1)
         result = run_demo(
             out,
@@ -109,17 +181,19 @@ def demo(
             seed=seed,
             step=lambda what: progress.update(task, description=what, advance=1),
         )
-    minimizers = Table(title="The minimizers", caption="mean cross-entropy, accuracy in %, distance from the start")
-    for heading in ("", "seed", "batch", "train loss", "train acc.", "test loss", "test acc.", "distance", "seconds"):
-        minimizers.add_column(heading, justify="right" if heading else "left")
-    sharpness = Table(title="Their sharpness phi in %, certified lower bounds")
-    for heading in ("", "seed", "epsilon", "vertex ascent", "seconds", "paper's recipe", "seconds"):
-        sharpness.add_column(heading, justify="right" if heading else "left")
+    minimizers = _table(
+        *("", "seed", "batch", "updates", "train\nloss", "train\nacc. %", "test\nloss", "test\nacc. %"),
+        *("distance", "time s"),
+    )
+    sharpness = _table(
+        *("", "seed", "epsilon", "phi %, by\nvertex ascent", "time s", "phi %, by the\npaper's recipe", "time s")
+    )
     for row in result.rows:
         minimizers.add_row(
             row.regime,
             str(row.seed),
             str(row.batch_size),
+            str(row.updates),
             f"{row.train_loss:.3g}",
             f"{row.train_accuracy:.2f}",
             f"{row.test_loss:.3g}",
@@ -140,61 +214,80 @@ def demo(
                 f"{phi.recipe_seconds:.2f}",
             )
         sharpness.add_section()
-    _show(as_json, result.to_dict(), minimizers, sharpness, *(f"* {finding}" for finding in result.findings))
-    if not as_json:
-        Console(soft_wrap=True).print(
-            f"\nFigures and report: {result.folder / 'report.html'}  ({result.seconds:.0f} s)"
-        )
+    written = f"Figures and report: {escape(str(result.folder / 'report.html'))} ({result.seconds:.0f} s)"
+    _show(
+        as_json,
+        result.to_dict(),
+        "Minimizers: mean cross-entropy, Euclidean distance from the start, time of the training\n",
+        minimizers,
+        "\nTheir sharpness phi: certified lower bounds\n",
+        sharpness,
+        "",
+        _bullets(result.findings),
+        "",
+        written,
+    )
 
 
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; must be new unless --resume.")],
-    data: Annotated[str, typer.Option(help="mnist1d, digits, mnist or a file .npz.")] = "mnist1d",
+    data: Annotated[str, typer.Option(help="mnist1d, digits, mnist or a .npz file.")] = "mnist1d",
     data_dir: DataDir = None,
     network: Annotated[str, typer.Option(help="mlp or f1.")] = "mlp",
     hidden: Annotated[str, typer.Option(help="Widths of the hidden layers of mlp.")] = "128,128,128,128",
     model: ModelPath = None,
     batch_size: Annotated[str, typer.Option(help="Samples (256), or a share of the training set (0.1, 10%).")] = "256",
-    epochs: Annotated[int | None, typer.Option(show_default="until the training loss stops improving")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="How many epochs.", show_default="until the training loss stops improving")
+    ] = None,
     max_epochs: Annotated[int, typer.Option(help="The most epochs without --epochs.")] = 200,
     optimizer: Annotated[str, typer.Option(help="A class of torch.optim.")] = "Adam",
-    learning_rate: Annotated[float, typer.Option()] = 1e-3,
+    learning_rate: Annotated[float, typer.Option(help="The same for all epochs.")] = 1e-3,
     seed: Seed = 0,
     device: Device = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a network to a minimizer; a run that was killed resumes to the same bits."""
+    """Train a network to a minimizer; a run that was killed resumes to the same bits.
+
+    Writes into --out: config.json (the settings), metrics.jsonl (a line an
+    epoch), state.safetensors (to resume), model.safetensors (the trained
+    weights) and result.json.
+    """
+    import torch
+
     from lbgap import datasets, networks
     from lbgap import training as lbgap_training
 
     samples = datasets.load(data, data_dir)
     extra: dict[str, Any] = {"data": {"name": data, "data_dir": None if data_dir is None else str(data_dir)}}
     if model is not None:
+        torch.manual_seed(seed)  # for the initial values that a model of one's own draws
         module = networks.from_path(model)
         extra["model"] = model
     else:
-        spec = _network_spec(network, hidden, samples.features, samples.classes, seed)
+        spec = _network_spec(network, hidden, samples, seed)
         module = networks.build(spec)
         extra["network"] = spec
-    run = lbgap_training.train(
-        module,
-        samples.train,
-        test_data=samples.test,
-        loss="cross_entropy" if samples.classes else "mse",
-        batch_size=_batch_size(batch_size),
-        epochs=epochs,
-        max_epochs=max_epochs,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        seed=seed,
-        device=device,
-        out=out,
-        resume=resume,
-        config=extra,
-        progress=True,
-    )
+    with _resumable("the same command with --resume"):
+        run = lbgap_training.train(
+            module,
+            samples.train,
+            test_data=samples.test,
+            loss="cross_entropy" if samples.classes else "mse",
+            batch_size=_batch_size(batch_size),
+            epochs=epochs,
+            max_epochs=max_epochs,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            seed=seed,
+            device=device,
+            out=out,
+            resume=resume,
+            config=extra,
+            progress=errors.is_terminal,
+        )
     result = {"folder": str(out), "epoch": run.epoch, "reason": run.reason, "metrics": run.metrics[run.epoch - 1]}
     _show(as_json, result, escape(str(run)))
 
@@ -202,12 +295,12 @@ def train(
 @app.command()
 def sharpness(
     runs: Runs = None,
-    epsilon: Annotated[list[float], typer.Option(help="Size of the box; give it several times.")] = [1e-3, 5e-4],  # noqa: B006
+    epsilon: Annotated[list[float], typer.Option(help="Size of the box; may be given several times.")] = [1e-3, 5e-4],  # noqa: B006
     method: Annotated[str, typer.Option(help="vertex, apgd, or scipy (the paper's recipe).")] = "vertex",
-    iterations: Annotated[int | None, typer.Option(show_default="by method")] = None,
-    restarts: Annotated[int, typer.Option(help="Further starts: targeted at each class, then random.")] = 0,
+    iterations: Annotated[int | None, typer.Option(help="At most, from each start.", show_default="by method")] = None,
+    restarts: Annotated[int, typer.Option(help="Further starts: one targeted at each class, then random ones.")] = 0,
     region: Annotated[str, typer.Option(help="keskar, linf or adaptive.")] = "keskar",
-    parameters: Annotated[str, typer.Option(help="all, weights, or a name pattern.")] = "all",
+    parameters: Annotated[str, typer.Option(help="Which may move: all, weights, or a pattern such as '0.*'.")] = "all",
     batch_norm: BatchNorm = "eval",
     precision: Annotated[str, typer.Option(help="float32, float64 or mixed.")] = "float32",
     batch_size: BatchSize = None,
@@ -218,16 +311,21 @@ def sharpness(
     data_dir: DataDir = None,
     seed: Seed = 0,
     device: Device = None,
-    out: Annotated[Path, typer.Option(help="Folder for sharpness.json; earlier results are kept.")] = Path("."),
+    out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("."),
     as_json: AsJson = False,
 ) -> None:
-    """Measure how sharp minimizers are, on their training data."""
+    """Measure how sharp minimizers are, on their training data.
+
+    Give run folders, or a model of your own by --model, --weights and --data.
+    Writes sharpness.json into --out; earlier results are kept, the next one is
+    sharpness-2.json.
+    """
     from lbgap import Objective, _files, fast_sharpness
 
     minimizers = _minimizers(runs, model, weights, data, data_dir)
-    table = Table(title="Sharpness phi in %, certified lower bounds")
-    for heading in ("minimizer", "epsilon", "loss", "max loss", "phi", "evaluations", "seconds"):
-        table.add_column(heading, justify="left" if heading == "minimizer" else "right")
+    _writable(out)
+    headings = ("minimizer", "epsilon", "loss", "largest\nloss", "phi %", "evaluations", "time s")
+    table = _table(*headings)
     results, notes = [], []
     for name, module, samples in minimizers:
         objective = Objective(
@@ -250,7 +348,7 @@ def sharpness(
                 restarts=restarts,
                 region=region,
                 seed=seed,
-                progress=True,
+                progress=errors.is_terminal,
             )
             results.append({"minimizer": name, "data": samples.name, **found.to_dict()})
             notes.append(f"{name}, epsilon {size:g}: {found.status}")
@@ -270,10 +368,12 @@ def sharpness(
     _show(
         as_json,
         {"results": results},
+        "Sharpness phi: certified lower bounds\n",
         table,
-        *(escape(note) for note in notes),
-        escape(", ".join(f"{key} {settings[key]}" for key in kept)),
-        f"written to {escape(str(path))}",
+        "",
+        _bullets([*notes, ", ".join(f"{key} {settings[key]}" for key in kept)]),
+        "",
+        f"Written: {escape(str(path))}",
     )
 
 
@@ -289,12 +389,19 @@ def line(
     weights: Weights = None,
     data: DataName = None,
     data_dir: DataDir = None,
-    seed: Annotated[int, typer.Option(help="Nothing here is random; recorded only.")] = 0,
+    seed: Annotated[int, typer.Option(help="Nothing here is random; only recorded.")] = 0,
     device: Device = None,
-    out: Annotated[Path, typer.Option(help="Folder for line.json, .png and .svg; earlier ones are kept.")] = Path("."),
+    out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("."),
     as_json: AsJson = False,
 ) -> None:
-    """Draw loss and accuracy on the line from a small- to a large-batch minimizer, given in this order."""
+    """Draw loss and accuracy on the line from a small- to a large-batch minimizer, given in this order.
+
+    Give two run folders, or a model of your own by --model, --data and twice
+    --weights. Writes line.json, line.png and line.svg into --out; earlier
+    results are kept, the next ones are line-2.json and so on.
+    """
+    import torch
+
     from lbgap import _files, plotting
     from lbgap.landscape import line as evaluate_line
 
@@ -303,7 +410,10 @@ def line(
         raise ValueError(
             f"a line needs two minimizers, small-batch first, got {len(minimizers)}: give two runs or --weights"
         )
-    (small_name, small, samples), (large_name, large, _) = minimizers
+    (small_name, small, samples), (large_name, large, others) = minimizers
+    if samples is not others and not all(map(torch.equal, samples.train, others.train)):
+        raise ValueError(f"{small_name} and {large_name} were trained on different data: name those to use with --data")
+    _writable(out)
     result = evaluate_line(
         small,
         large,
@@ -316,7 +426,7 @@ def line(
         batch_norm=batch_norm,
         batch_size=batch_size,
         device=device,
-        progress=True,
+        progress=errors.is_terminal,
     )
     stem = _fresh(out, "line")
     record = {"small": small_name, "large": large_name, "data": samples.name, "seed": seed, **result.to_dict()}
@@ -329,12 +439,14 @@ def line(
         "test acc. %": result.test_accuracy,
     }
     shown = {name: values for name, values in columns.items() if values is not None}
-    table = Table(title=f"alpha: 0 is {escape(small_name)}, 1 is {escape(large_name)}")
-    for heading in ("alpha", *shown):
-        table.add_column(heading, justify="right")
+    title = (
+        f"Mean {result.settings['loss']} on the line: alpha = 0 is {escape(small_name)}, alpha = 1 is "
+        f"{escape(large_name)}; batch-norm: {result.settings['batch_norm']}\n"
+    )
+    table = _table("alpha", *(name.replace(" ", "\n", 1) for name in shown))
     for index, alpha in enumerate(result.alphas):
-        table.add_row(f"{alpha:.3f}", *(f"{values[index]:.4g}" for values in shown.values()))
-    _show(as_json, record, table, f"written to {escape(str(stem))}.json, .png and .svg")
+        table.add_row(f"{alpha:.4g}", *(f"{values[index]:.4g}" for values in shown.values()))
+    _show(as_json, record, title, table, "", f"Written: {escape(str(stem))}.json, .png and .svg")
 
 
 @app.command()
@@ -359,7 +471,7 @@ def info(as_json: AsJson = False) -> None:
         "copy bandwidth GB/s": round(host.copy_bandwidth(1 << 28, threads) / 1e9, 1) if host else None,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
-    table = Table(show_header=False)
+    table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         table.add_row(name, escape("-" if value is None else str(value)))
     _show(as_json, facts, table)
@@ -377,10 +489,11 @@ def _batch_size(text: str) -> int | float:
         ) from None
 
 
-def _network_spec(name: str, hidden: str, features: tuple[int, ...], classes: int, seed: int) -> dict[str, Any]:
-    if len(features) != 1:
-        raise ValueError(f"networks mlp and f1 need flat samples, these have shape {features}: use --model")
-    spec: dict[str, Any] = {"name": name, "inputs": features[0], "outputs": classes or 1, "seed": seed}
+def _network_spec(name: str, hidden: str, samples: Any, seed: int) -> dict[str, Any]:
+    if len(samples.features) != 1:
+        raise ValueError(f"networks mlp and f1 need flat samples, these have shape {samples.features}: use --model")
+    outputs = samples.classes or samples.train.targets[0].numel()
+    spec: dict[str, Any] = {"name": name, "inputs": samples.features[0], "outputs": outputs, "seed": seed}
     if name == "mlp":
         try:
             spec["hidden"] = [int(width) for width in hidden.split(",")]
@@ -397,23 +510,26 @@ def _minimizers(
     from lbgap.training import read_run
     from lbgap.training.load import load_model, read_weights
 
+    def network() -> Any:
+        return copy.deepcopy(networks.from_path(model)) if model else None  # the path may name one and the same module
+
+    load = functools.cache(datasets.load)
     if runs and weights:
         raise ValueError("give run folders or --weights, not both")
     if runs:
         found = []
         for folder in runs:
             run = read_run(folder)
-            module = load_model(run, networks.from_path(model) if model else None)
+            module = load_model(run, network())
             own = run.config.get("extra", {}).get("data", {})
             name = data or own.get("name")
             if name is None:
                 raise ValueError(f"{folder} does not record its data: name them with --data")
-            found.append((str(folder), module, datasets.load(name, data_dir or own.get("data_dir"))))
+            found.append((str(folder), module, load(name, data_dir or own.get("data_dir"))))
         return found
     if not (model and weights and data):
         raise ValueError("give run folders, or --model package.module:callable with --weights and --data")
-    samples = datasets.load(data, data_dir)
-    return [(str(path), read_weights(networks.from_path(model), path), samples) for path in weights]
+    return [(str(path), read_weights(network(), path), load(data, data_dir)) for path in weights]
 
 
 if __name__ == "__main__":

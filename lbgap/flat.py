@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
+
+from lbgap._hardware import first_line
 
 Selection = str | Iterable[str]
 
@@ -33,12 +35,15 @@ def select_parameters(model: nn.Module, parameters: Selection) -> dict[str, nn.P
             not initialised yet.
         TypeError: ``parameters`` is not a string or a collection of strings.
     """
+    patterns = name_patterns(parameters)
     every = dict(model.named_parameters())
     for name, parameter in every.items():
         if is_lazy(parameter):
             raise ValueError(f"parameter {name!r} has no shape yet: run one batch through the model first")
         if parameter.is_complex():
             raise ValueError(f"parameter {name!r} is complex ({parameter.dtype}): only real parameters can move")
+        if parameter.is_meta:
+            raise ValueError(f"parameter {name!r} is on the meta device and has no values: load them first")
     trainable = {name: p for name, p in every.items() if p.requires_grad}
     if not trainable:
         found = f"{len(every)} parameters, all frozen" if every else "no parameters"
@@ -46,23 +51,31 @@ def select_parameters(model: nn.Module, parameters: Selection) -> dict[str, nn.P
     if parameters == "all":
         return trainable
     if parameters == "weights":
-        patterns, chosen = ["weights"], {name: p for name, p in trainable.items() if p.dim() >= 2}
+        chosen = {name: p for name, p in trainable.items() if p.dim() >= 2}
     else:
-        patterns = [parameters] if isinstance(parameters, str) else list(parameters)
-        if not all(isinstance(pattern, str) for pattern in patterns):
-            raise TypeError("parameters must be 'all', 'weights' or name patterns such as 'layer4.*'")
-        for pattern in patterns:
-            if not fnmatch.filter(trainable, pattern):
+        matched = {pattern: [name for name in trainable if fnmatchcase(name, pattern)] for pattern in patterns}
+        for pattern, names in matched.items():
+            if not names:
                 raise ValueError(
                     f"parameters pattern {pattern!r} matches no trainable parameter; the names are: "
                     + ", ".join(trainable)
                 )
-        chosen = {
-            name: p for name, p in trainable.items() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-        }
+        chosen = {name: p for name, p in trainable.items() if any(name in names for names in matched.values())}
     if not chosen:
-        raise ValueError(f"parameters={patterns} matches no trainable parameter of: {', '.join(trainable)}")
+        raise ValueError(f"parameters={list(patterns)} matches no trainable parameter of: {', '.join(trainable)}")
     return chosen
+
+
+def name_patterns(parameters: Selection) -> tuple[str, ...]:
+    """The strings of a selection, read once.
+
+    Raises:
+        TypeError: ``parameters`` is not a string or a collection of strings.
+    """
+    patterns = (parameters,) if isinstance(parameters, str) or not isinstance(parameters, Iterable) else (*parameters,)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(f"parameters must be 'all', 'weights' or name patterns such as 'layer4.*', got {parameters!r}")
+    return patterns
 
 
 class FlatModule:
@@ -73,6 +86,7 @@ class FlatModule:
         theta: ``(n,)``, the parameters that may move; writing here changes the replica.
         gradient: ``(n,)``, where ``backward`` accumulates.
         names: Names of the parameters that may move, in the order of ``theta``.
+        moving: Those parameters: views of ``theta``, their gradients views of ``gradient``.
     """
 
     def __init__(
@@ -95,7 +109,7 @@ class FlatModule:
 
         Raises:
             ValueError: See :func:`select_parameters`; the model cannot be copied; it spans several devices and
-                none was chosen; unknown ``batch_norm``.
+                none was chosen; unknown ``batch_norm``, or ``"eval"`` where a batch-norm has no running statistics.
             TypeError: ``model`` is not a module.
         """
         if not isinstance(model, nn.Module):
@@ -116,43 +130,69 @@ class FlatModule:
             view = nn.Parameter(part.view(parameter.shape))
             view.grad = gradient.view(parameter.shape)
             memo[id(parameter)] = view
+        self.moving = tuple(memo.values())
         for parameter in model.parameters():
             if id(parameter) not in memo:
                 value = parameter.detach().to(device, dtype if parameter.is_floating_point() else None, copy=True)
                 memo[id(parameter)] = nn.Parameter(value, requires_grad=False)
         self.module = _replicate(model, memo)
-        for module in self.module.modules():
-            for name, buffer in module._buffers.items():
+        for name, module in self.module.named_modules():
+            for key, buffer in module._buffers.items():
                 if buffer is not None:
-                    module._buffers[name] = buffer.to(device, dtype if buffer.is_floating_point() else None)
-            if batch_norm == "batch" and isinstance(module, _BatchNorm):
-                module.running_mean = module.running_var = None
+                    module._buffers[key] = buffer.to(device, dtype if buffer.is_floating_point() else None)
+            if isinstance(module, nn.RNNBase):
+                # On a GPU it would move the weights out of theta, and theta would have no effect any more.
+                setattr(module, "flatten_parameters", lambda: None)  # noqa: B010
+            if isinstance(module, _BatchNorm):
+                if batch_norm == "batch":
+                    module.running_mean = module.running_var = None
+                elif module.running_mean is None:
+                    raise ValueError(
+                        f"batch-norm {name!r} has no running statistics, so that the loss depends on the batches: pass "
+                        "batch_norm='batch'"
+                    )
 
     @property
     def has_batch_norm(self) -> bool:
         """Whether the statistics of batches or of training enter the output."""
         return any(isinstance(module, _BatchNorm) for module in self.module.modules())
 
+    def check_views(self) -> None:
+        """Check that theta is still what the replica computes with.
+
+        Raises:
+            ValueError: A parameter that may move is no view any more: the model moved or replaced it, or its gradient.
+        """
+        home = self.theta.untyped_storage().data_ptr()
+        present = {id(parameter) for parameter in self.module.parameters()}
+        for name, parameter in zip(self.names, self.moving, strict=True):
+            if id(parameter) not in present or parameter.grad is None or parameter.untyped_storage().data_ptr() != home:
+                raise ValueError(
+                    f"the model replaces its parameter {name!r}, or its gradient, when it runs, so that lbgap could "
+                    "not move it: make it compute with the parameter as it is"
+                )
+
 
 def _replicate(model: nn.Module, memo: dict[int, nn.Parameter]) -> nn.Module:
     """Copy everything of a module but its parameters, which come from ``memo``."""
     try:
         replica = copy.deepcopy(model, dict(memo))
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
         raise ValueError(
-            f"the model cannot be copied ({reason}): lbgap works on a private replica, so make "
+            f"the model cannot be copied ({first_line(error)}): lbgap works on a private replica, so make "
             f"copy.deepcopy({type(model).__name__}) work, e.g. with torch.nn.utils.parametrizations in place "
             "of the older weight_norm"
         ) from error
-    replica.eval()
+    originals = {id(module) for module in model.modules()}
     views = {id(view) for view in memo.values()}
-    if any(id(parameter) not in views for parameter in replica.parameters()):
+    if any(id(module) in originals for module in replica.modules()) or any(
+        id(parameter) not in views for parameter in replica.parameters()
+    ):
         raise ValueError(
-            f"{type(model).__name__} makes new parameters when copied (a __deepcopy__ that ignores its memo): "
-            "lbgap cannot tell which of the originals they stand for"
+            f"{type(model).__name__} makes new parameters when copied, or keeps parts of the original (a __deepcopy__ "
+            "that ignores its memo): lbgap cannot make a private replica of it"
         )
-    return replica
+    return replica.eval()
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -166,8 +206,3 @@ def device_of(model: nn.Module) -> torch.device:
     if len(devices) > 1:
         raise ValueError(f"the model is spread over {', '.join(devices)}: move it to one, or pass device=")
     return tensors[0].device
-
-
-def flatten(tensors: Iterable[Tensor]) -> Tensor:
-    """Concatenate tensors into one vector ``(n,)``."""
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])

@@ -81,29 +81,60 @@ class Loss:
             raise TypeError(
                 f"the model must return one tensor, got {type(output).__name__}: wrap it in a module that does"
             )
+        if output.dim() == 0:
+            raise ValueError("the model must return one output per sample, (batch, ...), got a single number")
         if self.function is not None:
             return
-        if self.classification and not target.is_floating_point():
+        if self.classification and (output.dim() < 2 or output.shape[1] < 2):
+            raise ValueError(
+                "cross_entropy needs an output (batch, classes) with two classes or more, got shape "
+                f"{tuple(output.shape)}: return one logit per class"
+            )
+        if self.classification and not (target.is_floating_point() or target.is_complex()):
             self._check_classes(output, target)
         elif target.shape[1:] != output.shape[1:]:
+            hint = "class indices as integers, or one probability per class" if self.classification else "one an output"
             raise ValueError(
-                f"loss {self.name!r} needs targets of the output's shape (n, {_dims(output)}), "
-                f"got (n, {_dims(target)}): reshape the targets"
+                f"loss {self.name!r} needs targets of the output's shape (n,{_dims(output)}), got (n,{_dims(target)}) "
+                f"{target.dtype}: pass {hint}"
             )
         elif not target.is_floating_point():
             raise TypeError(f"loss {self.name!r} needs floating-point targets, got {target.dtype}: use .float()")
 
+    def check_mean(self, once: Tensor, again: Tensor, target: Tensor) -> None:
+        """Refuse a callable that is no mean over the batch, is random, or trains something of its own.
+
+        Args:
+            once: What the model returned for some samples, detached.
+            again: The same once more.
+            target: The targets of these samples.
+
+        Raises:
+            ValueError: The loss is none that can be averaged over batches, or depends on more than the output.
+        """
+        if self.function is None:
+            return
+        (differentiable, first), (_, second) = (
+            self.total(output.detach().clone(), target.clone()) for output in (once, again)
+        )
+        _, both = self.total(torch.cat([once, again]), torch.cat([target, target]))
+        if differentiable.requires_grad:
+            raise ValueError(
+                "the loss depends on trainable tensors besides the model's output (a penalty on parameters?), which "
+                "would not move: leave them out, or detach() them"
+            )
+        if both.isfinite() and not torch.isclose(both, first + second, rtol=1e-3, atol=1e-6):
+            raise ValueError(
+                f"the loss must be the mean over the batch: {len(once)} samples gave {float(first) / len(once):g}, the "
+                f"same twice over {float(both) / len(once) / 2:g}; use reduction='mean', and nothing random"
+            )
+
     @staticmethod
     def _check_classes(output: Tensor, target: Tensor) -> None:
-        if output.dim() < 2:
-            raise ValueError(
-                f"cross_entropy needs an output (batch, classes), got shape {tuple(output.shape)}: "
-                "return one logit per class"
-            )
         if target.shape[1:] != output.shape[2:]:
             raise ValueError(
-                f"cross_entropy needs targets of shape (n,{_dims(output, 2)}) for outputs (n, classes,"
-                f"{_dims(output, 2)}), got {tuple(target.shape)}: pass class indices, one per sample"
+                f"cross_entropy needs targets of shape (n,{_dims(output, 2)}) for outputs {tuple(output.shape)}, got "
+                f"{tuple(target.shape)}: pass class indices, one per sample"
             )
         classes = output.shape[1]
         low, high = int(target.min()), int(target.max())
@@ -115,7 +146,7 @@ class Loss:
 
 
 def _dims(tensor: Tensor, skip: int = 1) -> str:
-    return ", ".join(str(size) for size in tensor.shape[skip:])
+    return ",".join(f" {size}" for size in tensor.shape[skip:])
 
 
 def resolve_loss(loss: str | LossFunction) -> Loss:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from lbgap import _hardware
 from lbgap._extension import resolve_backend
-from lbgap.flat import FlatModule, Selection
+from lbgap._hardware import first_line
+from lbgap.flat import FlatModule, Selection, name_patterns
 from lbgap.losses import Loss, LossFunction, resolve_loss
 from lbgap.samples import as_tensors
 
@@ -85,45 +86,55 @@ class Objective:
             raise TypeError(f"batch_size must be a whole number of samples, got {batch_size!r}")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        (inputs, targets), loader_batch = as_tensors(data)
         self.dtype = torch.float64 if precision == "float64" else torch.float32
-        self.parameters = parameters
+        self.parameters = parameters if isinstance(parameters, str) else name_patterns(parameters)
         self.batch_norm = batch_norm
         self.precision = precision
         self.notes: list[str] = []
         self.evaluations = 0.0
+        self._whole: Objective | None = None
         with torch.inference_mode(False), torch.no_grad():
             self._flat = FlatModule(
                 model,
-                parameters=parameters,
+                parameters=self.parameters,
                 batch_norm=batch_norm,
                 dtype=self.dtype,
-                device=None if device is None else torch.device(device),
+                device=None if device is None else _hardware.usable(device),
             )
             self.device = self._flat.theta.device
+            self.backend = resolve_backend(backend, self.device)
+            self._bfloat16 = precision == "mixed" and self._has_bfloat16()
+            self._centre = self._flat.theta.clone()
+            # All that costs nothing has been judged: now the data, which may take long to read.
+            (inputs, targets), loader_batch = as_tensors(data)
             if device is None and isinstance(data, tuple | list) and inputs.device != self.device:
                 raise ValueError(
                     f"the model is on {self.device} and the data on {inputs.device}: move one of them, or pass device="
                 )
-            self.backend = resolve_backend(backend, self.device)
             self._inputs = self._place(inputs)
             self._targets = self._place(targets)
-            self._centre = self._flat.theta.clone()
         self.n = self._centre.numel()
         self.samples = len(self._inputs)
-        self._bfloat16 = precision == "mixed" and self._has_bfloat16()
+        if self._by_batch:
+            self.batch_size = self._statistics_batch(batch_size or loader_batch or BATCH_NORM_BATCH)
         output, bytes_each = self._probe()
-        self.classes = output.shape[1] if output.dim() == 2 and not self._targets.is_floating_point() else None
-        self.batch_size = self._choose_batch(batch_size, loader_batch, bytes_each)
+        if not self._by_batch:
+            self.batch_size = self._micro_batch(batch_size, bytes_each)
+        indices = output.dim() == 2 and output.shape[1] > 1 and self._targets.dtype == torch.int64
+        self.classes = output.shape[1] if indices and self._targets.dim() == 1 else None
 
     # What a measure calls.
 
     @property
+    @torch.inference_mode(False)
     def theta(self) -> Tensor:
         """The model's parameters, flat: a fresh ``(n,)`` tensor."""
         return self._centre.clone()
+
+    @property
+    def mixed(self) -> bool:
+        """Whether :meth:`direction` runs in bfloat16, and so is less exact than :meth:`loss_and_gradient`."""
+        return self._bfloat16
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -158,7 +169,8 @@ class Objective:
 
         Raises:
             ValueError: ``theta`` has the wrong shape, dtype or device.
-            FloatingPointError: The loss is NaN or infinite; the message names the first batch concerned.
+            FloatingPointError: The loss is NaN or infinite (the message names the first batch concerned), or its
+                gradient is (the message names the parameter).
         """
         return self._gradient(theta, out, self._loss, bfloat16=False)
 
@@ -224,22 +236,28 @@ class Objective:
         shares, correct = self._pass(theta, self._loss, accuracy=True)
         return shares.sum(), 100.0 * correct.sum() / self.samples
 
+    @torch.inference_mode(False)
     def subset(self, samples: int) -> Objective | None:
         """The same function on fewer samples, spread evenly over the data; it shares this one's replica.
 
         Args:
-            samples: How many.
+            samples: How many, at most all.
 
         Returns:
-            The objective, or None where it would be another function: the statistics of an evaluation batch
-            depend on who else is in it.
+            The objective, whose evaluations also count here, by its share; or None where it would be another
+            function: the statistics of an evaluation batch depend on who else is in it.
+
+        Raises:
+            ValueError: ``samples`` is less than one or more than all.
         """
-        if self.batch_norm == "batch" and self._flat.has_batch_norm:
+        if not 1 <= samples <= self.samples:
+            raise ValueError(f"samples must be between 1 and {self.samples}, got {samples}")
+        if self._by_batch:
             return None
         chosen = torch.arange(samples, device=self.device) * self.samples // samples
         smaller = copy.copy(self)
         smaller._inputs, smaller._targets = self._inputs[chosen], self._targets[chosen]
-        smaller.samples, smaller.evaluations = samples, 0.0
+        smaller.samples, smaller.evaluations, smaller._whole = samples, 0.0, self
         smaller.batch_size = min(self.batch_size, samples)
         return smaller
 
@@ -270,7 +288,6 @@ class Objective:
             "batch_size": self.batch_size,
             "precision": self.precision,
             "directions": "bfloat16" if self._bfloat16 else str(self.dtype).removeprefix("torch."),
-            "float32_matmul_precision": torch.get_float32_matmul_precision(),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "backend": self.backend,
@@ -288,63 +305,81 @@ class Objective:
             return True
         note = f"precision='mixed' ran in float32: no bfloat16 matrix products on this {self.device.type}"
         self.notes.append(note)
-        warnings.warn(note, stacklevel=4)
+        warnings.warn(note, stacklevel=3)
         return False
 
+    @property
+    def _by_batch(self) -> bool:
+        """Whether the loss of a sample depends on the batch it is evaluated in."""
+        return self.batch_norm == "batch" and self._flat.has_batch_norm
+
+    @torch.inference_mode(False)
     def _probe(self) -> tuple[Tensor, int]:
-        """Run a few samples twice: do they fit, is the model deterministic, how large are its activations?"""
-        inputs, targets = self._inputs[:PROBE_SAMPLES].clone(), self._targets[:PROBE_SAMPLES]
-        untouched = inputs._version
-        parameters = {self._flat.theta.untyped_storage().data_ptr()}
-        saved: dict[int, int] = {}
-
-        def note_size(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in parameters:
-                saved[storage.data_ptr()] = max(saved.get(storage.data_ptr(), 0), tensor.nbytes)
-            return tensor
-
-        devices = [self.device] if self.device.type == "cuda" else []
+        """Run a few samples: do model, loss and data fit, do they repeat, how large is a sample's activations?"""
+        module, devices = self._flat.module, [self.device] if self.device.type == "cuda" else []
+        inputs, targets = self._inputs[:PROBE_SAMPLES].clone(), self._targets[:PROBE_SAMPLES].clone()
+        versions = inputs._version, targets._version
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        saved = _hardware.SavedBytes([*module.parameters(), *module.buffers()])
         with self._context(False), torch.random.fork_rng(devices):
             try:
-                with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note_size, lambda t: t):
-                    output = self._flat.module(inputs)
-                self._overwrites_inputs = inputs._version != untouched
+                with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor):
+                    output = module(inputs)
                 with torch.no_grad():
-                    once, again = (self._flat.module(self._inputs[:PROBE_SAMPLES].clone()) for _ in range(2))
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                    once, again = (module(self._inputs[:PROBE_SAMPLES].clone()) for _ in range(2))
+            except Exception as error:
                 raise ValueError(
                     f"the model does not accept inputs of shape {tuple(inputs.shape)}, {inputs.dtype}: "
-                    f"{str(error).splitlines()[0]}"
+                    f"{first_line(error)}"
                 ) from error
             self._loss.check(output, self._targets)
             if len(output) != len(inputs):
-                raise ValueError(
-                    f"the model returned {len(output)} outputs for {len(inputs)} samples: it needs one each"
-                )
+                raise ValueError(f"the model must return one output per sample, got {len(output)} for {len(inputs)}")
             with torch.enable_grad():
-                total, _ = self._loss.total(output, targets)
-        if not total.requires_grad:
-            raise ValueError(
-                "the loss does not depend on the parameters that may move: check parameters= and that neither "
-                "model nor loss detaches its output"
-            )
+                self._check_gradient(self._loss.total(output, targets)[0])
+                self._loss.check_mean(once, again, self._targets[:PROBE_SAMPLES])
+        self._flat.check_views()
         if not torch.allclose(once, again, rtol=1e-5, atol=1e-6, equal_nan=True):
             raise ValueError(
                 "the model gives different outputs for the same inputs in evaluation mode: a sharpness of it "
                 "would not repeat; turn its randomness off (functional dropout without training=self.training?)"
             )
-        return output.detach(), max(1, sum(saved.values()) // len(inputs))
-
-    def _choose_batch(self, wanted: int | None, loader: int | None, bytes_each: int) -> int:
-        if self.batch_norm == "batch" and self._flat.has_batch_norm:
-            size = min(wanted or loader or BATCH_NORM_BATCH, self.samples)
-            if self.samples % size == 1 or size == 1:
+        for name, buffer in module.named_buffers():
+            if name not in buffers or not torch.equal(buffer.nan_to_num(), buffers[name].nan_to_num()):
                 raise ValueError(
-                    f"batch_norm='batch' with {self.samples} samples in batches of {size} leaves a batch of one "
-                    "sample, which has no statistics: choose another batch_size"
+                    f"the model changes its buffer {name!r} in evaluation mode: its loss would depend on what was "
+                    "evaluated before; change it only where self.training"
                 )
-            return size
+        same = torch.equal(inputs, self._inputs[:PROBE_SAMPLES]) and torch.equal(targets, self._targets[:PROBE_SAMPLES])
+        self._overwrites = not same or (inputs._version, targets._version) != versions
+        return output.detach(), max(1, saved.total() // len(inputs))
+
+    def _check_gradient(self, total: Tensor) -> None:
+        """Refuse a loss without a gradient in the parameters that may move."""
+        try:
+            found = total.requires_grad and any(
+                part is not None for part in torch.autograd.grad(total, self._flat.moving, allow_unused=True)
+            )
+        except RuntimeError as error:
+            raise ValueError(f"the loss cannot be differentiated: {first_line(error)}") from error
+        if not found:
+            raise ValueError(
+                "the loss does not depend on the parameters that may move: check parameters= and that neither "
+                "model nor loss detaches its output"
+            )
+
+    def _statistics_batch(self, wanted: int) -> int:
+        """The batch that batch-norm takes its statistics from."""
+        size = min(wanted, self.samples)
+        if self.samples % size == 1 or size == 1:
+            raise ValueError(
+                f"batch_norm='batch' with {self.samples} samples in batches of {size} leaves a batch of one "
+                "sample, which has no statistics: choose another batch_size"
+            )
+        return size
+
+    def _micro_batch(self, wanted: int | None, bytes_each: int) -> int:
+        """A batch that decides about speed and memory alone."""
         if wanted is not None:
             return min(wanted, self.samples)
         fitting = max(SMALLEST_BATCH, _hardware.batch_budget(self.device.type) // bytes_each)
@@ -352,7 +387,8 @@ class Objective:
 
     def _context(self, bfloat16: bool) -> torch.autocast:
         """The precision of one pass, whatever the caller's autocast is."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
+        # Inside a caller's autocast its cache would outlive the pass, and with it the parameters of another point.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False)
 
     def _set(self, theta: Tensor) -> None:
         if theta.shape != (self.n,) or theta.dtype != self.dtype or theta.device != self.device:
@@ -378,31 +414,43 @@ class Objective:
         """One pass over the data: each batch's share of the mean loss and its number of correct samples."""
         with torch.no_grad():
             self._set(theta)
-        self.evaluations += 1
+        self._count(1.0)
         shares, correct = [], []
         if gradient:
             self._flat.gradient.zero_()
-        with torch.set_grad_enabled(gradient):
+        with torch.set_grad_enabled(gradient), _hardware.full_float32(self.device.type):
             for start in self._batches():
                 inputs = self._inputs[start : start + self.batch_size]
                 targets = self._targets[start : start + self.batch_size]
+                if self._overwrites:
+                    inputs, targets = inputs.clone(), targets.clone()
                 with self._context(bfloat16):
-                    output = self._flat.module(inputs.clone() if self._overwrites_inputs else inputs)
+                    output = self._flat.module(inputs)
                 with self._context(False):
-                    total, value = loss.total(output.to(self.dtype), targets)
+                    total, value = loss.total(output.to(self.dtype) if output.is_floating_point() else output, targets)
                 if gradient:
-                    (total / self.samples).backward()
+                    torch.autograd.backward(total / self.samples, inputs=self._flat.moving)
                 shares.append(value / self.samples)
                 if accuracy:
                     correct.append((output.argmax(1) == targets).sum(dtype=torch.float64))
         return torch.stack(shares), torch.stack(correct) if accuracy else torch.empty(0)
 
+    def _count(self, passes: float) -> None:
+        self.evaluations += passes
+        if self._whole is not None:
+            self._whole._count(passes * self.samples / self._whole.samples)
+
     def _gradient(self, theta: Tensor, out: Tensor | None, loss: Loss, *, bfloat16: bool) -> tuple[Tensor, Tensor]:
         shares, _ = self._pass(theta, loss, gradient=True, bfloat16=bfloat16)
-        value = self._finite(shares)
-        if out is None:
-            return value, self._flat.gradient.clone()
-        return value, out.copy_(self._flat.gradient)
+        value, gradient = self._finite(shares), self._flat.gradient
+        if not gradient.isfinite().all():
+            parts = zip(self.names, (parameter.grad for parameter in self._flat.moving), strict=True)
+            bad = next(name for name, part in parts if part is None or not part.isfinite().all())
+            raise FloatingPointError(
+                f"the loss is {float(value)}, but its gradient with respect to {bad!r} is NaN or infinite: look for a "
+                "square root or a logarithm at zero in the model or the loss"
+            )
+        return value, gradient.clone() if out is None else out.copy_(gradient)
 
     def _finite(self, shares: Tensor) -> Tensor:
         """Add the batches up; refuse NaN and infinity by the name of the first batch that has one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from lbgap._progress import evaluations_bar
 from lbgap._result import plain, versions
 from lbgap.flat import Selection
 from lbgap.losses import LossFunction
-from lbgap.maximize import DEFAULT_ITERATIONS, METHODS, Maximum, maximise
+from lbgap.maximize import Maximum, check, maximise, scout_samples
 from lbgap.objective import Objective
 from lbgap.region import Box, box
 
@@ -123,8 +123,9 @@ def fast_sharpness(
             iterations of L-BFGS-B).
         iterations: Iterations at most from each start; by default 20 (vertex), 30 (apgd) or 10 (scipy).
         restarts: Starts beside the minimizer itself: first targeted at each class in turn, then random points.
-        scout: Samples on which vertex ascent climbs from every start before it goes on with all of them; by
-            default a thirty-second, at least 128, of data sets of 1,024 samples or more; 0 for none.
+        scout: Samples on which vertex ascent climbs from each restart first; it goes on with all samples where that
+            leads higher than every scout before. By default a thirty-second, at least 128, of data sets of 1,024
+            samples or more; 0 for none.
         region: ``"keskar"``: half-width epsilon (|x_i| + 1); ``"linf"``: epsilon; ``"adaptive"``: epsilon |x_i|.
         seed: Of the random starts.
         progress: Show a progress bar on standard error.
@@ -163,33 +164,45 @@ def fast_sharpness(
         "device": device,
         "backend": backend,
     }
-    objective = as_objective(model, data, options)
+    search: dict[str, Any] = {
+        "method": method,
+        "iterations": check(method, iterations, restarts, scout, seed),
+        "restarts": restarts,
+        "scout": scout,
+        "seed": seed,
+    }
+    box(region, torch.zeros(1, dtype=torch.float64), epsilon, "torch")  # judged before any data are read
+    return _measure(as_objective(model, data, options), region, epsilon, search, progress, began)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _measure(
+    objective: Objective, region: str, epsilon: float, search: dict[str, Any], progress: bool, began: float
+) -> Sharpness:
+    """Search as asked, and write down everything that the result depends on."""
     first = objective.evaluations
     ball = box(region, objective.theta, epsilon, objective.backend)
-    total = (restarts + 1) * (iterations or DEFAULT_ITERATIONS.get(method, 0)) if isinstance(restarts, int) else 0
-    base_loss = float(objective.loss(ball.centre)) if method in METHODS else math.nan
-    with evaluations_bar("sharpness", total, progress) as visited:
-        found = maximise(
-            objective,
-            ball,
-            method=method,
-            base=base_loss,
-            iterations=iterations,
-            restarts=restarts,
-            scout=scout,
-            seed=seed,
-            visited=visited,
+    scout = scout_samples(objective, search["method"], search["restarts"], search["scout"])
+    base_loss = float(objective.loss(ball.centre))
+    if base_loss <= -1:
+        raise ValueError(
+            f"phi divides by 1 + loss, and the loss at the minimizer is {base_loss:g}: add a constant to the loss"
         )
-    best = _best([m for m in found if m.samples == objective.samples], ball, base_loss)
+    best: Maximum | None = None
+    climbs: list[dict[str, Any]] = []
+    with evaluations_bar("sharpness", (search["restarts"] + 1) * search["iterations"], progress) as visited:
+        for found in maximise(objective, ball, base=base_loss, visited=visited, **search):
+            climbs.append({"loss": found.value, **{name: getattr(found, name) for name in _OF_A_CLIMB}})
+            if found.samples == objective.samples and (best is None or found.value > best.value):
+                best = found
+    best = _certified(best, ball, base_loss)
     settings = {
         "measure": "sharpness",
         "region": region,
         "epsilon": float(epsilon),
-        "method": method,
-        "iterations": iterations or DEFAULT_ITERATIONS[method],
-        "restarts": restarts,
-        "scout": min(m.samples for m in found) if len({m.samples for m in found}) > 1 else 0,
-        "seed": seed,
+        **search,
+        "scout": 0 if all(climb["samples"] == objective.samples for climb in climbs) else scout,
         **objective.settings(),
         "versions": versions(),
     }
@@ -202,20 +215,13 @@ def fast_sharpness(
         history=best.history,
         gap=best.gap,
         status=best.status,
-        starts=tuple(
-            {
-                "start": m.start,
-                "samples": m.samples,
-                "loss": m.value,
-                "evaluations": m.evaluations,
-                "gap": m.gap,
-                "status": m.status,
-            }
-            for m in found
-        ),
+        starts=tuple(climbs),
         settings=settings,
         seconds=time.perf_counter() - began,
     )
+
+
+_OF_A_CLIMB = ("start", "samples", "evaluations", "gap", "status")
 
 
 def as_objective(model: nn.Module | Objective, data: Any, options: dict[str, Any]) -> Objective:
@@ -241,12 +247,13 @@ def as_objective(model: nn.Module | Objective, data: Any, options: dict[str, Any
     return Objective(model, data, **given)
 
 
-def _best(found: list[Maximum], region: Box, base_loss: float) -> Maximum:
+def _certified(best: Maximum | None, region: Box, base_loss: float) -> Maximum:
     """The largest maximum, or the centre where nothing larger was found; checks that it is in the region."""
-    best = max(found, key=lambda maximum: maximum.value)
+    if best is None:
+        raise RuntimeError("internal error: no climb on all samples")
     if best.value <= base_loss:
         status = f"nothing larger than the loss at the minimizer was found: {best.status}"
-        return Maximum(region.centre, base_loss, best.history, best.evaluations, best.gap, status, best.samples)
+        return dataclasses.replace(best, point=region.centre, value=base_loss, status=status)
     inside = torch.empty_like(best.point)
     region.project(best.point, out=inside)
     if not torch.equal(inside, best.point):

@@ -127,8 +127,7 @@ def test_digits():
     assert (inputs.min(), inputs.max()) == (0, 1)
     assert data.train.targets.dtype == torch.int64
     assert (
-        len(torch.cat([inputs, torch.cat([data.train.targets, data.test.targets])[:, None]], 1).unique(dim=0))
-        == 1797
+        len(torch.cat([inputs, torch.cat([data.train.targets, data.test.targets])[:, None]], 1).unique(dim=0)) == 1797
     )
     assert same(digits().train, data.train)
     assert not same(digits(seed=1).train, data.train)
@@ -264,9 +263,7 @@ def test_npz_of_classes(tmp_path):
 
 
 def test_npz_with_a_test_split_and_by_name(tmp_path):
-    path = write_npz(
-        tmp_path, features=FEATURES, labels=LABELS, test_features=FEATURES[:1], test_labels=np.array([5])
-    )
+    path = write_npz(tmp_path, features=FEATURES, labels=LABELS, test_features=FEATURES[:1], test_labels=np.array([5]))
     data = load(str(path))
     assert data.classes == 6
     assert data.test.inputs.shape == (1, 3)

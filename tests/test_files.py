@@ -69,9 +69,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch, call
         with pytest.raises(OSError) as caught:
             _files.write_json(path, [2])
     assert caught.value.errno == errno.ENOSPC
-    assert str(caught.value).endswith(
-        f"cannot write {path}: No space left on device; the previous version is intact"
-    )
+    assert str(caught.value).endswith(f"cannot write {path}: No space left on device; the previous version is intact")
     assert _files.read_json(path) == [1]
     assert os.listdir(tmp_path) == ["a.json"]
 

@@ -211,9 +211,7 @@ def test_two_threads_resume_to_the_same_bits(tmp_path):
     data = torch.randn(600, 128, generator=generator), torch.randint(3, (600,), generator=generator)
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(0)
-        model = nn.Sequential(
-            nn.Linear(128, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, 3)
-        )
+        model = nn.Sequential(nn.Linear(128, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, 3))
     settings = {"model": model, "data": data, "batch_size": 199, "epochs": 3}
     with pytest.raises(Stop):
         run_once(tmp_path / "cut", progress=stop_after(1), **settings)

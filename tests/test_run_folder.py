@@ -206,9 +206,7 @@ class TestRefusals:
         threads = torch.get_num_threads()
         try:
             torch.set_num_threads(threads + 1)
-            with pytest.raises(
-                ValueError, match=rf"environment\.threads is {threads} there but {threads + 1} here"
-            ):
+            with pytest.raises(ValueError, match=rf"environment\.threads is {threads} there but {threads + 1} here"):
                 run_once(tmp_path, resume=True)
         finally:
             torch.set_num_threads(threads)

@@ -58,9 +58,7 @@ class TestResult:
         inputs, _ = make_data()
         targets = (inputs[:, 0] > 0).long()
         model = make_model()
-        run = train(
-            model, (inputs, targets), test_data=make_data(seed=1), batch_size=8, epochs=60, learning_rate=0.01
-        )
+        run = train(model, (inputs, targets), test_data=make_data(seed=1), batch_size=8, epochs=60, learning_rate=0.01)
         assert isinstance(run, Run)
         assert run.metrics[-1]["train_loss"] < 0.1 < run.metrics[0]["train_loss"]
         assert run.metrics[-1]["train_accuracy"] == 100.0

@@ -262,9 +262,7 @@ class TestRefusals:
 
     def test_a_loss_that_explodes_names_epoch_and_batch(self):
         inputs, _ = make_data()
-        with pytest.raises(
-            FloatingPointError, match=r"became (nan|inf) at epoch \d+, batch \d of 5: lower"
-        ) as caught:
+        with pytest.raises(FloatingPointError, match=r"became (nan|inf) at epoch \d+, batch \d of 5: lower") as caught:
             train(
                 nn.Linear(6, 1), (inputs, inputs[:, :1]), loss="mse", optimizer="SGD", learning_rate=1e6,
                 batch_size=8, epochs=50,

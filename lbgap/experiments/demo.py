@@ -6,8 +6,10 @@ import math
 import multiprocessing
 import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -233,9 +235,21 @@ def _work(training: _Training) -> None:
     training.run()
 
 
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C; processes that are started meanwhile inherit that, and leave it to their parent for good."""
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set, nor is one called
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _start_worker() -> None:
-    """One thread each, since such small networks do not gain from more; Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """One thread each, since such small networks do not gain from more."""
     torch.set_num_threads(1)
 
 
@@ -250,7 +264,9 @@ def _train_all(
         for regime, batch in (("SB", SMALL_BATCH), ("LB", large))
     ]
     workers = min(len(trainings), torch.get_num_threads())
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
+    with _interrupts_ignored():
+        pool = multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker)
+    with pool:
         finished = pool.imap(_work, trainings)
         for training in trainings:
             say(f"training {training.regime}, batch {training.batch}, seed {training.seed}")

@@ -19,19 +19,20 @@ from lbgap.maximize.climb import Maximum, Visited
 from lbgap.objective import Objective
 from lbgap.region import Box
 
-__all__ = ["METHODS", "Maximum", "maximise", "starts"]
+__all__ = ["DEFAULT_ITERATIONS", "METHODS", "Maximum", "check", "maximise", "scout_samples", "starts"]
 
 METHODS: dict[str, Callable[..., Maximum]] = {
     "vertex": vertex.maximise,
     "apgd": apgd.maximise,
     "scipy": scipy.maximise,
 }
+Start = tuple[str, Tensor | None]
 SCOUT_SHARE, SMALLEST_SCOUT, LARGEST_SCOUT_SHARE = 32, 128, 8
 SCOUT_ITERATIONS, SCOUT_TOLERANCE = 12, 1e-2
 DEFAULT_ITERATIONS = {"vertex": vertex.ITERATIONS, "apgd": apgd.ITERATIONS, "scipy": scipy.ITERATIONS}
 
 
-def starts(objective: Objective, region: Box, restarts: int, seed: int) -> Iterator[tuple[str, Tensor | None]]:
+def starts(objective: Objective, region: Box, restarts: int, seed: int) -> Iterator[Start]:
     """Yield the names and points of the starts: the centre, then targeted ones, then random interior ones.
 
     A targeted start takes two vertex steps up the mean log-probability of one class, two gradients: it leads out
@@ -55,30 +56,53 @@ def starts(objective: Objective, region: Box, restarts: int, seed: int) -> Itera
         yield f"class {label}", point
     generator = torch.Generator().manual_seed(seed)
     for index in range(restarts - targeted):
-        uniform = torch.rand(region.centre.shape, generator=generator, dtype=torch.float64)
+        uniform = torch.rand(region.centre.shape, generator=generator, dtype=torch.float64, device="cpu")
         share = uniform.mul_(2).sub_(1).to(region.centre)
         point = region.centre + share * region.half_width()
         region.project(point, out=point)
         yield f"random {index}", point
 
 
-def scout_samples(objective: Objective, scout: int | None) -> int:
-    """How many samples the starts climb on before all of them; 0 for no scouting.
+def check(method: str, iterations: int | None, restarts: int, scout: int | None, seed: int) -> int:
+    """Judge the arguments of :func:`maximise` that need no data; returns the iterations, the method's own by default.
+
+    Raises:
+        ValueError: Unknown method, or a number out of range.
+        TypeError: A number is not whole.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
+    iterations = DEFAULT_ITERATIONS[method] if iterations is None else iterations
+    least = {"iterations": (iterations, 1), "restarts": (restarts, 0), "seed": (seed, 0), "scout": (scout, 0)}
+    for name, (value, lowest) in least.items():
+        if name == "scout" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
+        if not lowest <= value < 2**63:
+            raise ValueError(f"{name} must be at least {lowest} (and below 2**63), got {value}")
+    return iterations
+
+
+def scout_samples(objective: Objective, method: str, restarts: int, scout: int | None) -> int:
+    """How many samples the restarts climb on before all of them; 0 for no scouting.
 
     Args:
         objective: What is maximised.
+        method: Only ``"vertex"`` scouts.
+        restarts: Starts beside the centre, which never scouts.
         scout: What the user asked for; None for a thirty-second of the samples, at least 128, and none at all where
             that is more than an eighth.
 
     Raises:
         ValueError: ``scout`` is more than all samples.
     """
-    if scout is None:
-        chosen = max(SMALLEST_SCOUT, objective.samples // SCOUT_SHARE)
-        return chosen if chosen * LARGEST_SCOUT_SHARE <= objective.samples else 0
-    if scout > objective.samples:
+    if scout is not None and scout > objective.samples:
         raise ValueError(f"scout must be between 0 and {objective.samples} samples, got {scout}")
-    return scout
+    if method != "vertex" or not restarts:
+        return 0
+    chosen = max(SMALLEST_SCOUT, objective.samples // SCOUT_SHARE)
+    return scout if scout is not None else chosen if chosen * LARGEST_SCOUT_SHARE <= objective.samples else 0
 
 
 def maximise(
@@ -86,25 +110,25 @@ def maximise(
     region: Box,
     *,
     method: str = "vertex",
-    base: float = -math.inf,
+    base: float | None = None,
     iterations: int | None = None,
     restarts: int = 0,
     scout: int | None = None,
     seed: int = 0,
     visited: Visited | None = None,
-) -> list[Maximum]:
-    """Maximise from every start.
+) -> Iterator[Maximum]:
+    """Maximise from every start, the centre first.
 
-    Vertex ascent scouts: from each start it climbs on a few samples, and only from there on all of them; from
-    the centre its first step is taken with all samples, since that step chooses the basin. With restarts, all
-    scouts are evaluated on all samples, and two of them go on: the centre's and the best of the others. The other
-    methods, and vertex ascent with ``scout=0``, climb on all samples from every start.
+    In vertex ascent the restarts scout: each climbs on a few samples first, and goes on with all of them if its loss
+    on all is above that of every scout before it. So what is climbed does not depend on the starts that follow, and
+    more restarts never find less. The centre does not scout: where a minimum is flat, the vertex that a few samples
+    lead to is that of another function. The other methods, and ``scout=0``, climb on all samples from every start.
 
     Args:
         objective: What to maximise.
         region: Where.
         method: ``"vertex"``, ``"apgd"`` or ``"scipy"``.
-        base: The loss at the centre.
+        base: The loss at the centre, evaluated by default.
         iterations: Iterations a start; each method has its own default.
         restarts: Starts beside the centre; see :func:`starts`.
         scout: Samples to scout on; see :func:`scout_samples`.
@@ -112,66 +136,54 @@ def maximise(
         visited: Called with ``(evaluations, value)`` of every point.
 
     Returns:
-        One maximum for each climb, scouts first (they have fewer ``samples``). One that could not start, because
-        the loss there is not finite, has the value -inf and says so.
+        One maximum for each climb, as it ends; those of scouts have fewer ``samples``. One that could not start,
+        because the loss there is not finite, has the value -inf and says so.
 
     Raises:
         ValueError: Unknown method, or a number out of range.
         TypeError: A number is not whole.
         FloatingPointError: The loss is NaN or infinite at the centre.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
-    iterations = DEFAULT_ITERATIONS[method] if iterations is None else iterations
-    numbers = {
-        "iterations": (iterations, 1),
-        "restarts": (restarts, 0),
-        "seed": (seed, 0),
-        "scout": (scout or 0, 0),
-    }
-    for name, (value, least) in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be a whole number, got {value!r}")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    samples = scout_samples(objective, scout) if method == "vertex" else 0
-    climb = functools.partial(METHODS[method], objective, region, base=base, iterations=iterations, visited=visited)
+    iterations = check(method, iterations, restarts, scout, seed)
+    samples = scout_samples(objective, method, restarts, scout)
     few = objective.subset(samples) if samples else None
+    base = float(objective.loss(region.centre)) if base is None else base
+    climb = functools.partial(METHODS[method], region=region, base=base, iterations=iterations, visited=visited)
     if few is None:
-        return [_from(name, point, climb) for name, point in starts(objective, region, restarts, seed)]
-    scouts = _scout(objective, few, region, restarts, seed)
-    chosen = scouts[:1]
-    if restarts:
-        losses = objective.losses(torch.stack([scout.point for scout in scouts[1:]]))
-        losses[~losses.isfinite()] = -math.inf
-        chosen.append(scouts[1 + int(losses.argmax())])
-    return [*scouts, *(_from(scout.start, scout.point, climb) for scout in chosen)]
+        return (_from(objective, *start, climb) for start in starts(objective, region, restarts, seed))
+    return _scouting(objective, few, region, starts(few, region, restarts, seed), climb)
 
 
-def _scout(objective: Objective, few: Objective, region: Box, restarts: int, seed: int) -> list[Maximum]:
-    """Climb on a few samples from every start, the centre first."""
-    first = region.centre.clone()
-    region.vertex(first, objective.direction(first)[1], out=first)
-    climb = functools.partial(
+def _scouting(
+    objective: Objective, few: Objective, region: Box, ways: Iterator[Start], climb: Callable[..., Maximum]
+) -> Iterator[Maximum]:
+    """Climb from the centre; from every other start on a few samples, and then on all where that leads higher."""
+    yield _from(objective, *next(ways), climb)
+    scouting = functools.partial(
         vertex.maximise,
-        few,
-        region,
+        region=region,
         base=float(few.loss(region.centre)),
         iterations=SCOUT_ITERATIONS,
         tolerance=SCOUT_TOLERANCE,
     )
-    scouts = [
-        _from(name, first if point is None else point, climb) for name, point in starts(few, region, restarts, seed)
-    ]
-    objective.evaluations += few.evaluations * few.samples / objective.samples
-    return scouts
+    highest = -math.inf
+    for name, point in ways:
+        scout = _from(few, name, point, scouting)
+        yield scout
+        value = float(objective.losses(scout.point[None]))
+        if highest < value < math.inf:
+            highest = value
+            yield _from(objective, name, scout.point, climb)
 
 
-def _from(name: str, point: Tensor | None, climb: Callable[..., Maximum]) -> Maximum:
+def _from(objective: Objective, name: str, point: Tensor | None, climb: Callable[..., Maximum]) -> Maximum:
     """Climb from one start; a start whose loss is not finite is a result too, unless it is the centre."""
+    first = objective.evaluations
     try:
-        return dataclasses.replace(climb(start=point), start=name)
+        return dataclasses.replace(climb(objective, start=point), start=name)
     except FloatingPointError as error:
         if point is None:
             raise
-        return Maximum(point, -math.inf, (), 0, math.nan, f"could not start: {error}", 0, name)
+        evaluations = objective.evaluations - first
+        status = f"could not start: {error}"
+        return Maximum(point, -math.inf, (), evaluations, math.nan, status, objective.samples, name)

@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lbgap.maximize.climb import Climb, Maximum, Visited, starting_point
-from lbgap.maximize.vertex import ENDED, FIXED, NO_GRADIENT
+from lbgap.maximize.climb import ENDED, NOT_FINITE, Climb, Maximum, Visited, starting_point, stuck
 from lbgap.objective import Objective
 from lbgap.region import Box
 
@@ -33,21 +32,21 @@ def maximise(
     region: Box,
     *,
     start: Tensor | None = None,
-    base: float = -math.inf,
+    base: float | None = None,
     iterations: int = ITERATIONS,
     visited: Visited | None = None,
 ) -> Maximum:
     """Climb by steps of ``step * r * sign(g)`` (r the half-widths), the first of twice the half-width.
 
     At each checkpoint the step is halved, and the search goes back to the best point, if fewer than 75 % of the
-    iterations since the last one went up, or if neither step nor best value changed.
+    iterations since the last one went up, or if neither step nor best value changed since then.
 
     Args:
         objective: What to maximise.
         region: Where.
         start: ``(n,)``; the centre by default.
         base: The loss at the centre; not used.
-        iterations: Gradients at most.
+        iterations: Gradients at most; the point after the last is evaluated too.
         visited: Called with ``(evaluations, value)`` of every point.
 
     Returns:
@@ -61,38 +60,41 @@ def maximise(
     half_width = region.half_width()
     previous, gradient, best_gradient, move, new = (torch.empty_like(point) for _ in range(5))
     halvings = checkpoints(iterations)
-    step, last, increases = FIRST_STEP, -math.inf, 0
-    at_checkpoint = (step, -math.inf)
-    for iteration in range(1, iterations + 1):
+    step, halved, increases, last, best_before = FIRST_STEP, False, 0, math.inf, math.nan
+    for iteration in range(iterations):
+        exact = start is None and iteration == 0
+        evaluate = objective.loss_and_gradient if exact else objective.direction
         try:
-            value = float(objective.direction(point, out=gradient)[0])
+            value = float(evaluate(point, out=gradient)[0])
         except FloatingPointError as error:
-            if iteration == 1:
+            if iteration == 0:
                 raise
-            return climb.finish(f"stopped at a point without a finite loss: {error}")
+            return climb.finish(NOT_FINITE.format(error))
         better = climb.visit(point, value)
-        gap = float(region.vertex(point, gradient, out=new)[0])
+        gap, flips = region.vertex(point, gradient, out=new).tolist()
         if better:
             climb.gap = gap
             best_gradient.copy_(gradient)
+            if flips == 0:
+                return climb.finish(stuck(gradient, start, iteration + 1))
         increases += value > last
-        last = value
-        momentum = iteration > 1
-        if iteration in halvings:
+        last, momentum = value, iteration > 0
+        if iteration == 0:
+            best_before = value
+        elif iteration in halvings:
             period = iteration - max([w for w in halvings if w < iteration], default=0)
-            if increases < NEEDED_INCREASES * period or at_checkpoint == (step, climb.value):
+            halved = increases < NEEDED_INCREASES * period or (not halved and climb.value == best_before)
+            if halved:
                 # Croce and Hein keep the momentum of the point that is left; here it starts afresh.
                 step, last, momentum = step / 2, climb.value, False
                 point.copy_(climb.best)
                 gradient.copy_(best_gradient)
-            at_checkpoint, increases = (step, climb.value), 0
+            best_before, increases = climb.value, 0
         torch.sign(gradient, out=move).mul_(half_width)
-        moved = region.step(point, move, step, out=new)
+        region.step(point, move, step, out=new)
         if momentum:
             torch.sub(new, point, out=move).mul_(MOMENTUM)
             move.add_(point, alpha=1 - MOMENTUM).sub_(previous, alpha=1 - MOMENTUM)
-            moved = region.step(point, move, 1.0, out=new)
-        if float(moved[0]) == 0:
-            return climb.finish(FIXED.format(iteration) if gradient.any() else NO_GRADIENT)
+            region.step(point, move, 1.0, out=new)
         previous, point, new = point, new, previous
-    return climb.finish(ENDED.format(iterations))
+    return climb.finish(ENDED.format(iterations), last=point)

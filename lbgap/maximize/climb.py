@@ -12,6 +12,15 @@ from torch import Tensor
 from lbgap.objective import Objective
 from lbgap.region import Box
 
+FIXED = "converged after {} gradients: the point is the vertex that its own gradient points to"
+NO_GRADIENT = "could not move: the gradient is exactly zero; try restarts, or precision='float64'"
+NARROW = (
+    "could not move: wherever the gradient is not zero the region is narrower than the spacing of the numbers; try a "
+    "larger epsilon, or precision='float64'"
+)
+NOT_FINITE = "stopped at a point without a finite loss: {}"
+ENDED = "stopped after {} gradients, the limit: more iterations may find a larger value"
+
 
 @dataclass(frozen=True, eq=False)
 class Maximum:
@@ -24,7 +33,7 @@ class Maximum:
             come from bfloat16 and only ``value`` is good to more than two or three digits.
         evaluations: Passes over the data of the objective that was climbed.
         gap: Frank-Wolfe gap ``max_v <g, v - y>`` at ``point``: zero at a stationary point, and an upper bound on
-            what is missing where the loss is concave.
+            what is missing where the loss is concave. NaN where the gradient was not evaluated.
         status: Why it stopped, and what to try if it should have gone on.
         start: ``"centre"``, ``"class c"`` (targeted) or ``"random i"``.
         samples: How many samples the value is a mean over: fewer than all for a scout.
@@ -73,11 +82,25 @@ class Climb:
             self.best.copy_(point)
         return better
 
-    def finish(self, status: str) -> Maximum:
-        """Evaluate the best point once more, in full precision."""
-        value = float(self._objective.loss(self.best))
+    def finish(self, status: str, last: Tensor | None = None) -> Maximum:
+        """Evaluate the best point once more, in full precision.
+
+        Args:
+            status: Why the search stopped.
+            last: Where it would have gone next: evaluated too, in full precision.
+        """
+        self.value = float(self._objective.loss(self.best))
+        if last is not None:
+            try:
+                value = float(self._objective.loss(last))
+            except FloatingPointError as error:
+                status = NOT_FINITE.format(error)
+            else:
+                if self.visit(last, value):
+                    self.gap = math.nan
         evaluations = self._objective.evaluations - self._first
-        return Maximum(self.best, value, tuple(self._history), evaluations, self.gap, status, self._objective.samples)
+        history = tuple(self._history)
+        return Maximum(self.best, self.value, history, evaluations, self.gap, status, self._objective.samples)
 
 
 def starting_point(region: Box, start: Tensor | None) -> Tensor:
@@ -86,3 +109,10 @@ def starting_point(region: Box, start: Tensor | None) -> Tensor:
     if start is not None:
         region.project(start, out=point)
     return point
+
+
+def stuck(gradient: Tensor, start: Tensor | None, iteration: int) -> str:
+    """Why no coordinate moves at a point where the step along the gradient leads nowhere."""
+    if iteration > 1 or (start is not None and gradient.any()):
+        return FIXED.format(iteration)
+    return NARROW if gradient.any() else NO_GRADIENT

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 import scipy.optimize
 import torch
 from torch import Tensor
 
-from lbgap.maximize.climb import Climb, Maximum, Visited, starting_point
+from lbgap.maximize.climb import NO_GRADIENT, NOT_FINITE, Climb, Maximum, Visited, starting_point
 from lbgap.objective import Objective
 from lbgap.region import Box
 
 ITERATIONS = 10
+TOO_SMALL = "could not move: the gradient is too small for SciPy's defaults; try method='vertex'"
 
 Vector = npt.NDArray[np.float64]
 
@@ -24,7 +23,7 @@ def maximise(
     region: Box,
     *,
     start: Tensor | None = None,
-    base: float = -math.inf,
+    base: float | None = None,
     iterations: int = ITERATIONS,
     visited: Visited | None = None,
 ) -> Maximum:
@@ -74,8 +73,8 @@ def maximise(
     except FloatingPointError as error:
         if climb.value == -np.inf:
             raise
-        return climb.finish(f"stopped at a point without a finite loss: {error}")
+        return climb.finish(NOT_FINITE.format(error))
     status = f"SciPy: {result.message} ({result.nit} iterations, {result.nfev} gradients)"
-    if result.nit == 0:
-        status += "; it did not move: the gradient is too small for SciPy's defaults, try method='vertex'"
+    if result.nfev == 1:
+        status += f"; {TOO_SMALL if gradient.any() else NO_GRADIENT}"
     return climb.finish(status)

@@ -7,16 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from lbgap.maximize.climb import Climb, Maximum, Visited, starting_point
+from lbgap.maximize.climb import ENDED, NOT_FINITE, Climb, Maximum, Visited, starting_point, stuck
 from lbgap.objective import Objective
 from lbgap.region import Box
 
 ITERATIONS = 20
 TOLERANCE = 5e-4
-NO_GRADIENT = "could not move: the gradient is exactly zero; try restarts, or precision='float64'"
-FIXED = "converged after {} gradients: the point is the vertex that its own gradient points to"
-SMALL = "converged after {} gradients: the next vertex promises less than {:g} % more"
-ENDED = "stopped after {} gradients, still rising: more iterations would find a larger value"
+PROMISE = "converged after {} gradients: the next vertex promises less than {:g} % more"
+GAIN = "converged after {} gradients: the last vertex gained less than {:g} %"
 
 
 def maximise(
@@ -24,7 +22,7 @@ def maximise(
     region: Box,
     *,
     start: Tensor | None = None,
-    base: float = -math.inf,
+    base: float | None = None,
     iterations: int = ITERATIONS,
     tolerance: float = TOLERANCE,
     visited: Visited | None = None,
@@ -35,12 +33,16 @@ def maximise(
     iteration is one gradient. It stops when the Frank-Wolfe gap, which is what the next vertex gains to first
     order, or the last gain itself falls under ``tolerance`` times the rise so far.
 
+    With ``precision="mixed"`` the gradient at the centre is in full precision, since that step chooses the basin and
+    the gradient is smallest there. Where bfloat16 ends at a point whose gap still promises more, its rounding hid the
+    gain: the climb goes on from there in full precision.
+
     Args:
         objective: What to maximise.
         region: Where.
         start: ``(n,)``; the centre by default.
-        base: The loss at the centre, from which the rise counts.
-        iterations: Gradients at most.
+        base: The loss at the centre, from which the rise counts; the loss at the start by default.
+        iterations: Gradients at most; the vertex after the last is evaluated too.
         tolerance: Share of the rise that is not worth another gradient.
         visited: Called with ``(evaluations, value)`` of every point.
 
@@ -53,19 +55,33 @@ def maximise(
     climb = Climb(objective, region, visited)
     point = starting_point(region, start)
     gradient = torch.empty_like(point)
+    rough = objective.mixed
     for iteration in range(1, iterations + 1):
+        exact = not rough or (start is None and iteration == 1)
+        evaluate = objective.loss_and_gradient if exact else objective.direction
         try:
-            value = float(objective.direction(point, out=gradient)[0])
+            value = float(evaluate(point, out=gradient)[0])
         except FloatingPointError as error:
             if iteration == 1:
                 raise
-            return climb.finish(f"stopped at a vertex without a finite loss: {error}")
+            return climb.finish(NOT_FINITE.format(error))
+        base = value if base is None else base
         gain = value - climb.value
         better = climb.visit(point, value)
         gap, flips = region.vertex(point, gradient, out=point).tolist()
-        climb.gap = gap if better else climb.gap
-        if flips == 0:
-            return climb.finish(FIXED.format(iteration) if gradient.any() else NO_GRADIENT)
-        if min(gap, gain) < tolerance * (climb.value - base):
-            return climb.finish(SMALL.format(iteration, 100 * tolerance))
-    return climb.finish(ENDED.format(iterations))
+        if better:
+            climb.gap = gap
+        enough = tolerance * (climb.value - base)
+        if better and flips == 0:
+            status = stuck(gradient, start, iteration)
+        elif gap < enough:
+            status = PROMISE.format(iteration, 100 * tolerance)
+        elif gain < enough:
+            status = GAIN.format(iteration, 100 * tolerance)
+        else:
+            continue
+        if not (rough and climb.gap > enough):
+            return climb.finish(status)
+        rough, climb.value = False, -math.inf  # the best point is evaluated anew
+        point.copy_(climb.best)
+    return climb.finish(ENDED.format(iterations), last=point)
