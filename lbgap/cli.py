@@ -74,7 +74,7 @@ def main() -> None:
         except (MemoryError, OverflowError, RuntimeError) as error:
             if not re.search("alloc|overflow|^$", str(error), re.IGNORECASE):  # torch's are plain RuntimeErrors
                 raise
-            _fail(f"too large for the memory: {(str(error) or type(error).__name__).splitlines()[0]}", 1)
+            _fail(f"too large for the memory: {str(error) or type(error).__name__}", 1)
         if code == INTERRUPTED:
             _fail("interrupted", INTERRUPTED)
         sys.exit(code)
@@ -86,7 +86,8 @@ def _note(message: Warning | str, *_: object, **__: object) -> None:
 
 def _fail(reason: str, code: int) -> NoReturn:
     """Say why on one line, in the words of the command line, and leave."""
-    text = re.sub(r"train\(\.\.\., out=(.*), resume=True\)", r"lbgap train --out \1 --resume", " ".join(reason.split()))
+    text = "".join(reason.strip().splitlines()[:1])
+    text = re.sub(r"train\(\.\.\., out=(.*), resume=True\)", r"lbgap train --out \1 --resume", text)
     text = text.replace("resume=True", "--resume")
     if text:  # nothing is left to say where typer has shown the help
         errors.print(f"[bold red]lbgap:[/] {escape(text)}", highlight=False)
@@ -218,7 +219,7 @@ def demo(
     _show(
         as_json,
         result.to_dict(),
-        "Minimizers: mean cross-entropy, Euclidean distance from the start, time of the training\n",
+        "Minimizers: mean cross-entropy, distance from the start, time of training\n",
         minimizers,
         "\nTheir sharpness phi: certified lower bounds\n",
         sharpness,
@@ -237,7 +238,12 @@ def train(
     network: Annotated[str, typer.Option(help="mlp or f1.")] = "mlp",
     hidden: Annotated[str, typer.Option(help="Widths of the hidden layers of mlp.")] = "128,128,128,128",
     model: ModelPath = None,
-    batch_size: Annotated[str, typer.Option(help="Samples (256), or a share of the training set (0.1, 10%).")] = "256",
+    batch_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Samples (256), or a share of the training set (0.1, 10%).", show_default="256, or all if fewer"
+        ),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="How many epochs.", show_default="until the training loss stops improving")
     ] = None,
@@ -276,7 +282,7 @@ def train(
             samples.train,
             test_data=samples.test,
             loss="cross_entropy" if samples.classes else "mse",
-            batch_size=_batch_size(batch_size),
+            batch_size=None if batch_size is None else _batch_size(batch_size),
             epochs=epochs,
             max_epochs=max_epochs,
             optimizer=optimizer,
@@ -439,14 +445,12 @@ def line(
         "test acc. %": result.test_accuracy,
     }
     shown = {name: values for name, values in columns.items() if values is not None}
-    title = (
-        f"Mean {result.settings['loss']} on the line: alpha = 0 is {escape(small_name)}, alpha = 1 is "
-        f"{escape(large_name)}; batch-norm: {result.settings['batch_norm']}\n"
-    )
+    title = f"The line: alpha = 0 is {escape(small_name)}, alpha = 1 is {escape(large_name)}\n"
+    note = f"Loss: mean {result.settings['loss']}; batch-norm: {result.settings['batch_norm']}"
     table = _table("alpha", *(name.replace(" ", "\n", 1) for name in shown))
     for index, alpha in enumerate(result.alphas):
         table.add_row(f"{alpha:.4g}", *(f"{values[index]:.4g}" for values in shown.values()))
-    _show(as_json, record, title, table, "", f"Written: {escape(str(stem))}.json, .png and .svg")
+    _show(as_json, record, title, table, "", note, f"Written: {escape(str(stem))}.json, .png and .svg")
 
 
 @app.command()

@@ -1,0 +1,202 @@
+"""The losses: sums that average exactly, and targets that would be misread refused."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lbgap.losses import resolve_loss
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def labels(*shape, classes=3):
+    return torch.randint(0, classes, shape, generator=torch.Generator().manual_seed(9))
+
+
+WEIGHT = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+CASES = {
+    "classes": ("cross_entropy", normal(7, 3), labels(7), F.cross_entropy),
+    "probabilities": ("cross_entropy", normal(7, 3), normal(7, 3, seed=1).softmax(1), F.cross_entropy),
+    "pixels": ("cross_entropy", normal(7, 3, 2, 5), labels(7, 2, 5), F.cross_entropy),
+    "mse": ("mse", normal(7, 4), normal(7, 4, seed=1), F.mse_loss),
+    "mse of scalars": ("mse", normal(7), normal(7, seed=1), F.mse_loss),
+    "mse of images": ("mse", normal(7, 2, 3, 3), normal(7, 2, 3, 3, seed=1), F.mse_loss),
+    "callable": (F.l1_loss, normal(7, 4), normal(7, 4, seed=1), F.l1_loss),
+    "module": (nn.HuberLoss(), normal(7, 4), normal(7, 4, seed=1), F.huber_loss),
+    "weighted": (
+        nn.CrossEntropyLoss(WEIGHT),
+        normal(7, 3),
+        labels(7),
+        functools.partial(F.cross_entropy, weight=WEIGHT),
+    ),
+    "shape (1,)": (lambda output, target: F.mse_loss(output, target)[None], normal(7, 4), normal(7, 4), F.mse_loss),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_total_is_the_mean_times_the_samples(name):
+    given, output, target, mean = CASES[name]
+    loss = resolve_loss(given)
+    loss.check(output, target)
+    loss.check_mean(output, output, target)
+    total, value = loss.total(output.clone().requires_grad_(), target)
+    assert total.requires_grad
+    assert not value.requires_grad
+    assert (total.dim(), value.dim(), value.dtype) == (0, 0, torch.float64)
+    assert float(total) == pytest.approx(7 * float(mean(output, target)), rel=1e-14)
+    assert float(value) == pytest.approx(7 * float(mean(output, target)), rel=1e-14)
+
+
+def test_the_value_is_summed_in_float64():
+    loss, output = resolve_loss("mse"), torch.tensor([[4096.0], *[[0.01]] * 1000])
+    total, value = loss.total(output, torch.zeros_like(output))
+    assert total.dtype == torch.float32
+    assert float(value) == float(output.square().double().sum())
+
+
+def test_extra_dimensions_of_a_sample_are_averaged():
+    output, target = normal(4, 3, 5), labels(4, 5)
+    total, _ = resolve_loss("cross_entropy").total(output, target)
+    by_hand = -sum(output[i].log_softmax(0)[target[i, j], j] for i in range(4) for j in range(5)) / 5
+    assert float(total) == pytest.approx(float(by_hand), rel=1e-14)
+
+
+def test_names():
+    assert resolve_loss("cross_entropy").name == "cross_entropy"
+    assert resolve_loss("mse").name == "mse"
+    assert resolve_loss(F.l1_loss).name == "l1_loss"
+    assert resolve_loss(nn.HuberLoss()).name == "HuberLoss"
+    assert resolve_loss(functools.partial(F.huber_loss, delta=2)).name == "partial"
+
+
+@pytest.mark.parametrize(
+    ("loss", "error"),
+    [("crossentropy", ValueError), ("", ValueError), (None, TypeError), (3, TypeError), (["mse"], TypeError)],
+)
+def test_unknown_losses(loss, error):
+    with pytest.raises(error, match=r"^loss must be 'cross_entropy', 'mse' or a callable, got .*$"):
+        resolve_loss(loss)
+
+
+LOGITS = normal(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "output", "target", "error", "message"),
+    [
+        (
+            "cross_entropy",
+            LOGITS,
+            torch.tensor([0, 1, 2, 3]),
+            ValueError,
+            r"in 0..2 \(the model has 3 outputs\), got 0..3",
+        ),
+        ("cross_entropy", LOGITS, torch.tensor([0, 1, -100, 2]), ValueError, "got -100..2: renumber the classes"),
+        (
+            "cross_entropy",
+            LOGITS,
+            torch.zeros(4, 1).long(),
+            ValueError,
+            r"of shape \(n,\) for outputs \(4, 3\), got \(4, 1\)",
+        ),
+        (
+            "cross_entropy",
+            LOGITS,
+            torch.zeros(4),
+            ValueError,
+            r"shape \(n, 3\), got \(n,\) torch.float32: pass class ind",
+        ),
+        ("cross_entropy", LOGITS, torch.zeros(4, 2), ValueError, r"shape \(n, 3\), got \(n, 2\)"),
+        (
+            "cross_entropy",
+            LOGITS,
+            torch.zeros(4, 3, dtype=torch.complex64),
+            TypeError,
+            "floating-point targets, got torch.co",
+        ),
+        (
+            "cross_entropy",
+            LOGITS[:, 0],
+            torch.zeros(4).long(),
+            ValueError,
+            r"with two classes or more, got shape \(4,\)",
+        ),
+        # One class has the loss 0 whatever the weights: a sharpness of 0, and a wrong one.
+        ("cross_entropy", LOGITS[:, :1], torch.zeros(4).long(), ValueError, r"two classes or more, got shape \(4, 1\)"),
+        # torch would take the batch for the classes of one sample.
+        ("cross_entropy", LOGITS[:, 0], torch.zeros(4), ValueError, r"two classes or more, got shape \(4,\)"),
+        # torch would broadcast to (4, 4).
+        ("mse", LOGITS[:, :1], torch.zeros(4), ValueError, r"needs targets of the output's shape \(n, 1\), got \(n,\)"),
+        (
+            "mse",
+            LOGITS,
+            torch.zeros(4, 3).long(),
+            TypeError,
+            r"needs floating-point targets, got torch.int64: use .float",
+        ),
+        (
+            "mse",
+            torch.tensor(1.0),
+            torch.zeros(4),
+            ValueError,
+            "must return one output per sample.*got a single number",
+        ),
+        ("mse", (LOGITS, LOGITS), torch.zeros(4, 3), TypeError, "the model must return one tensor, got tuple: wrap it"),
+        (F.l1_loss, {"logits": LOGITS}, torch.zeros(4, 3), TypeError, "must return one tensor, got dict"),
+    ],
+)
+def test_targets_that_do_not_fit(loss, output, target, error, message):
+    with pytest.raises(error, match=message) as caught:
+        resolve_loss(loss).check(output, target)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "message"),
+    [
+        (lambda output, target: 1.0, TypeError, r"must return a tensor \(the mean over the batch\), got float"),
+        (nn.CrossEntropyLoss, TypeError, "must return a tensor .*got CrossEntropyLoss"),
+        (lambda output, target: None, TypeError, "got NoneType"),
+        (nn.MSELoss(reduction="none"), ValueError, r"must be a scalar .*got shape \(4, 3\): reduce it with .mean\(\)"),
+    ],
+)
+def test_callables_that_return_something_else(loss, error, message):
+    with pytest.raises(error, match=message) as caught:
+        resolve_loss(loss).total(LOGITS, torch.zeros(4, 3, dtype=torch.float64))
+    assert "\n" not in str(caught.value)
+
+
+def penalised(output, target):
+    return F.mse_loss(output, target) + 0.1 * torch.ones(2, requires_grad=True).sum()
+
+
+def noisy(output, target):
+    return F.mse_loss(output, target) * (1 + 0.5 * torch.rand(()))
+
+
+def contrastive(output, target):
+    return -(output @ output.T).logsumexp(1).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (nn.MSELoss(reduction="sum"), "must be the mean over the batch: 4 samples gave .*reduction='mean'"),
+        (contrastive, "must be the mean over the batch"),
+        (noisy, "nothing random"),
+        (penalised, "depends on trainable tensors besides the model's output.*detach"),
+    ],
+)
+def test_callables_that_are_no_mean(loss, message):
+    with torch.random.fork_rng([]), pytest.raises(ValueError, match=message) as caught:
+        resolve_loss(loss).check_mean(LOGITS, LOGITS, torch.zeros(4, 3, dtype=torch.float64))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_may_be_a_mean():
+    resolve_loss(lambda output, target: output.mean() / 0).check_mean(LOGITS, LOGITS, LOGITS)
