@@ -1,11 +1,17 @@
 """What several test files share: small trained networks, made once a session."""
 
+import signal
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from lbgap.datasets import mnist1d
 from lbgap.networks import mlp
+
+# A shell ignores Ctrl-C in what it starts in the background, and its children inherit that: tests send it on purpose.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
