@@ -169,6 +169,10 @@ def resolve_loss(loss: str | LossFunction) -> Loss:
         return Loss("mse", classification=False)
     if isinstance(loss, str):
         raise ValueError(f"loss must be 'cross_entropy', 'mse' or a callable, got {loss!r}")
+    if isinstance(loss, type):
+        raise TypeError(
+            f"loss must be a function of (output, target), got the class {loss.__name__}: pass an instance of it"
+        )
     if callable(loss):
         return Loss(getattr(loss, "__name__", type(loss).__name__), classification=False, function=loss)
     raise TypeError(f"loss must be 'cross_entropy', 'mse' or a callable, got {type(loss).__name__}")
