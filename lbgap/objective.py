@@ -37,7 +37,7 @@ class Objective:
         classes: Number of classes if the targets are class indices and the output ``(batch, classes)``, else
             None.
         batch_size: Samples in a micro-batch (the last may hold fewer).
-        evaluations: Passes over the data so far; those of a subset count by its share.
+        evaluated: Samples evaluated so far, those of subsets included.
         backend: ``"native"`` or ``"torch"``: who runs the ops of a measure.
         device: Where everything is.
         dtype: Of ``theta`` and of gradients.
@@ -91,7 +91,7 @@ class Objective:
         self.batch_norm = batch_norm
         self.precision = precision
         self.notes: list[str] = []
-        self.evaluations = 0.0
+        self.evaluated = 0
         self._whole: Objective | None = None
         with torch.inference_mode(False), torch.no_grad():
             self._flat = FlatModule(
@@ -115,10 +115,10 @@ class Objective:
             self._targets = self._place(targets)
         self.n = self._centre.numel()
         self.samples = len(self._inputs)
-        if self._by_batch:
+        if self.by_batch:
             self.batch_size = self._statistics_batch(batch_size or loader_batch or BATCH_NORM_BATCH)
         output, bytes_each = self._probe()
-        if not self._by_batch:
+        if not self.by_batch:
             self.batch_size = self._micro_batch(batch_size, bytes_each)
         indices = output.dim() == 2 and output.shape[1] > 1 and self._targets.dtype == torch.int64
         self.classes = output.shape[1] if indices and self._targets.dim() == 1 else None
@@ -135,6 +135,16 @@ class Objective:
     def mixed(self) -> bool:
         """Whether :meth:`direction` runs in bfloat16, and so is less exact than :meth:`loss_and_gradient`."""
         return self._bfloat16
+
+    @property
+    def evaluations(self) -> float:
+        """Passes over the data so far; those of a subset count by its share."""
+        return self.evaluated / self.samples
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether the loss of a sample depends on the batch that it is evaluated in."""
+        return self.batch_norm == "batch" and self._flat.has_batch_norm
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -252,12 +262,12 @@ class Objective:
         """
         if not 1 <= samples <= self.samples:
             raise ValueError(f"samples must be between 1 and {self.samples}, got {samples}")
-        if self._by_batch:
+        if self.by_batch:
             return None
         chosen = torch.arange(samples, device=self.device) * self.samples // samples
         smaller = copy.copy(self)
         smaller._inputs, smaller._targets = self._inputs[chosen], self._targets[chosen]
-        smaller.samples, smaller.evaluations, smaller._whole = samples, 0.0, self
+        smaller.samples, smaller.evaluated, smaller._whole = samples, 0, self
         smaller.batch_size = min(self.batch_size, samples)
         return smaller
 
@@ -308,18 +318,13 @@ class Objective:
         warnings.warn(note, stacklevel=3)
         return False
 
-    @property
-    def _by_batch(self) -> bool:
-        """Whether the loss of a sample depends on the batch it is evaluated in."""
-        return self.batch_norm == "batch" and self._flat.has_batch_norm
-
     @torch.inference_mode(False)
     def _probe(self) -> tuple[Tensor, int]:
         """Run a few samples: do model, loss and data fit, do they repeat, how large is a sample's activations?"""
         module, devices = self._flat.module, [self.device] if self.device.type == "cuda" else []
         inputs, targets = self._inputs[:PROBE_SAMPLES].clone(), self._targets[:PROBE_SAMPLES].clone()
         versions = inputs._version, targets._version
-        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if buffer.layout == torch.strided}
         saved = _hardware.SavedBytes([*module.parameters(), *module.buffers()])
         with self._context(False), torch.random.fork_rng(devices):
             try:
@@ -344,8 +349,9 @@ class Objective:
                 "the model gives different outputs for the same inputs in evaluation mode: a sharpness of it "
                 "would not repeat; turn its randomness off (functional dropout without training=self.training?)"
             )
-        for name, buffer in module.named_buffers():
-            if name not in buffers or not torch.equal(buffer.nan_to_num(), buffers[name].nan_to_num()):
+        now = dict(module.named_buffers())
+        for name, before in buffers.items():
+            if name not in now or not torch.equal(now[name].nan_to_num(), before.nan_to_num()):
                 raise ValueError(
                     f"the model changes its buffer {name!r} in evaluation mode: its loss would depend on what was "
                     "evaluated before; change it only where self.training"
@@ -414,7 +420,7 @@ class Objective:
         """One pass over the data: each batch's share of the mean loss and its number of correct samples."""
         with torch.no_grad():
             self._set(theta)
-        self._count(1.0)
+        self._count(self.samples)
         shares, correct = [], []
         if gradient:
             self._flat.gradient.zero_()
@@ -428,17 +434,17 @@ class Objective:
                     output = self._flat.module(inputs)
                 with self._context(False):
                     total, value = loss.total(output.to(self.dtype) if output.is_floating_point() else output, targets)
-                if gradient:
-                    torch.autograd.backward(total / self.samples, inputs=self._flat.moving)
+                    if gradient:
+                        torch.autograd.backward(total / self.samples, inputs=self._flat.moving)
                 shares.append(value / self.samples)
                 if accuracy:
                     correct.append((output.argmax(1) == targets).sum(dtype=torch.float64))
         return torch.stack(shares), torch.stack(correct) if accuracy else torch.empty(0)
 
-    def _count(self, passes: float) -> None:
-        self.evaluations += passes
+    def _count(self, samples: int) -> None:
+        self.evaluated += samples
         if self._whole is not None:
-            self._whole._count(passes * self.samples / self._whole.samples)
+            self._whole._count(samples)
 
     def _gradient(self, theta: Tensor, out: Tensor | None, loss: Loss, *, bfloat16: bool) -> tuple[Tensor, Tensor]:
         shares, _ = self._pass(theta, loss, gradient=True, bfloat16=bfloat16)

@@ -181,7 +181,7 @@ def _measure(
     objective: Objective, region: str, epsilon: float, search: dict[str, Any], progress: bool, began: float
 ) -> Sharpness:
     """Search as asked, and write down everything that the result depends on."""
-    first = objective.evaluations
+    first = objective.evaluated
     ball = box(region, objective.theta, epsilon, objective.backend)
     scout = scout_samples(objective, search["method"], search["restarts"], search["scout"])
     base_loss = float(objective.loss(ball.centre))
@@ -202,7 +202,7 @@ def _measure(
         "region": region,
         "epsilon": float(epsilon),
         **search,
-        "scout": 0 if all(climb["samples"] == objective.samples for climb in climbs) else scout,
+        "scout": scout,
         **objective.settings(),
         "versions": versions(),
     }
@@ -211,7 +211,7 @@ def _measure(
         base_loss=base_loss,
         max_loss=best.value,
         point=best.point,
-        evaluations=objective.evaluations - first,
+        evaluations=(objective.evaluated - first) / objective.samples,
         history=best.history,
         gap=best.gap,
         status=best.status,

@@ -89,7 +89,7 @@ def scout_samples(objective: Objective, method: str, restarts: int, scout: int |
 
     Args:
         objective: What is maximised.
-        method: Only ``"vertex"`` scouts.
+        method: Only ``"vertex"`` scouts, and only where a loss does not depend on the batch.
         restarts: Starts beside the centre, which never scouts.
         scout: What the user asked for; None for a thirty-second of the samples, at least 128, and none at all where
             that is more than an eighth.
@@ -99,7 +99,7 @@ def scout_samples(objective: Objective, method: str, restarts: int, scout: int |
     """
     if scout is not None and scout > objective.samples:
         raise ValueError(f"scout must be between 0 and {objective.samples} samples, got {scout}")
-    if method != "vertex" or not restarts:
+    if method != "vertex" or not restarts or objective.by_batch:
         return 0
     chosen = max(SMALLEST_SCOUT, objective.samples // SCOUT_SHARE)
     return scout if scout is not None else chosen if chosen * LARGEST_SCOUT_SHARE <= objective.samples else 0
@@ -178,12 +178,12 @@ def _scouting(
 
 def _from(objective: Objective, name: str, point: Tensor | None, climb: Callable[..., Maximum]) -> Maximum:
     """Climb from one start; a start whose loss is not finite is a result too, unless it is the centre."""
-    first = objective.evaluations
+    first = objective.evaluated
     try:
         return dataclasses.replace(climb(objective, start=point), start=name)
     except FloatingPointError as error:
         if point is None:
             raise
-        evaluations = objective.evaluations - first
+        evaluations = (objective.evaluated - first) / objective.samples
         status = f"could not start: {error}"
         return Maximum(point, -math.inf, (), evaluations, math.nan, status, objective.samples, name)

@@ -14,15 +14,15 @@ from lbgap.region import Box
 ITERATIONS = 30
 MOMENTUM = 0.75
 NEEDED_INCREASES = 0.75
-FIRST_PERIOD, SHORTER_BY, SHORTEST_PERIOD = 0.22, 0.03, 0.06
+FIRST_PERIOD, SHORTER_BY, SHORTEST_PERIOD = 22, 3, 6  # per cent of the iterations
 FIRST_STEP = 2.0  # half-widths
 
 
 def checkpoints(iterations: int) -> list[int]:
     """The iterations at which the step may be halved: w_j = ceil(p_j N), section 3.2 of the paper."""
-    previous, share, found = 0.0, FIRST_PERIOD, []
-    while share < 1:
-        found.append(math.ceil(share * iterations))
+    previous, share, found = 0, FIRST_PERIOD, []
+    while share < 100:
+        found.append(-(-share * iterations // 100))
         previous, share = share, share + max(share - previous - SHORTER_BY, SHORTEST_PERIOD)
     return found
 

@@ -64,7 +64,7 @@ class Climb:
     def __init__(self, objective: Objective, region: Box, visited: Visited | None) -> None:
         self._objective = objective
         self._visited = visited
-        self._first = objective.evaluations
+        self._first = objective.evaluated
         self._history: list[tuple[float, float]] = []
         self.best = torch.empty_like(region.centre)
         self.value = -math.inf
@@ -72,7 +72,7 @@ class Climb:
 
     def visit(self, point: Tensor, value: float) -> bool:
         """Note the value at a point just evaluated; says whether it is the best yet."""
-        evaluation = self._objective.evaluations - self._first
+        evaluation = self._evaluations()
         self._history.append((evaluation, value))
         if self._visited is not None:
             self._visited(evaluation, value)
@@ -98,9 +98,11 @@ class Climb:
             else:
                 if self.visit(last, value):
                     self.gap = math.nan
-        evaluations = self._objective.evaluations - self._first
-        history = tuple(self._history)
-        return Maximum(self.best, self.value, history, evaluations, self.gap, status, self._objective.samples)
+        history, samples = tuple(self._history), self._objective.samples
+        return Maximum(self.best, self.value, history, self._evaluations(), self.gap, status, samples)
+
+    def _evaluations(self) -> float:
+        return (self._objective.evaluated - self._first) / self._objective.samples
 
 
 def starting_point(region: Box, start: Tensor | None) -> Tensor:

@@ -34,8 +34,8 @@ def maximise(
     order, or the last gain itself falls under ``tolerance`` times the rise so far.
 
     With ``precision="mixed"`` the gradient at the centre is in full precision, since that step chooses the basin and
-    the gradient is smallest there. Where bfloat16 ends at a point whose gap still promises more, its rounding hid the
-    gain: the climb goes on from there in full precision.
+    the gradient is smallest there. Where bfloat16 ends at a point whose gap still promises more, or where the loss has
+    not even doubled, so that its 8 bits resolve the rise to a percent at best, the climb goes on in full precision.
 
     Args:
         objective: What to maximise.
@@ -80,7 +80,7 @@ def maximise(
             status = GAIN.format(iteration, 100 * tolerance)
         else:
             continue
-        if not (rough and climb.gap > enough):
+        if not (rough and (climb.gap > enough or climb.value < 2 * base)):
             return climb.finish(status)
         rough, climb.value = False, -math.inf  # the best point is evaluated anew
         point.copy_(climb.best)
