@@ -21,4 +21,48 @@ STABLE_TORCH_LIBRARY(lbgap, m) {
   m.def(
       "box_vertex(Tensor y, Tensor gradient, Tensor centre, float absolute, float relative, "
       "Tensor(a!) out) -> Tensor");
+
+  // The rest is limited-memory BFGS with bounds, on n coordinates. The bounds of a coordinate are
+  // lower - (absolute + relative |lower|) and upper + (absolute + relative |upper|). S and Y hold c pairs of
+  // differences, (c, n), in any order; their 2c rows [Y; S] are called W, and B = theta I - W' K W.
+
+  // S[row] = x_new - x and Y[row] = g_new - g; returns the inner products of every pair with that one:
+  // S.s, S.y, Y.s, Y.y, (c, 4).
+  m.def(
+      "history_append(Tensor x_new, Tensor x, Tensor g_new, Tensor g, Tensor(a!) S, Tensor(b!) Y, int row) "
+      "-> "
+      "Tensor");
+
+  // out = the generalized Cauchy point: the first minimizer of the quadratic model along the projected
+  // gradient. Returns t, where it is on the path, the largest projected gradient |P(x - g) - x|, then W (out
+  // - x): (2 + 2c,).
+  m.def(
+      "history_cauchy(Tensor x, Tensor g, Tensor S, Tensor Y, Tensor K, float theta, Tensor lower, Tensor "
+      "upper, "
+      "float absolute, float relative, Tensor(a!) out) -> Tensor");
+
+  // Inner products over the coordinates where y is strictly inside the bounds, of the rows of W and of
+  // h = g + theta (y - x): (2c + 1, 2c + 1).
+  m.def(
+      "history_gram(Tensor y, Tensor x, Tensor g, Tensor S, Tensor Y, float theta, Tensor lower, Tensor "
+      "upper, "
+      "float absolute, float relative) -> Tensor");
+
+  // y += -(h + W' q) / theta where y is strictly inside the bounds; the result is projected on request.
+  m.def(
+      "history_combine(Tensor(a!) y, Tensor x, Tensor g, Tensor S, Tensor Y, Tensor q, float theta, Tensor "
+      "lower, "
+      "Tensor upper, float absolute, float relative, bool project) -> ()");
+
+  // Along d = z - x: <g, d>, |d|^2, and the longest step from x along d inside the bounds: (3,).
+  m.def(
+      "history_line(Tensor g, Tensor x, Tensor z, Tensor lower, Tensor upper, float absolute, float "
+      "relative) -> "
+      "Tensor");
+
+  // out = x + alpha (z - x), projected.
+  m.def(
+      "history_step(Tensor x, Tensor z, float alpha, Tensor lower, Tensor upper, float absolute, float "
+      "relative, "
+      "Tensor(a!) out) -> ()");
 }
