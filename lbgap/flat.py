@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
@@ -151,6 +151,11 @@ class FlatModule:
                         f"batch-norm {name!r} has no running statistics, so that the loss depends on the batches: pass "
                         "batch_norm='batch'"
                     )
+
+    def parts(self, vector: Tensor) -> list[Tensor]:
+        """Views of a vector ``(n,)``, one for each parameter that may move and in its shape."""
+        pieces = vector.split([parameter.numel() for parameter in self.moving])
+        return [piece.view(parameter.shape) for piece, parameter in zip(pieces, self.moving, strict=True)]
 
     @property
     def has_batch_norm(self) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lbgap import _hardware
+from lbgap import _hardware, _tangents
 from lbgap._extension import resolve_backend
 from lbgap._hardware import first_line
 from lbgap.flat import FlatModule, Selection, name_patterns
@@ -151,6 +151,10 @@ class Objective:
         """Names of the parameters that may move, in the order of ``theta``."""
         return self._flat.names
 
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """Name the parts of a vector ``(n,)`` that belong to each parameter: views in the parameters' shapes."""
+        return dict(zip(self.names, self._flat.parts(vector), strict=True))
+
     def loss(self, theta: Tensor) -> Tensor:
         """Evaluate the loss at one point.
 
@@ -245,6 +249,95 @@ class Objective:
             raise ValueError("accuracy needs class indices as targets and an output (batch, classes)")
         shares, correct = self._pass(theta, self._loss, accuracy=True)
         return shares.sum(), 100.0 * correct.sum() / self.samples
+
+    def output_tangents(self, theta: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of all samples, and their derivatives along one direction: ``J d`` without forming J.
+
+        By forward-mode differentiation, which costs about two evaluations of the loss and no memory for a backward
+        pass; where a layer has no forward rule, or a wrong one, by differentiating a backward pass.
+
+        Args:
+            theta: ``(n,)``.
+            direction: ``(n,)``, d.
+
+        Returns:
+            The outputs, ``(samples, ...)``, and ``d/dt output(theta + t d)`` at t = 0, of the same shape.
+
+        Raises:
+            ValueError: ``theta`` or ``direction`` has the wrong shape, dtype or device, or the model can be
+                differentiated in neither way.
+        """
+        pairs = self._along(theta, direction, lambda output, tangent, _: torch.stack((output, tangent), 1))
+        return pairs[:, 0], pairs[:, 1]
+
+    def directional_derivatives(self, theta: Tensor, direction: Tensor) -> Tensor:
+        """Derivative of every sample's loss along one direction: ``<d, grad l_i(theta)>``, no gradient formed.
+
+        One pass of :meth:`output_tangents`, then ``<dl_i/d output_i, J_i d>``. A callable loss takes part as it is,
+        provided that it is a mean of one term a sample, which is tried out on a few.
+
+        Args:
+            theta: ``(n,)``.
+            direction: ``(n,)``, d.
+
+        Returns:
+            ``(samples,)`` float64; their mean is ``<d, gradient>``.
+
+        Raises:
+            ValueError: As :meth:`output_tangents`; or the term of a sample in a callable loss depends on the others
+                of its batch.
+            FloatingPointError: A derivative is NaN or infinite.
+        """
+
+        def derivative(output: Tensor, tangent: Tensor, targets: Tensor) -> Tensor:
+            _tangents.check_terms(self._loss, output, targets)
+            slope = _tangents.output_gradient(self._loss, output, targets)
+            return (slope.double() * tangent.double()).flatten(1).sum(1)
+
+        each = self._along(theta, direction, derivative)
+        if not each.isfinite().all():
+            bad = int((~each.isfinite()).nonzero()[0])
+            raise FloatingPointError(
+                f"the derivative of the loss of sample {bad} is {float(each[bad])}: check its input and target, and "
+                "the model's weights"
+            )
+        return each
+
+    @torch.inference_mode(False)
+    def curvatures(self, theta: Tensor, vectors: Tensor) -> Tensor:
+        """Second derivatives of the loss along vectors: ``v' H v`` by differentiating the gradient once more.
+
+        Only the parameters in which a vector is not zero take part, so that vectors within one layer are cheap. The
+        gradient counts as one pass over the data, and so does each vector.
+
+        Args:
+            theta: ``(n,)``.
+            vectors: ``(k, n)``.
+
+        Returns:
+            ``(k,)`` float64.
+
+        Raises:
+            ValueError: ``theta`` or ``vectors`` has the wrong shape, dtype or device, or the model cannot be
+                differentiated twice.
+            FloatingPointError: A second derivative is NaN or infinite.
+        """
+        if vectors.dim() != 2:
+            raise ValueError(f"vectors must be (k, {self.n}), got shape {tuple(vectors.shape)}")
+        for vector in vectors:
+            self._check(vector, "vectors")
+        with torch.no_grad():
+            self._set(theta)
+        self._count(self.samples * (1 + len(vectors)))
+        total = torch.zeros(len(vectors), dtype=torch.float64, device=self.device)
+        parts = [self._flat.parts(vector) for vector in vectors]
+        with _hardware.full_float32(self.device.type), self._context(False), _tangents.differentiable():
+            for inputs, targets in self._micro_batches():
+                mean = self._loss.total(self._flat.module(inputs), targets)[0] / self.samples
+                total += _tangents.curvatures(mean, self._flat.moving, parts)
+        if not total.isfinite().all():
+            raise FloatingPointError("a second derivative of the loss is NaN or infinite: check the model's weights")
+        return total
 
     @torch.inference_mode(False)
     def subset(self, samples: int) -> Objective | None:
@@ -397,15 +490,35 @@ class Objective:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False)
 
     def _set(self, theta: Tensor) -> None:
-        if theta.shape != (self.n,) or theta.dtype != self.dtype or theta.device != self.device:
-            raise ValueError(
-                f"theta must be ({self.n},) {self.dtype} on {self.device}, got {tuple(theta.shape)} {theta.dtype} "
-                f"on {theta.device}"
-            )
+        self._check(theta, "theta")
         self._flat.theta.copy_(theta)
 
-    def _batches(self) -> range:
-        return range(0, self.samples, self.batch_size)
+    def _check(self, vector: Tensor, name: str) -> None:
+        if vector.shape != (self.n,) or vector.dtype != self.dtype or vector.device != self.device:
+            raise ValueError(
+                f"{name} must be ({self.n},) {self.dtype} on {self.device}, got {tuple(vector.shape)} {vector.dtype} "
+                f"on {vector.device}"
+            )
+
+    def _micro_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, self.samples, self.batch_size):
+            inputs = self._inputs[start : start + self.batch_size]
+            targets = self._targets[start : start + self.batch_size]
+            yield (inputs.clone(), targets.clone()) if self._overwrites else (inputs, targets)
+
+    @torch.inference_mode(False)
+    def _along(self, theta: Tensor, direction: Tensor, reduce: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """One pass: what ``reduce(output, its derivative, targets)`` makes of each batch, joined."""
+        self._check(direction, "direction")
+        with torch.no_grad():
+            self._set(theta)
+        self._count(self.samples)
+        found = []
+        with _hardware.full_float32(self.device.type), self._context(False), _tangents.differentiable():
+            tangent_of = _tangents.choose(self._flat, lambda: self._inputs[:PROBE_SAMPLES].clone(), direction)
+            for inputs, targets in self._micro_batches():
+                found.append(reduce(*tangent_of(self._flat, inputs, direction), targets))
+        return torch.cat(found)
 
     @torch.inference_mode(False)
     def _pass(
@@ -425,11 +538,7 @@ class Objective:
         if gradient:
             self._flat.gradient.zero_()
         with torch.set_grad_enabled(gradient), _hardware.full_float32(self.device.type):
-            for start in self._batches():
-                inputs = self._inputs[start : start + self.batch_size]
-                targets = self._targets[start : start + self.batch_size]
-                if self._overwrites:
-                    inputs, targets = inputs.clone(), targets.clone()
+            for inputs, targets in self._micro_batches():
                 with self._context(bfloat16):
                     output = self._flat.module(inputs)
                 with self._context(False):

@@ -1,0 +1,182 @@
+"""Derivatives along a direction: of the outputs, forward or by differentiating a backward pass, and second ones."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lbgap._hardware import first_line
+from lbgap.flat import FlatModule
+from lbgap.losses import Loss
+
+TangentOf = Callable[[FlatModule, Tensor, Tensor], tuple[Tensor, Tensor]]
+TERMS = 8  # samples on which a callable loss is tried out
+
+
+@functools.cache
+def _load_rules() -> None:
+    """Let torch compile its forward rules, once; in doing so it warns of its own deprecated calls."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Attention in plain products: the fused kernels have neither a forward rule nor a second backward."""
+    with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        yield
+
+
+def forward(flat: FlatModule, inputs: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and their derivatives along a direction, by dual numbers in the replica's own parameters.
+
+    Args:
+        flat: The replica, at the point concerned.
+        inputs: ``(batch, ...)``.
+        direction: ``(n,)``.
+
+    Raises:
+        RuntimeError: An operation has no forward rule (``NotImplementedError`` is one of them).
+    """
+    _load_rules()
+    with torch.no_grad(), forward_ad.dual_level():
+        for parameter, part in zip(flat.moving, flat.parts(direction), strict=True):
+            # Written in place, so that it reaches a parameter that the model keeps elsewhere too; gone with the level.
+            parameter.copy_(forward_ad.make_dual(parameter.detach().clone(), part))
+        output, tangent = forward_ad.unpack_dual(flat.module(inputs))
+        return output.clone(), torch.zeros_like(output) if tangent is None else tangent.clone()
+
+
+def backward(flat: FlatModule, inputs: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Do the same by two backward passes: ``J d`` is the derivative of ``<J' u, d>`` in u.
+
+    Raises:
+        ValueError: The model cannot be differentiated twice.
+    """
+    output = flat.module(inputs)
+    weights = torch.zeros_like(output, requires_grad=True)
+    try:
+        pulled = torch.autograd.grad(output, flat.moving, weights, create_graph=True, allow_unused=True)
+        pairs = zip(pulled, flat.parts(direction), strict=True)
+        along = torch.stack([(part * step).sum() for part, step in pairs if part is not None]).sum()
+        _check_whole(along)
+        (tangent,) = torch.autograd.grad(along, weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the model has no derivative along a direction, neither forward nor by a second backward pass: "
+            f"{first_line(error)}"
+        ) from error
+    return output.detach(), tangent
+
+
+def choose(flat: FlatModule, inputs: Callable[[], Tensor], direction: Tensor) -> TangentOf:
+    """Decide between the two on a few samples: forward where it exists and agrees with a plain backward pass.
+
+    An operation whose forward rule is missing raises, but a custom one may also drop the derivative without a word.
+
+    Args:
+        flat: The replica, at the point concerned.
+        inputs: Gives a fresh copy of the samples, since the model may overwrite them.
+        direction: ``(n,)``.
+    """
+    try:
+        _, tangent = forward(flat, inputs(), direction)
+    except RuntimeError:
+        return backward
+    output = flat.module(inputs())
+    weights = torch.arange(output.numel(), dtype=torch.float64, device=output.device).cos().view_as(output)
+    pulled = torch.autograd.grad(output, flat.moving, weights.to(output), allow_unused=True)
+    expected = [
+        part.double() * step.double()
+        for part, step in zip(pulled, flat.parts(direction), strict=True)
+        if part is not None
+    ]
+    found = weights * tangent
+    # Rounding grows with the size of the terms, not with that of their sum; a lost derivative is of that size.
+    size = found.abs().sum() + torch.stack([terms.abs().sum() for terms in expected]).sum()
+    missed = (found.sum() - torch.stack([terms.sum() for terms in expected]).sum()).abs()
+    return forward if missed <= 1e-3 * size else backward
+
+
+def _check_whole(value: Tensor) -> None:
+    """Refuse a gradient whose graph is cut by a ``once_differentiable`` function: what lies behind would count as zero.
+
+    Raises:
+        RuntimeError: It is.
+    """
+    waiting, seen = [value.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("a function in it is marked once_differentiable")
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+
+
+def output_gradient(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
+    """Gradient of the summed loss of a batch with respect to its outputs."""
+    leaf = output.detach().requires_grad_()
+    total, _ = loss.total(leaf.view_as(leaf), targets)  # a view, which a loss may overwrite
+    (gradient,) = torch.autograd.grad(total, leaf)
+    return gradient
+
+
+def check_terms(loss: Loss, output: Tensor, targets: Tensor) -> None:
+    """Refuse a callable loss in which the term of a sample depends on the other samples of its batch.
+
+    Raises:
+        ValueError: It does.
+    """
+    half = min(len(output), TERMS) // 2
+    if loss.function is None or half == 0:
+        return
+    alone, among = (output_gradient(loss, output[:size], targets[:size].clone())[:half] for size in (half, 2 * half))
+    if not torch.allclose(alone, among, rtol=1e-3, atol=1e-6, equal_nan=True):
+        raise ValueError(
+            f"the loss {loss.name!r} must be a mean of one term a sample, but the term of a sample depends on the "
+            "others of its batch: this measure needs the loss of each sample"
+        )
+
+
+def curvatures(value: Tensor, moving: Sequence[Tensor], vectors: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Second derivatives of a scalar along vectors, ``(k,)`` float64.
+
+    Args:
+        value: 0-d, with its graph.
+        moving: The tensors it depends on.
+        vectors: k vectors, each in parts of the shapes of ``moving``; parts that are zero in all of them are skipped.
+
+    Raises:
+        ValueError: It cannot be differentiated twice.
+    """
+    used = [index for index in range(len(moving)) if any(vector[index].any() for vector in vectors)]
+    result = torch.zeros(len(vectors), dtype=torch.float64, device=value.device)
+    if not used:
+        return result
+    chosen = [moving[index] for index in used]
+    try:
+        slopes = torch.autograd.grad(value, chosen, create_graph=True, allow_unused=True)
+        for number, vector in enumerate(vectors):
+            steps = [vector[index] for index in used]
+            terms = [(slope * step).sum() for slope, step in zip(slopes, steps, strict=True) if slope is not None]
+            along = torch.stack(terms).sum() if terms else value.detach()
+            if not along.requires_grad:  # linear in these parameters
+                continue
+            _check_whole(along)
+            products = torch.autograd.grad(along, chosen, retain_graph=True, allow_unused=True)
+            for product, step in zip(products, steps, strict=True):
+                if product is not None:
+                    result[number] += (product.double() * step.double()).sum()
+    except RuntimeError as error:
+        raise ValueError(f"the model cannot be differentiated twice: {first_line(error)}") from error
+    return result
