@@ -50,6 +50,11 @@ class Sharpness:
     settings: dict[str, Any] = field(repr=False)
     seconds: float
 
+    @property
+    def rise(self) -> float:
+        """The raw difference ``max_loss - base_loss``, in units of the loss."""
+        return self.max_loss - self.base_loss
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the point, ready for JSON; NaN and infinity become None."""
         keep = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -52,6 +53,14 @@ class Maximum:
 Visited = Callable[[float, float], None]
 
 
+class Region(Protocol):
+    """Where a climb takes place: a box, or a ball."""
+
+    @property
+    def centre(self) -> Tensor:
+        """The minimizer, ``(n,)``."""
+
+
 class Climb:
     """The best point so far, and the path to it.
 
@@ -61,7 +70,7 @@ class Climb:
         gap: The Frank-Wolfe gap there, once the maximiser knows it.
     """
 
-    def __init__(self, objective: Objective, region: Box, visited: Visited | None) -> None:
+    def __init__(self, objective: Objective, region: Region, visited: Visited | None) -> None:
         self._objective = objective
         self._visited = visited
         self._first = objective.evaluated

@@ -1,0 +1,166 @@
+"""What all measures share: the objective they are called with, checks of their arguments, random draws."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from lbgap._result import versions
+from lbgap.flat import Selection
+from lbgap.losses import LossFunction
+from lbgap.measures.result import Measure
+from lbgap.objective import Objective
+from lbgap.sharpness import as_objective
+
+
+class Options(TypedDict, total=False):
+    """Keywords that belong to the :class:`~lbgap.objective.Objective`, as in :func:`lbgap.fast_sharpness`."""
+
+    loss: str | LossFunction | None
+    parameters: Selection | None
+    batch_norm: str | None
+    precision: str | None
+    batch_size: int | None
+    device: str | torch.device | None
+    backend: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a measure under way.
+
+    Attributes:
+        measure: Its name.
+        objective: What it is called on.
+        centre: The minimizer, ``(n,)``.
+        began: When, in seconds of ``time.perf_counter``.
+        first: Samples that the objective had evaluated before.
+    """
+
+    measure: str
+    objective: Objective
+    centre: Tensor
+    began: float
+    first: int
+
+    @property
+    def evaluations(self) -> float:
+        """Passes over the data so far."""
+        return (self.objective.evaluated - self.first) / self.objective.samples
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time so far."""
+        return time.perf_counter() - self.began
+
+    def settings(self, own: dict[str, Any]) -> dict[str, Any]:
+        """Everything that the result depends on; ``own`` are the keywords of the measure."""
+        return {"measure": self.measure, **own, **self.objective.settings(), "versions": versions()}
+
+    def result(
+        self,
+        value: float,
+        *,
+        base_loss: float,
+        status: str,
+        own: dict[str, Any],
+        details: dict[str, Any],
+        standard_error: float = math.nan,
+    ) -> Measure:
+        """The result, with what the call knows about itself."""
+        return Measure(
+            value=value,
+            standard_error=standard_error,
+            base_loss=base_loss,
+            evaluations=self.evaluations,
+            status=status,
+            details=details,
+            settings=self.settings(own),
+            seconds=self.seconds,
+        )
+
+
+@contextmanager
+def call(measure: str, model: nn.Module | Objective, data: Any, options: Options) -> Iterator[Call]:
+    """Build the objective, or take the one passed, and run the measure without recording gradients.
+
+    Raises:
+        ValueError: As :func:`lbgap.sharpness.as_objective`.
+        TypeError: Likewise; or an option that no measure has.
+    """
+    unknown = [name for name in options if name not in Options.__annotations__]
+    if unknown:
+        raise TypeError(
+            f"{measure}() got an unexpected keyword argument {unknown[0]!r}: beside its own it takes "
+            + ", ".join(Options.__annotations__)
+        )
+    began = time.perf_counter()
+    objective = as_objective(model, data, {**options})
+    # Products of a measure's own, too, are in the objective's precision, whatever the caller's autocast is.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(objective.device.type, enabled=False):
+        yield Call(measure, objective, objective.theta, began, objective.evaluated)
+
+
+def positive(name: str, value: float, example: str, *, zero: bool = False) -> float:
+    """Check a number that must be finite and above zero, in float32 too; or zero as well where ``zero``.
+
+    Raises:
+        ValueError: It is not.
+        TypeError: It is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}: try {example}")
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond float64
+        number = math.inf
+    rounded = torch.tensor(number, dtype=torch.float32).item()
+    if not 0 <= rounded < math.inf or (rounded == 0 and not (zero and number == 0)):
+        raise ValueError(
+            f"{name} must be finite and {'zero or more' if zero else 'above zero'}, got {value}: try {example}"
+        )
+    return number
+
+
+def whole(name: str, value: int, least: int) -> None:
+    """Check a whole number.
+
+    Raises:
+        ValueError: It is out of range.
+        TypeError: It is not whole.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if not least <= value < 2**63:
+        raise ValueError(f"{name} must be at least {least} (and below 2**63), got {value}")
+
+
+def flag(name: str, value: bool) -> None:
+    """Check a switch.
+
+    Raises:
+        TypeError: It is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def normals(centre: Tensor, seed: int) -> Iterator[Tensor]:
+    """Standard normal vectors like ``centre``, without end; the same from any device and, but for rounding, dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randn(centre.shape, generator=generator, dtype=torch.float64, device="cpu").to(centre)
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """The mean of independent draws, two or more, and its standard error."""
+    drawn = torch.tensor(values, dtype=torch.float64)
+    return float(drawn.mean()), float(drawn.std()) / math.sqrt(len(values))

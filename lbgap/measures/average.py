@@ -1,0 +1,101 @@
+"""The average case: how much the loss rises under Gaussian noise."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from torch import nn
+
+from lbgap.measures._call import Options, call, flag, mean_and_error, normals, positive, whole
+from lbgap.measures.result import Measure
+from lbgap.objective import Objective
+
+FEWEST = 8  # draws before a standard error is believed
+
+
+def average_sharpness(
+    model: nn.Module | Objective,
+    data: Any = None,
+    *,
+    sigma: float = 0.01,
+    draws: int = 20,
+    adaptive: bool = False,
+    antithetic: bool = True,
+    tolerance: float | None = None,
+    seed: int = 0,
+    **options: Unpack[Options],
+) -> Measure:
+    """Measure how much the loss rises on average under Gaussian noise on the parameters.
+
+    ``E f(x + u) - f(x)`` with ``u ~ N(0, sigma^2 I)``: the expected sharpness of Neyshabur et al. 2017 (arXiv
+    1706.08947). With ``adaptive``, ``u_i ~ N(0, sigma^2 x_i^2)``, so that the value does not change when the
+    layers of a ReLU network are rescaled against each other. To second order it is ``sigma^2 / 2`` times the trace of
+    the Hessian.
+
+    With ``antithetic`` a draw is the mean of ``u`` and ``-u``. Both have the same distribution, so the mean stays
+    unbiased, and the first-order term, which is most of the variance away from a minimum, cancels.
+
+    Args:
+        model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`.
+        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        sigma: Standard deviation of the noise, in units of the parameters; with ``adaptive`` relative to them.
+        draws: Independent draws, two or more; with ``tolerance`` at most.
+        adaptive: Scale the noise by the parameters.
+        antithetic: Use each draw in both directions, two evaluations.
+        tolerance: Stop after eight draws or more once the standard error is at most this, in units of the loss.
+            Stopping on the error makes the value, and more so the error, slightly too small.
+        seed: Of the noise.
+        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
+            in :func:`lbgap.fast_sharpness`.
+
+    Returns:
+        The mean rise and its standard error over draws; in ``details`` the rise of each draw.
+
+    Raises:
+        ValueError: An argument is out of its range or does not fit the others.
+        TypeError: An argument is of the wrong kind.
+        FloatingPointError: The loss is NaN or infinite, at the minimizer or under noise.
+
+    Example:
+        >>> import torch, lbgap
+        >>> m = lbgap.average_sharpness(torch.nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1])), draws=4)
+        >>> len(m.details["rises"])
+        4
+    """
+    own: dict[str, Any] = {
+        "sigma": positive("sigma", sigma, "0.01"),
+        "draws": draws,
+        "adaptive": adaptive,
+        "antithetic": antithetic,
+        "tolerance": None if tolerance is None else positive("tolerance", tolerance, "1e-3"),
+        "seed": seed,
+    }
+    whole("draws", draws, 2)
+    whole("seed", seed, 0)
+    flag("adaptive", adaptive)
+    flag("antithetic", antithetic)
+    with call("average_sharpness", model, data, options) as this:
+        objective, centre = this.objective, this.centre
+        base = float(objective.loss(centre))
+        noise = normals(centre, seed)
+        rises: list[float] = []
+        status = f"{draws} draws"
+        while len(rises) < draws:
+            u = own["sigma"] * next(noise) * (centre if adaptive else 1)
+            points = (centre + u, centre - u) if antithetic else (centre + u,)
+            try:
+                rises.append(sum(float(objective.loss(point)) for point in points) / len(points) - base)
+            except FloatingPointError as error:
+                raise FloatingPointError(
+                    f"under noise, in draw {len(rises) + 1} (try a smaller sigma), {error}"
+                ) from error
+            if tolerance is not None and len(rises) >= FEWEST and mean_and_error(rises)[1] <= tolerance:
+                status = f"{len(rises)} draws: the standard error is below the tolerance {tolerance:g}"
+                break
+        else:
+            if tolerance is not None:
+                status = f"{draws} draws, the limit: the standard error is above the tolerance; try more draws"
+        value, spread = mean_and_error(rises)
+        return this.result(
+            value, standard_error=spread, base_loss=base, status=status, own=own, details={"rises": rises}
+        )

@@ -1,0 +1,90 @@
+"""The Fisher-Rao norm: the length of the parameters as the loss, or the model's own labels, feels it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Unpack
+
+from torch import nn
+
+from lbgap.measures._call import Call, Options, call
+from lbgap.measures.result import Measure
+from lbgap.objective import Objective
+
+LABELS = ("data", "model")
+
+
+def fisher_rao_norm(
+    model: nn.Module | Objective,
+    data: Any = None,
+    *,
+    labels: str = "data",
+    **options: Unpack[Options],
+) -> Measure:
+    """Measure the Fisher-Rao norm of the parameters, squared.
+
+    ``<x, I(x) x> = E <x, grad l(x)>^2``: Liang et al. 2019 (arXiv 1711.01530). It does not change when
+    the layers of a ReLU network are rescaled against each other. For such a network without biases and with L hidden
+    layers it is ``(L + 1)^2 E <dl/d output, output>^2`` (their Theorem 3.1).
+
+    One directional derivative a sample by forward-mode differentiation: no gradient of a sample is formed.
+
+    Args:
+        model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`.
+        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        labels: Over what the expectation is. ``"data"``: the given pairs (the empirical Fisher matrix). ``"model"``:
+            the inputs, and for each the labels that the model itself predicts, averaged exactly; needs
+            ``cross_entropy`` with class indices.
+        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
+            in :func:`lbgap.fast_sharpness`. Parameters that may not move count as constants. A callable loss must be a
+            mean of one term a sample.
+
+    Returns:
+        The squared norm; in ``details`` the ``norm`` itself, and for ``labels="data"`` ``radial_slope``, the mean of
+        ``<x, grad l>``: the derivative of the loss in log |x|.
+
+    Raises:
+        ValueError: Unknown labels; the loss does not fit them; or the model can be differentiated along a direction
+            neither forward nor by a second backward pass.
+        TypeError: An argument is of the wrong kind.
+        FloatingPointError: A loss or a derivative is NaN or infinite.
+
+    Example:
+        >>> import torch, lbgap
+        >>> lbgap.fisher_rao_norm(torch.nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1]))).value > 0
+        True
+    """
+    if labels not in LABELS:
+        raise ValueError(f"labels must be 'data' or 'model', got {labels!r}")
+    with call("fisher_rao_norm", model, data, options) as this:
+        loss_name = this.objective.settings()["loss"]
+        if labels == "model" and (this.objective.classes is None or loss_name != "cross_entropy"):
+            raise ValueError(
+                "labels='model' needs cross_entropy with class indices, whose outputs are a distribution of labels; "
+                f"got the loss {loss_name!r}{'' if this.objective.classes else ' without classes'}: use labels='data'"
+            )
+        base = float(this.objective.loss(this.centre))
+        value, details = (_of_pairs if labels == "data" else _of_predictions)(this)
+        return this.result(
+            value,
+            base_loss=base,
+            status="exact, to rounding",
+            own={"labels": labels},
+            details={"norm": math.sqrt(value), **details},
+        )
+
+
+def _of_pairs(this: Call) -> tuple[float, dict[str, Any]]:
+    each = this.objective.directional_derivatives(this.centre, this.centre)
+    return float(each.square().mean()), {"radial_slope": float(each.mean())}
+
+
+def _of_predictions(this: Call) -> tuple[float, dict[str, Any]]:
+    """The derivative of ``-log p_y`` along x is ``mean_p(t) - t_y``, t that of the logits: a variance of t."""
+    outputs, tangents = (part.double() for part in this.objective.output_tangents(this.centre, this.centre))
+    probabilities = outputs.softmax(1)
+    mean = (probabilities * tangents).sum(1, keepdim=True)
+    value = float((probabilities * (tangents - mean).square()).sum(1).mean())
+    if not math.isfinite(value):
+        raise FloatingPointError("an output of the model, or its derivative, is NaN or infinite: check its weights")
+    return value, {}

@@ -1,0 +1,67 @@
+"""What a measure returns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from lbgap._result import plain
+
+_OF_THE_OBJECTIVE = {
+    *("measure", "versions", "loss", "parameters", "n", "samples", "batch_norm", "batch_size", "precision"),
+    *("directions", "device", "threads", "backend", "notes"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """The value of a measure at a minimizer, with everything that it depends on.
+
+    Attributes:
+        value: The measure; NaN where it does not exist, in which case ``status`` says why.
+        standard_error: Of ``value`` over random draws; NaN where nothing is random.
+        base_loss: Mean loss at the minimizer.
+        evaluations: Passes over the data.
+        status: How far the value is to be trusted, and what to try for a better one.
+        details: Further numbers of this measure by name.
+        settings: Everything that the result depends on.
+        seconds: Wall-clock time of the call.
+    """
+
+    value: float
+    standard_error: float
+    base_loss: float
+    evaluations: float
+    status: str
+    details: dict[str, Any] = field(repr=False)
+    settings: dict[str, Any] = field(repr=False)
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON; NaN and infinity become None."""
+        return {name: plain(getattr(self, name)) for name in self.__dataclass_fields__}
+
+    def __str__(self) -> str:
+        """A few lines: the value, how it was found, and what else belongs to it."""
+        s = self.settings
+        error = "" if math.isnan(self.standard_error) else f" +- {self.standard_error:.2g} (standard error)"
+        own = ", ".join(f"{name} {_short(value)}" for name, value in s.items() if name not in _OF_THE_OBJECTIVE)
+        numbers = ", ".join(
+            f"{name} {_short(value)}" for name, value in self.details.items() if isinstance(value, int | float)
+        )
+        return "\n".join(
+            (
+                f"{s['measure']}: {self.value:.6g}{error}, at a loss of {self.base_loss:.6g}",
+                f"  {own}",
+                *([f"  {numbers}"] if numbers else []),
+                f"  {s['n']:,} parameters, {s['samples']:,} samples, batch-norm {s['batch_norm']}, "
+                f"{self.evaluations:.4g} evaluations, {self.seconds:.2f} s, {s['precision']} on {s['device']}",
+                f"  {self.status}",
+                *(f"  note: {note}" for note in s["notes"]),
+            )
+        )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,281 @@
+"""What holds for each measure: invariances, seeds, results, refusals, and nothing of the caller's touched."""
+
+import copy
+import json
+import math
+import random
+import warnings
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lbgap
+from lbgap import Objective
+
+MEASURES = {
+    "box": partial(lbgap.fast_sharpness, epsilon=0.2),
+    "adaptive box": partial(lbgap.fast_sharpness, epsilon=0.2, region="adaptive"),
+    "ball": partial(lbgap.ball_sharpness, radius=0.5, restarts=1),
+    "adaptive ball": partial(lbgap.ball_sharpness, radius=0.5, adaptive=True, eta=0.0, restarts=1),
+    "average": partial(lbgap.average_sharpness, sigma=0.1, draws=6),
+    "adaptive average": partial(lbgap.average_sharpness, sigma=0.1, draws=6, adaptive=True),
+    "pac-bayes": partial(lbgap.pac_bayes_sigma, eps=0.0, draws=6, deviation=0.2),
+    "fisher-rao": lbgap.fisher_rao_norm,
+    "fisher-rao of the model": partial(lbgap.fisher_rao_norm, labels="model"),
+    "relative flatness": partial(lbgap.relative_flatness, draws=6, exact=False),
+    "relative flatness of the first layer": partial(lbgap.relative_flatness, draws=6, exact=False, layer="0"),
+    "exact relative flatness": partial(lbgap.relative_flatness, exact=True),
+    "critical": lbgap.critical_sharpness,
+}
+NOT_INVARIANT = ("box", "ball", "average", "critical")
+MEASURES_HERE = [name for name in MEASURES if "box" not in name and "first" not in name]
+
+
+def seeded(build, seed=0):
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        return build()
+
+
+def relu_network():
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def dense():
+    return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(), nn.Linear(6, 3))
+
+
+def data(build=None):
+    """40 samples that the seeded network gets right, but for every fifth."""
+    inputs = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        targets = seeded(build or dense).eval()(inputs.clone()).argmax(1)
+    targets[::5] = (targets[::5] + 1) % 3
+    return inputs, targets
+
+
+def same(one, other):
+    return {**one.to_dict(), "seconds": 0} == {**other.to_dict(), "seconds": 0}
+
+
+# Rescaling of ReLU layers (Dinh et al. 2017).
+
+
+def rescaled(model, a=8.0):
+    """The same function; a is a power of two, so that no product is rounded otherwise than before."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model[0].weight.mul_(a)
+        model[0].bias.mul_(a)
+        model[2].weight.div_(a)
+    return model
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_rescaling_of_relu_layers(name):
+    model = seeded(relu_network)
+    inputs = data()[0]
+    assert torch.equal(model(inputs), rescaled(model)(inputs))
+    before, after = (MEASURES[name](each, data(relu_network)).value for each in (model, rescaled(model)))
+    assert 0 < before < math.inf
+    if name in NOT_INVARIANT:
+        assert abs(after / before - 1) > 0.1
+    elif name == "exact relative flatness":  # the singular vectors of the weight are rounded anew
+        assert after == pytest.approx(before, rel=1e-5)
+    else:
+        assert after == before
+
+
+def test_the_least_scales_break_the_invariance():
+    model = seeded(relu_network)
+    for measure in (
+        partial(lbgap.ball_sharpness, radius=0.5, adaptive=True, eta=0.5),
+        partial(lbgap.pac_bayes_sigma, eps=0.05, deviation=0.2),
+    ):
+        assert measure(model, data(relu_network)).value != measure(rescaled(model), data(relu_network)).value
+
+
+# Seeds, objectives and the caller's own.
+
+
+@pytest.mark.parametrize("name", MEASURES_HERE)
+def test_the_same_seed_gives_the_same_bits(name):
+    model = seeded(dense)
+    objective = Objective(model, data())
+    first, second, third = (MEASURES[name](*each) for each in ((objective,), (objective,), (model, data())))
+    assert same(first, second)
+    assert same(first, third)
+
+
+@pytest.mark.parametrize("name", ["ball", "average", "pac-bayes", "relative flatness"])
+def test_another_seed_gives_another_draw(name):
+    objective = Objective(seeded(dense), data())
+    one, other = (MEASURES[name](objective, seed=seed) for seed in (0, 1))
+    assert not same(one, other)
+    key = {"ball": lambda m: m.starts[1]["loss"]}.get(name, lambda m: m.value)
+    assert key(one) != key(other)
+
+
+def caller_state():
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": str(np.random.get_state()),  # noqa: NPY002
+        "python": random.getstate(),
+        "dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
+        "matmul": torch.get_float32_matmul_precision(),
+        "attention": (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()),
+        "filters": list(warnings.filters),
+    }
+
+
+@pytest.mark.parametrize("name", MEASURES_HERE)
+def test_nothing_of_the_caller_changes(name):
+    model, samples = seeded(dense).train(), data()
+    model[2].eval()
+    model[4].bias.requires_grad_(False)
+    model[1].weight.grad = torch.ones(6, 4)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    copies, state = [tensor.clone() for tensor in samples], caller_state()
+    MEASURES[name](model, samples)
+    assert caller_state() == state
+    assert all(torch.equal(one, other) for one, other in zip(samples, copies, strict=True))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == [True, True, True, False, True, True]
+    assert [p.grad is None for p in model.parameters()] == [False] + [True] * 5
+
+
+CONTEXTS = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", MEASURES_HERE)
+def test_the_same_bits_in_any_context(name, context):
+    outside = MEASURES[name](seeded(dense), data())
+    with CONTEXTS[context]():
+        state = caller_state()
+        inside = MEASURES[name](seeded(dense), data())
+        assert caller_state() == state
+    assert same(inside, outside)
+
+
+@pytest.mark.parametrize("name", MEASURES_HERE)
+def test_batch_statistics(name):
+    found = MEASURES[name](seeded(dense), data(), batch_norm="batch", batch_size=20)
+    assert found.settings["batch_norm"] == "batch"
+    assert math.isfinite(found.value)
+
+
+# The result.
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURES_HERE if "ball" not in name])
+def test_a_result_is_json_and_readable(name):
+    found = MEASURES[name](seeded(dense), data())
+    record = found.to_dict()
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert set(record) == {
+        "value", "standard_error", "base_loss", "evaluations", "status", "details", "settings", "seconds",
+    }  # fmt: skip
+    assert record["base_loss"] == float(Objective(seeded(dense), data()).loss(Objective(seeded(dense), data()).theta))
+    assert {"measure", "n", "samples", "loss", "batch_norm", "precision", "versions", "device"} <= set(
+        record["settings"]
+    )
+    lines = str(found).splitlines()
+    assert lines[0].startswith(f"{found.settings['measure']}: {found.value:.6g}")
+    assert ("standard error" in lines[0]) == (record["standard_error"] is not None)
+    assert f"  {found.status}" in lines
+    assert f"{found.settings['n']} parameters, 40 samples" in str(found)
+
+
+# Refusals.
+
+
+class Unrun(nn.Linear):
+    """A model that must not be run."""
+
+    def forward(self, inputs):
+        raise AssertionError("the model was run")
+
+
+NUMBERS = [0, -1.0, math.nan, math.inf, 1e-60, 10**400]
+ARGUMENTS = [
+    *(
+        (lbgap.ball_sharpness, {"radius": value}, ValueError, "radius must be finite and above zero")
+        for value in NUMBERS
+    ),
+    *(
+        (lbgap.average_sharpness, {"sigma": value}, ValueError, "sigma must be finite and above zero")
+        for value in NUMBERS
+    ),
+    (lbgap.ball_sharpness, {"radius": "0.1"}, TypeError, "radius must be a number, got str: try 0.05"),
+    (lbgap.ball_sharpness, {"radius": True}, TypeError, "radius must be a number, got bool"),
+    (lbgap.ball_sharpness, {"eta": -1}, ValueError, "eta must be finite and zero or more, got -1"),
+    (lbgap.ball_sharpness, {"adaptive": 1}, TypeError, "adaptive must be True or False, got 1"),
+    (lbgap.ball_sharpness, {"iterations": 0}, ValueError, "iterations must be at least 1 .*got 0"),
+    (lbgap.ball_sharpness, {"restarts": -1}, ValueError, "restarts must be at least 0 .*got -1"),
+    (lbgap.ball_sharpness, {"seed": 0.5}, TypeError, "seed must be a whole number, got 0.5"),
+    (lbgap.average_sharpness, {"draws": 1}, ValueError, "draws must be at least 2 .*got 1"),
+    (lbgap.average_sharpness, {"draws": 2.0}, TypeError, "draws must be a whole number, got 2.0"),
+    (lbgap.average_sharpness, {"tolerance": 0}, ValueError, "tolerance must be finite and above zero, got 0"),
+    (lbgap.average_sharpness, {"antithetic": None}, TypeError, "antithetic must be True or False, got None"),
+    (lbgap.pac_bayes_sigma, {"draws": 1}, ValueError, "draws must be at least 2"),
+    (lbgap.pac_bayes_sigma, {"deviation": 0}, ValueError, "deviation must be finite and above zero, got 0: try 0.1"),
+    (lbgap.pac_bayes_sigma, {"eps": -1e-3}, ValueError, "eps must be finite and zero or more"),
+    (lbgap.pac_bayes_sigma, {"seed": -1}, ValueError, "seed must be at least 0"),
+    (lbgap.fisher_rao_norm, {"labels": "true"}, ValueError, "labels must be 'data' or 'model', got 'true'"),
+    (lbgap.relative_flatness, {"draws": 1}, ValueError, "draws must be at least 2"),
+    (lbgap.relative_flatness, {"layer": 4}, TypeError, "layer must be a name such as '4' or '4.weight', got 4"),
+    (lbgap.relative_flatness, {"exact": "yes"}, TypeError, "exact must be True, False or None"),
+    (lbgap.critical_sharpness, {"tolerance": 0}, ValueError, "tolerance must be finite and above zero"),
+    (lbgap.critical_sharpness, {"initial": -1}, ValueError, "initial must be finite and above zero"),
+    (lbgap.critical_sharpness, {"doublings": 0}, ValueError, "doublings must be at least 1"),
+    (lbgap.critical_sharpness, {"direction": [1.0]}, TypeError, r"direction must be a tensor \(n,\), got list"),
+]
+
+
+@pytest.mark.parametrize(("function", "options", "error", "message"), ARGUMENTS)
+def test_bad_arguments_are_refused_before_any_work(function, options, error, message):
+    with pytest.raises(error, match=message) as caught:
+        function(Unrun(4, 3), data(), **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", MEASURES_HERE)
+def test_what_belongs_to_the_objective(name):
+    objective = Objective(seeded(dense), data())
+    with pytest.raises(ValueError, match="data, batch_size belong to the Objective: give them when you build it"):
+        MEASURES[name](objective, data(), batch_size=8)
+    with pytest.raises(TypeError, match="data is missing"):
+        MEASURES[name](seeded(dense))
+    with pytest.raises(
+        TypeError, match=r"\w+\(\) got an unexpected keyword argument 'raduis': beside its own it takes loss"
+    ):
+        MEASURES[name](objective, raduis=1)
+
+
+def test_directions_that_do_not_fit():
+    objective = Objective(seeded(dense), data())
+    with pytest.raises(ValueError, match=r"direction must be \(63,\), one number a parameter, got \(3,\)"):
+        lbgap.critical_sharpness(objective, direction=torch.ones(3))
+    for direction in (torch.zeros(63), torch.full((63,), math.nan)):
+        with pytest.raises(ValueError, match="direction must be finite and not zero everywhere"):
+            lbgap.critical_sharpness(objective, direction=direction)
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURES_HERE if name != "pac-bayes"])  # which counts samples
+def test_a_loss_that_is_not_finite_is_refused(name):
+    model = seeded(relu_network)
+    nn.init.constant_(model[4].bias, math.inf)
+    with pytest.raises(FloatingPointError):
+        MEASURES[name](model, data())
