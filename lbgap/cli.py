@@ -1,4 +1,4 @@
-"""The command line: ``lbgap demo | train | sharpness | line | info``."""
+"""The command line: ``lbgap demo | train | sharpness | measure | line | info``."""
 
 from __future__ import annotations
 
@@ -536,5 +536,7 @@ def _minimizers(
     return [(str(path), read_weights(network(), path), load(data, data_dir)) for path in weights]
 
 
+import lbgap.cli_measure  # noqa: E402  it registers `lbgap measure` on the app of lbgap.cli
+
 if __name__ == "__main__":
-    main()
+    lbgap.cli.main()
