@@ -153,7 +153,9 @@ def test_a_direction_of_ones_own(quadratic):
 
 
 def test_no_step_that_raises_the_loss():
-    model = nn.Linear(2, 2)
+    model = nn.Linear(2, 2)  # from zero the gradient step separates the two samples, however long
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
     m = lbgap.critical_sharpness(model, (torch.eye(2), torch.tensor([0, 1])), doublings=5, initial=1.0)
     assert math.isnan(m.value)
     assert m.status == "no step up to 32 raises the loss: try more doublings, or a larger initial"
