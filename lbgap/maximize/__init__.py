@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lbgap.maximize import apgd, scipy, vertex
+from lbgap.maximize import apgd, lbfgsb, scipy, vertex
 from lbgap.maximize.climb import Maximum, Visited
 from lbgap.objective import Objective
 from lbgap.region import Box
@@ -24,12 +24,18 @@ __all__ = ["DEFAULT_ITERATIONS", "METHODS", "Maximum", "check", "maximise", "sco
 METHODS: dict[str, Callable[..., Maximum]] = {
     "vertex": vertex.maximise,
     "apgd": apgd.maximise,
+    "lbfgsb": lbfgsb.maximise,
     "scipy": scipy.maximise,
 }
 Start = tuple[str, Tensor | None]
 SCOUT_SHARE, SMALLEST_SCOUT, LARGEST_SCOUT_SHARE = 32, 128, 8
 SCOUT_ITERATIONS, SCOUT_TOLERANCE = 12, 1e-2
-DEFAULT_ITERATIONS = {"vertex": vertex.ITERATIONS, "apgd": apgd.ITERATIONS, "scipy": scipy.ITERATIONS}
+DEFAULT_ITERATIONS = {
+    "vertex": vertex.ITERATIONS,
+    "apgd": apgd.ITERATIONS,
+    "lbfgsb": lbfgsb.ITERATIONS,
+    "scipy": scipy.ITERATIONS,
+}
 
 
 def starts(objective: Objective, region: Box, restarts: int, seed: int) -> Iterator[Start]:
