@@ -3,6 +3,9 @@
 // The box is (centre x, absolute a, relative b): coordinate i may be anywhere in x_i -+ (a + b |x_i|).
 // y, direction, gradient and out are (n,) or (k, n) with contiguous rows; centre is (n,). out may be y
 // itself. All are float32 or all float64; the sums are float64, one row per row of y.
+//
+// The random matrix A is (n, p), drawn as rng.h says and never stored: distribution 0 is normal, 1 uniform on
+// [-1, 1), 2 rademacher; `first` is the index of its first row. centre, g and out are float32 or float64.
 
 #include <torch/csrc/stable/library.h>
 
@@ -65,4 +68,17 @@ STABLE_TORCH_LIBRARY(lbgap, m) {
       "history_step(Tensor x, Tensor z, float alpha, Tensor lower, Tensor upper, float absolute, float "
       "relative, "
       "Tensor(a!) out) -> ()");
+
+  // out = centre + A z for z (p,) or (k, p), float64. out may be the centre where there is one point.
+  m.def(
+      "subspace_apply(Tensor centre, Tensor z, int distribution, int seed, int stream, int first, "
+      "Tensor(a!) out) -> ()");
+
+  // A'g in float64, (p,) or (k, p).
+  m.def("subspace_project(Tensor g, int p, int distribution, int seed, int stream, int first) -> Tensor");
+
+  // A'A in float64, (p, p), on the device of `like`.
+  m.def(
+      "subspace_gram(Tensor like, int n, int p, int distribution, int seed, int stream, int first) -> "
+      "Tensor");
 }

@@ -1,8 +1,11 @@
 """The operators, one thin wrapper each: native where a compiled library serves the device.
 
 The box is (centre x, absolute a, relative b): coordinate i may be anywhere in x_i -+ (a + b |x_i|). It is
-never stored as bounds. Everywhere else than on a natively served device the call goes to the twin in
-:mod:`lbgap.reference`. None of these ops has derivatives, so all refuse inputs that require a gradient.
+never stored as bounds. The random matrix A is ``(n, p)`` and never stored either: entry (i, j) is a function of
+``(distribution, seed, stream, first + i, j)``, a float32 number whatever the dtype of the vectors.
+
+Everywhere else than on a natively served device the call goes to the twin in :mod:`lbgap.reference`. None of these
+ops has derivatives, so all refuse inputs that require a gradient.
 """
 
 from __future__ import annotations
@@ -280,7 +283,7 @@ def history_line(
     """Measure the direction ``d = z - x`` for a line search.
 
     Returns:
-        ``<g, d>``, ``|d|^2`` and the longest step from ``x`` along ``d`` that stays inside the bounds: ``(3,)`` float64.
+        ``<g, d>``, ``|d|^2`` and the longest step from ``x`` inside the bounds: ``(3,)`` float64.
     """
     return cast(Tensor, _history("history_line", x, g, x, z, lower, upper, absolute, relative))
 
@@ -290,6 +293,126 @@ def history_step(
 ) -> None:
     """Write ``x + alpha (z - x)``, projected onto the bounds, to ``out``."""
     _history("history_step", x, x, z, alpha, lower, upper, absolute, relative, out)
+
+
+def subspace_apply(
+    centre: Tensor, z: Tensor, seed: int, stream: int, distribution: str, out: Tensor, *, first: int = 0
+) -> None:
+    """Go from ``centre`` along the columns of the random matrix A: ``centre + A z``, rounded once.
+
+    Args:
+        centre: ``(n,)``, float32 or float64.
+        z: Coordinates, ``(p,)`` or ``(k, p)``, float64, same device; A is drawn once for all k.
+        seed: Of A, below 2**63.
+        stream: Which of the seed's matrices, below 2**32.
+        distribution: ``"normal"``, ``"uniform"`` on [-1, 1) or ``"rademacher"``.
+        out: Where the points go, ``(n,)`` or ``(k, n)``, dtype of ``centre``; may be ``centre``.
+        first: Index of the first row, where the vectors are a part of longer ones.
+
+    Raises:
+        ValueError: Shapes or devices do not fit, a number is out of range, the distribution is not known, or an
+            input requires a gradient.
+        TypeError: A dtype does not fit, or a number is not whole.
+    """
+    code = _check_matrix(seed, stream, distribution, first, centre=centre, z=z, out=out)
+    if z.dim() not in (1, 2) or centre.dim() != 1 or out.shape != (*z.shape[:-1], len(centre)):
+        raise ValueError(
+            f"centre must be (n,), z (p,) or (k, p) and out (n,) or (k, n), got {tuple(centre.shape)}, "
+            f"{tuple(z.shape)} and {tuple(out.shape)}"
+        )
+    if z.dtype != torch.float64:
+        raise TypeError(f"z must be float64, got {z.dtype}: convert it first")
+    if centre.dtype not in _DTYPES or out.dtype != centre.dtype:
+        raise TypeError(f"centre and out must both be float32 or both float64, got {centre.dtype} and {out.dtype}")
+    if _overlaps_itself(out):
+        raise ValueError("out has elements that share memory: pass a fresh tensor")
+    if centre.device.type not in _extension.NATIVE_DEVICES:
+        reference.subspace_apply(centre, z, seed, stream, distribution, out, first=first)
+        return
+    target = out if _writable(out) else torch.empty_like(out, memory_format=torch.contiguous_format)
+    torch.ops.lbgap.subspace_apply.default(_rows(centre), _rows(z), code, seed, stream, first, target)
+    if target is not out:
+        out.copy_(target)
+
+
+def subspace_project(g: Tensor, p: int, seed: int, stream: int, distribution: str, *, first: int = 0) -> Tensor:
+    """Inner products of vectors with the columns of the random matrix A: ``A'g``.
+
+    Args:
+        g: ``(n,)`` or ``(k, n)``, float32 or float64; A is drawn once for all k.
+        p: Number of columns.
+        seed: Of A, as in :func:`subspace_apply`.
+        stream: Which of the seed's matrices.
+        distribution: ``"normal"``, ``"uniform"`` or ``"rademacher"``.
+        first: Index of the first row.
+
+    Returns:
+        ``(p,)`` or ``(k, p)`` float64, summed in float64 over a fixed tree.
+
+    Raises:
+        ValueError: As :func:`subspace_apply`.
+        TypeError: As :func:`subspace_apply`.
+    """
+    code = _check_matrix(seed, stream, distribution, first, p=p, g=g)
+    if g.dim() not in (1, 2):
+        raise ValueError(f"g must be (n,) or (k, n), got shape {tuple(g.shape)}: reshape it")
+    if g.dtype not in _DTYPES:
+        raise TypeError(f"g must be float32 or float64, got {g.dtype}: convert it first")
+    if g.device.type not in _extension.NATIVE_DEVICES:
+        return reference.subspace_project(g, p, seed, stream, distribution, first=first)
+    op = torch.ops.lbgap.subspace_project.default
+    return cast(Tensor, op(_rows(g), p, code, seed, stream, first))
+
+
+def subspace_gram(
+    n: int, p: int, seed: int, stream: int, distribution: str, device: torch.device, *, first: int = 0
+) -> Tensor:
+    """Inner products of the columns of the random matrix A with each other: ``A'A``.
+
+    Args:
+        n: Number of rows.
+        p: Number of columns.
+        seed: Of A, as in :func:`subspace_apply`.
+        stream: Which of the seed's matrices.
+        distribution: ``"normal"``, ``"uniform"`` or ``"rademacher"``.
+        device: Where to compute.
+        first: Index of the first row.
+
+    Returns:
+        ``(p, p)`` float64, symmetric.
+
+    Raises:
+        ValueError: As :func:`subspace_apply`.
+        TypeError: As :func:`subspace_apply`.
+    """
+    code = _check_matrix(seed, stream, distribution, first, n=n, p=p)
+    if device.type not in _extension.NATIVE_DEVICES:
+        return reference.subspace_gram(n, p, seed, stream, distribution, device, first=first)
+    like = torch.empty(0, device=device)
+    return cast(Tensor, torch.ops.lbgap.subspace_gram.default(like, n, p, code, seed, stream, first))
+
+
+def _check_matrix(seed: int, stream: int, distribution: str, first: int, **rest: int | Tensor) -> int:
+    """Judge what every op on A shares; returns the number of the distribution."""
+    if distribution not in reference.DISTRIBUTIONS:
+        names = ", ".join(map(repr, reference.DISTRIBUTIONS))
+        raise ValueError(f"distribution must be one of {names}, got {distribution!r}")
+    tensors = {name: value for name, value in rest.items() if isinstance(value, Tensor)}
+    sizes = {name: value for name, value in rest.items() if not isinstance(value, Tensor)}
+    most = {"stream": 2**32, "p": 2**33}
+    for name, number in {"seed": seed, "stream": stream, "first": first, **sizes}.items():
+        if isinstance(number, bool) or not isinstance(number, int | torch.SymInt):
+            raise TypeError(f"{name} must be a whole number, got {number!r}")
+        if not 0 <= number < most.get(name, 2**63):
+            raise ValueError(f"{name} must be at least 0 and below {most.get(name, 2**63)}, got {number}")
+    devices = {tensor.device for tensor in tensors.values()}
+    if len(devices) > 1:
+        found = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        raise ValueError(f"all tensors must be on one device, got {found}: move them")
+    for name, tensor in tensors.items():
+        if _differentiable(tensor):
+            raise ValueError(f"{name} requires a gradient, and the subspace ops have none: pass {name}.detach()")
+    return reference.DISTRIBUTIONS.index(distribution)
 
 
 def _refuse_gradients(name: str) -> None:
@@ -303,7 +426,7 @@ def _refuse_gradients(name: str) -> None:
 
     def kernel(keys: Any, *args: Tensor | float) -> Any:
         if any(isinstance(arg, Tensor) and _differentiable(arg) for arg in args):
-            raise ValueError(f"an input of {name} requires a gradient, and lbgap's ops have none: detach() it")
+            raise ValueError(f"an input of {name} requires a gradient, and this op has none: detach() it")
         for place in written:
             torch.autograd.graph.increment_version(cast(Tensor, args[place]))
         return op.redispatch(keys & torch._C._after_autograd_keyset, *args)
@@ -342,11 +465,24 @@ _HISTORY: dict[str, Callable[[int], tuple[int, ...]] | None] = {
     "history_step": None,
 }
 
+
+def _fake_projection(g: Tensor, p: int, *_: int) -> Tensor:
+    return g.new_empty((*g.shape[:-1], p), dtype=torch.float64)
+
+
+def _fake_gram(like: Tensor, n: int, p: int, *_: int) -> Tensor:
+    return like.new_empty((p, p), dtype=torch.float64)
+
+
 if _extension.NATIVE_DEVICES:
     _library = torch.library.Library("lbgap", "IMPL")
-    for _name, _sums in (("box_project", 0), ("box_step", 3), ("box_vertex", 2)):
+    for _name, _sums in (("box_project", 0), ("box_step", 3), ("box_vertex", 2), ("subspace_apply", 0)):
         _refuse_gradients(_name)
         _fake(_name, _sums)
     for _name, _shape in _HISTORY.items():
         _refuse_gradients(_name)
         _fake_history(_name, _shape)
+
+    for _name, _function in (("subspace_project", _fake_projection), ("subspace_gram", _fake_gram)):
+        _refuse_gradients(_name)
+        torch.library.register_fake(f"lbgap::{_name}", _function, allow_override=True)

@@ -243,7 +243,7 @@ class Minimiser:
         self._run.history_combine(point, self.x, self._g, h.s, h.y, q, h.theta, *self._bounds, project)
 
     def _subspace(self, products: Matrix, at_cauchy: Matrix) -> Matrix | None:
-        """Weights q of the minimizer ``-(h + W' q) / theta`` over the free coordinates (Byrd et al. 1995, section 5.1)."""
+        """Weights q of the step ``-(h + W' q) / theta`` of the free coordinates (Byrd et al. 1995, section 5.1)."""
         if products[-1, -1] == 0:
             return None
         theta, middle = self._history.theta, self._history.middle
