@@ -491,6 +491,10 @@ class Objective:
 
     def _set(self, theta: Tensor) -> None:
         self._check(theta, "theta")
+        self._move(theta)
+
+    def _move(self, theta: Tensor) -> None:
+        """Give the replica these parameters."""
         self._flat.theta.copy_(theta)
 
     def _check(self, vector: Tensor, name: str) -> None:
@@ -542,7 +546,8 @@ class Objective:
                 with self._context(bfloat16):
                     output = self._flat.module(inputs)
                 with self._context(False):
-                    total, value = loss.total(output.to(self.dtype) if output.is_floating_point() else output, targets)
+                    output = output.to(self._flat.theta.dtype) if output.is_floating_point() else output
+                    total, value = loss.total(output, targets)
                     if gradient:
                         torch.autograd.backward(total / self.samples, inputs=self._flat.moving)
                 shares.append(value / self.samples)
