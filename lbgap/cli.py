@@ -306,6 +306,13 @@ def sharpness(
     iterations: Annotated[int | None, typer.Option(help="At most, from each start.", show_default="by method")] = None,
     restarts: Annotated[int, typer.Option(help="Further starts: one targeted at each class, then random ones.")] = 0,
     region: Annotated[str, typer.Option(help="keskar, linf or adaptive.")] = "keskar",
+    subspace: Annotated[
+        int | None, typer.Option(help="Dimensions of random manifolds (paper: 100).", show_default="the full space")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="How many manifolds.", show_default="5")] = None,
+    distribution: Annotated[
+        str | None, typer.Option(help="Their entries: normal, uniform, rademacher or unit.", show_default="normal")
+    ] = None,
     parameters: Annotated[str, typer.Option(help="Which may move: all, weights, or a pattern such as '0.*'.")] = "all",
     batch_norm: BatchNorm = "eval",
     precision: Annotated[str, typer.Option(help="float32, float64 or mixed.")] = "float32",
@@ -353,6 +360,9 @@ def sharpness(
                 iterations=iterations,
                 restarts=restarts,
                 region=region,
+                subspace=subspace,
+                trials=trials,
+                distribution=distribution,
                 seed=seed,
                 progress=errors.is_terminal,
             )
@@ -363,14 +373,15 @@ def sharpness(
                 f"{size:g}",
                 f"{found.base_loss:.4g}",
                 f"{found.max_loss:.4g}",
-                f"{found.value:.5g}",
+                f"{found.value:.5g}" + (f" ± {found.standard_deviation:.2g}" if len(found.values) > 1 else ""),
                 f"{found.evaluations:.4g}",
                 f"{found.seconds:.2f}",
             )
     path = _fresh(out, "sharpness").with_suffix(".json")
     _files.write_json(path, results)
     settings = results[0]["settings"]
-    kept = ("method", "region", "batch_norm", "precision", "n", "samples", "device", "backend")
+    kept = ["method", "region", "batch_norm", "precision", "n", "samples", "device", "backend"]
+    kept += ["subspace", "trials", "distribution"] if subspace is not None else []
     _show(
         as_json,
         {"results": results},

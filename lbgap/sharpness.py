@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +19,8 @@ from lbgap.losses import LossFunction
 from lbgap.maximize import Maximum, check, maximise, scout_samples
 from lbgap.objective import Objective
 from lbgap.region import Box, box
+from lbgap.subspace import Manifold, spaces
+from lbgap.subspace import check as check_subspace
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +28,14 @@ class Sharpness:
     """A certified lower bound on a sharpness: the loss really has this value at ``point``, inside the region.
 
     Attributes:
-        value: phi in percent, ``100 (max_loss - base_loss) / (1 + base_loss)``.
+        value: phi in percent, ``100 (max_loss - base_loss) / (1 + base_loss)``; on random manifolds the mean over the
+            trials.
+        values: phi of each trial; the one value in the full space.
+        standard_deviation: Of the values, with one less than their number in the denominator; NaN for one.
         base_loss: Mean loss at the minimizer.
-        max_loss: Mean loss at ``point``.
-        point: Where, ``(n,)``, inside the region.
+        max_loss: Mean loss at ``point``. On random manifolds this, ``point``, ``history``, ``gap`` and ``status`` are
+            those of the trial with the largest phi.
+        point: Where, ``(n,)`` in the full space, inside the region (on a manifold its coordinates are).
         evaluations: Passes over the data, all of them; those over a part of the data count by its share.
         history: ``(evaluations, loss)`` of the points visited in the climb that found it; with
             ``precision="mixed"`` these are bfloat16 values.
@@ -39,6 +47,8 @@ class Sharpness:
     """
 
     value: float
+    values: tuple[float, ...]
+    standard_deviation: float
     base_loss: float
     max_loss: float
     point: Tensor = field(repr=False)
@@ -59,6 +69,8 @@ class Sharpness:
         """Everything but the point, ready for JSON; NaN and infinity become None."""
         keep = (
             "value",
+            "values",
+            "standard_deviation",
             "base_loss",
             "max_loss",
             "evaluations",
@@ -79,10 +91,13 @@ class Sharpness:
         """A few lines: the value as the lower bound it is, and how it was found."""
         s = self.settings
         starts = f"{s['restarts'] + 1} start{'s' if s['restarts'] else ''}"
+        rise = f"the loss rises from {self.base_loss:.6g} to {self.max_loss:.6g}"
+        if "subspace" in s:
+            rise += f" at most\n  mean of {len(self.values)} random manifolds of {s['subspace']} dimensions, "
+            rise += f"{s['distribution']}; standard deviation {self.standard_deviation:.3g} %"
         return "\n".join(
             (
-                f"phi >= {self.value:.6g} %, a certified lower bound: "
-                f"the loss rises from {self.base_loss:.6g} to {self.max_loss:.6g}",
+                f"phi >= {self.value:.6g} %, a certified lower bound: {rise}",
                 f"  region {s['region']}, epsilon {s['epsilon']:g}, {s['n']:,} parameters, {s['samples']:,} samples, "
                 f"batch-norm {s['batch_norm']}",
                 f"  {s['method']}, {starts}, {self.evaluations:.4g} evaluations, {self.seconds:.2f} s, "
@@ -103,6 +118,9 @@ def fast_sharpness(
     restarts: int = 0,
     scout: int | None = None,
     region: str = "keskar",
+    subspace: int | None = None,
+    trials: int | None = None,
+    distribution: str | None = None,
     seed: int = 0,
     progress: bool = False,
     loss: str | LossFunction | None = None,
@@ -113,11 +131,13 @@ def fast_sharpness(
     device: str | torch.device | None = None,
     backend: str | None = None,
 ) -> Sharpness:
-    """Measure the sharpness of a minimizer in the full parameter space.
+    """Measure the sharpness of a minimizer, in the full parameter space or on random manifolds.
 
     ``phi = 100 (max_y f(y) - f(x)) / (1 + f(x))`` with y in a box around the parameters x: Metric 2.1 of Keskar et
-    al. 2016 (arXiv 1609.04836) with A = I. The maximum is searched, so phi is a lower bound; it is certified
-    because the loss is evaluated once more at the point found, in at least float32 with sums in float64.
+    al. 2016 (arXiv 1609.04836) with A = I. With ``subspace=p`` the box is one around the coordinates of x on a random
+    manifold of p dimensions, see :class:`lbgap.subspace.Manifold`, and phi the mean over several. The maximum is
+    searched, so phi is a lower bound; it is certified because the loss is evaluated once more at the point found, in
+    at least float32 with sums in float64.
 
     Args:
         model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`, in which case
@@ -132,7 +152,11 @@ def fast_sharpness(
             leads higher than every scout before. By default a thirty-second, at least 128, of data sets of 1,024
             samples or more; 0 for none.
         region: ``"keskar"``: half-width epsilon (|x_i| + 1); ``"linf"``: epsilon; ``"adaptive"``: epsilon |x_i|.
-        seed: Of the random starts.
+        subspace: Number p of dimensions of a random manifold, 100 in the paper; the full space by default.
+        trials: How many manifolds, 5 by default.
+        distribution: Of the entries of the random matrix: ``"normal"`` (default), ``"uniform"``, ``"rademacher"`` or
+            ``"unit"``; the paper does not say.
+        seed: Of the random starts and the random manifolds.
         progress: Show a progress bar on standard error.
         loss: ``"cross_entropy"`` (default), ``"mse"`` or ``loss(output, target) -> mean over the batch``.
         parameters: Which may move: ``"all"`` (default), ``"weights"`` or name patterns such as ``"layer4.*"``.
@@ -176,32 +200,49 @@ def fast_sharpness(
         "scout": scout,
         "seed": seed,
     }
+    trials, distribution = check_subspace(subspace, trials, distribution)
+    manifolds = {} if subspace is None else {"subspace": subspace, "trials": trials, "distribution": distribution}
     box(region, torch.zeros(1, dtype=torch.float64), epsilon, "torch")  # judged before any data are read
-    return _measure(as_objective(model, data, options), region, epsilon, search, progress, began)
+    return _measure(as_objective(model, data, options), region, epsilon, search, manifolds, progress, began)
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def _measure(
-    objective: Objective, region: str, epsilon: float, search: dict[str, Any], progress: bool, began: float
+    objective: Objective,
+    region: str,
+    epsilon: float,
+    search: dict[str, Any],
+    manifolds: dict[str, Any],
+    progress: bool,
+    began: float,
 ) -> Sharpness:
     """Search as asked, and write down everything that the result depends on."""
     first = objective.evaluated
-    ball = box(region, objective.theta, epsilon, objective.backend)
     scout = scout_samples(objective, search["method"], search["restarts"], search["scout"])
-    base_loss = float(objective.loss(ball.centre))
+    base_loss = float(objective.loss(objective.theta))
     if base_loss <= -1:
         raise ValueError(
             f"phi divides by 1 + loss, and the loss at the minimizer is {base_loss:g}: add a constant to the loss"
         )
-    best: Maximum | None = None
+    top: Maximum | None = None
     climbs: list[dict[str, Any]] = []
-    with evaluations_bar("sharpness", (search["restarts"] + 1) * search["iterations"], progress) as visited:
-        for found in maximise(objective, ball, base=base_loss, visited=visited, **search):
-            climbs.append({"loss": found.value, **{name: getattr(found, name) for name in _OF_A_CLIMB}})
-            if found.samples == objective.samples and (best is None or found.value > best.value):
-                best = found
-    best = _certified(best, ball, base_loss)
+    values: list[float] = []
+    total = manifolds.get("trials", 1) * (search["restarts"] + 1) * search["iterations"]
+    with evaluations_bar("sharpness", total, progress) as visited:
+        for space in spaces(objective, seed=search["seed"], **manifolds):
+            ball = box(region, space.theta, epsilon, objective.backend)
+            best: Maximum | None = None
+            for found in maximise(space, ball, base=base_loss, visited=visited, **search):
+                trial = {"trial": len(values)} if manifolds else {}
+                climbs.append({**trial, "loss": found.value, **{name: getattr(found, name) for name in _OF_A_CLIMB}})
+                if found.samples == objective.samples and (best is None or found.value > best.value):
+                    best = found
+            best = _certified(best, ball, base_loss)
+            best = space.certify(best) if isinstance(space, Manifold) else best
+            values.append(100 * (best.value - base_loss) / (1 + base_loss))
+            top = best if top is None or best.value > top.value else top
+    assert top is not None
     settings = {
         "measure": "sharpness",
         "region": region,
@@ -209,17 +250,20 @@ def _measure(
         **search,
         "scout": scout,
         **objective.settings(),
+        **manifolds,
         "versions": versions(),
     }
     return Sharpness(
-        value=100 * (best.value - base_loss) / (1 + base_loss),
+        value=statistics.fmean(values),
+        values=tuple(values),
+        standard_deviation=statistics.stdev(values) if len(values) > 1 else math.nan,
         base_loss=base_loss,
-        max_loss=best.value,
-        point=best.point,
+        max_loss=top.value,
+        point=top.point,
         evaluations=(objective.evaluated - first) / objective.samples,
-        history=best.history,
-        gap=best.gap,
-        status=best.status,
+        history=top.history,
+        gap=top.gap,
+        status=top.status,
         starts=tuple(climbs),
         settings=settings,
         seconds=time.perf_counter() - began,
