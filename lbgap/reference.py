@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 DISTRIBUTIONS = ("normal", "uniform", "rademacher")  # in the order of csrc/cpu/subspace.h
-CHUNK = 2**18  # entries of A that exist at a time, and the integers behind them
+CHUNK = 2**17  # entries of A that exist at a time, and the integers behind them
 MASK = 0xFFFFFFFF
 # As in csrc/rng.h, the highest power first: -2 (log(1 + t) - t + t^2 / 2) / t^3, sin(pi/2 x) / x and
 # cos(pi/2 x) / (1 - x^2), the last two in x^2.
@@ -263,7 +263,7 @@ def subspace_entries(
         entries = (_signed(words) >> 8).to(torch.float32) * 2.0**-23
     else:
         entries = _box_muller(words)
-    return entries.reshape(rows, -1)[:, :p]
+    return entries.flatten(1)[:, :p]
 
 
 def _signed(words: Tensor) -> Tensor:

@@ -138,8 +138,8 @@ def test_a_result_is_json_and_complete(minimizers, mnist1d_train, options):
     found = s.to_dict()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert set(found) == {
-        "lower_bound", "value", "base_loss", "max_loss", "evaluations", "history", "gap", "status", "starts",
-        "settings", "seconds",
+        "lower_bound", "value", "values", "standard_deviation", "base_loss", "max_loss", "evaluations", "history",
+        "gap", "status", "starts", "settings", "seconds",
     }  # fmt: skip
     assert set(found["settings"]) == SETTINGS
     assert set(found["settings"]["versions"]) == {"python", "lbgap", "torch", "numpy", "scipy"}
