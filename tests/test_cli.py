@@ -279,6 +279,21 @@ class TestSharpness:
         assert found["results"][0]["settings"].items() >= {**wanted, "seed": 7}.items()
         assert found["results"][0]["data"] == "data"
 
+    def test_random_manifolds(self, succeed, here):
+        arguments = ("--subspace", "5", "--trials", "2", "--distribution", "unit", "--epsilon", "0.01")
+        found = pure_json(succeed("sharpness", "sb", *arguments, "--json"))["results"][0]
+        wanted = {"subspace": 5, "trials": 2, "distribution": "unit"}
+        assert found["settings"] == found["settings"] | wanted
+        assert len(found["values"]) == 2
+        out = succeed("sharpness", "sb", *arguments)
+        assert "±" in out
+        assert "subspace 5, trials 2, distribution unit" in " ".join(out.split())
+
+    def test_trials_need_a_subspace(self, run, here):
+        code, _, err = run("sharpness", "sb", "--trials", "3")
+        assert code == 1
+        assert "trials belongs to a random manifold" in err
+
     def test_a_long_path_is_not_cut(self, succeed, here):
         name = "a-folder-with-a-long-name-" * 4
         shutil.copytree("sb", name)
