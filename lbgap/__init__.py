@@ -3,12 +3,15 @@
 from lbgap.landscape import Line, line
 from lbgap.measures import (
     Measure,
+    SharpnessCurve,
     average_sharpness,
     ball_sharpness,
     critical_sharpness,
     fisher_rao_norm,
+    layer_sharpness,
     pac_bayes_sigma,
     relative_flatness,
+    sharpness_curve,
 )
 from lbgap.objective import Objective
 from lbgap.sharpness import Sharpness, fast_sharpness
@@ -20,14 +23,17 @@ __all__ = [
     "Objective",
     "Run",
     "Sharpness",
+    "SharpnessCurve",
     "average_sharpness",
     "ball_sharpness",
     "critical_sharpness",
     "fast_sharpness",
     "fisher_rao_norm",
+    "layer_sharpness",
     "line",
     "pac_bayes_sigma",
     "read_run",
     "relative_flatness",
+    "sharpness_curve",
     "train",
 ]

@@ -24,8 +24,8 @@ def select_parameters(model: nn.Module, parameters: Selection) -> dict[str, nn.P
     Args:
         model: Any module.
         parameters: ``"all"``: every trainable parameter; ``"weights"``: those with two or more dimensions, so
-            neither biases nor the scales of normalisation layers; or one or more name patterns such as
-            ``"layer4.*"`` (shell style).
+            neither biases nor the scales of normalisation layers; or one or more names: of parameters, of modules
+            (all that is inside), or shell-style patterns of them such as ``"layer4.*.weight"``.
 
     Returns:
         Name to parameter, in the model's order.
@@ -53,7 +53,10 @@ def select_parameters(model: nn.Module, parameters: Selection) -> dict[str, nn.P
     if parameters == "weights":
         chosen = {name: p for name, p in trainable.items() if p.dim() >= 2}
     else:
-        matched = {pattern: [name for name in trainable if fnmatchcase(name, pattern)] for pattern in patterns}
+        matched = {
+            pattern: [name for name in trainable if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
+            for pattern in patterns
+        }
         for pattern, names in matched.items():
             if not names:
                 raise ValueError(

@@ -79,6 +79,7 @@ class Objective:
                 random in evaluation mode, or model and data are on different devices.
             TypeError: An argument is of the wrong kind.
         """
+        self._restricted = False  # to a part of the space, by a class derived from this one
         self._loss = resolve_loss(loss)
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
@@ -325,7 +326,7 @@ class Objective:
         if vectors.dim() != 2:
             raise ValueError(f"vectors must be (k, {self.n}), got shape {tuple(vectors.shape)}")
         for vector in vectors:
-            self._check(vector, "vectors")
+            self._check_direction(vector, "vectors")
         with torch.no_grad():
             self._set(theta)
         self._count(self.samples * (1 + len(vectors)))
@@ -357,8 +358,40 @@ class Objective:
             raise ValueError(f"samples must be between 1 and {self.samples}, got {samples}")
         if self.by_batch:
             return None
-        chosen = torch.arange(samples, device=self.device) * self.samples // samples
-        smaller = copy.copy(self)
+        return self._part(torch.arange(samples, device=self.device) * self.samples // samples)
+
+    @torch.inference_mode(False)
+    def sample(self, samples: int, seed: int = 0) -> Objective:
+        """The same function on samples drawn at random, as many of each class as it has of all; as :meth:`subset`.
+
+        Args:
+            samples: How many, at most all.
+            seed: Of the draw.
+
+        Raises:
+            ValueError: ``samples`` is less than one or more than all, or the loss depends on the batches
+                (``batch_norm="batch"``).
+            TypeError: ``samples`` is not a whole number.
+        """
+        if isinstance(samples, bool) or not isinstance(samples, int):
+            raise TypeError(f"samples must be a whole number, got {samples!r}")
+        if not 1 <= samples <= self.samples:
+            raise ValueError(f"samples must be between 1 and {self.samples}, got {samples}")
+        if self.by_batch:
+            raise ValueError(
+                "samples needs a loss that is a mean over single samples, got batch_norm='batch', under which fewer "
+                "samples are another function: use batch_norm='eval'"
+            )
+        drawn = torch.randperm(self.samples, generator=torch.Generator().manual_seed(seed), device="cpu")
+        if self.classes is not None:
+            # Sorted by class, the order inside a class random: evenly spread places hold each class by its share.
+            drawn = drawn[self._targets.cpu()[drawn].argsort(stable=True)]
+            drawn = drawn[(torch.arange(samples, device="cpu") * self.samples + self.samples // 2) // samples]
+        return self._part(drawn[:samples].sort().values.to(self.device))
+
+    def _part(self, chosen: Tensor) -> Objective:
+        """These samples, evaluated with this one's replica and counted here too."""
+        samples, smaller = len(chosen), copy.copy(self)
         smaller._inputs, smaller._targets = self._inputs[chosen], self._targets[chosen]
         smaller.samples, smaller.evaluated, smaller._whole = samples, 0, self
         smaller.batch_size = min(self.batch_size, samples)
@@ -504,6 +537,13 @@ class Objective:
                 f"on {vector.device}"
             )
 
+    def _check_direction(self, vector: Tensor, name: str) -> None:
+        if self._restricted:
+            raise ValueError(
+                "derivatives along directions are those of the full space: pass the objective of all of it"
+            )
+        self._check(vector, name)
+
     def _micro_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, self.samples, self.batch_size):
             inputs = self._inputs[start : start + self.batch_size]
@@ -513,7 +553,7 @@ class Objective:
     @torch.inference_mode(False)
     def _along(self, theta: Tensor, direction: Tensor, reduce: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """One pass: what ``reduce(output, its derivative, targets)`` makes of each batch, joined."""
-        self._check(direction, "direction")
+        self._check_direction(direction, "direction")
         with torch.no_grad():
             self._set(theta)
         self._count(self.samples)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from lbgap import _files
 from lbgap.landscape.line import Line
+from lbgap.measures import SharpnessCurve
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
@@ -92,6 +93,34 @@ def plot_bars(
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel(ylabel)
     figure.legend(loc="outside lower center", ncols=len(bars), frameon=False)
+    if title:
+        axes.set_title(title)
+    return figure
+
+
+def plot_curves(curves: Mapping[str, SharpnessCurve], title: str = "") -> Figure:
+    """Draw phi against epsilon, both on logarithmic axes.
+
+    Args:
+        curves: A label and a curve for each minimizer; seven can be told apart by colour, the rest by line style.
+        title: Above the axes.
+
+    Returns:
+        The figure. A phi of zero has no place on a logarithmic axis: the curve has a gap there.
+    """
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    colors = (BLUE, VERMILION, GREEN, ORANGE, GREY, "#CC79A7", "#56B4E9")
+    for index, (label, curve) in enumerate(curves.items()):
+        style = ("-", "--", ":", "-.")[index // len(colors) % 4]
+        heights = [value if 0 < value < math.inf else math.nan for value in curve.values]
+        axes.plot(curve.epsilons, heights, f"o{style}", color=colors[index % len(colors)], markersize=4, label=label)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(r"$\epsilon$, size of the box")
+    axes.set_ylabel(r"$\phi$ in percent, at least")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=min(len(curves), 3), frameon=False)
     if title:
         axes.set_title(title)
     return figure

@@ -16,7 +16,7 @@ from lbgap._progress import evaluations_bar
 from lbgap._result import plain, versions
 from lbgap.flat import Selection
 from lbgap.losses import LossFunction
-from lbgap.maximize import Maximum, check, maximise, scout_samples
+from lbgap.maximize import Maximum, check, check_scaling, maximise, scout_samples
 from lbgap.objective import Objective
 from lbgap.region import Box, box
 from lbgap.subspace import Manifold, spaces
@@ -44,6 +44,8 @@ class Sharpness:
         starts: One entry a climb: its start, the loss reached, over how many samples, evaluations, gap and status.
         settings: Everything that the result depends on.
         seconds: Wall-clock time of the call.
+        searched: Where the maximum was searched on a part of the data: how many ``samples``, and ``base_loss``,
+            ``max_loss`` and ``value`` on them, larger than on all of the data as a maximum over a part over-fits it.
     """
 
     value: float
@@ -59,6 +61,7 @@ class Sharpness:
     starts: tuple[dict[str, Any], ...] = field(repr=False)
     settings: dict[str, Any] = field(repr=False)
     seconds: float
+    searched: dict[str, float] | None = None
 
     @property
     def rise(self) -> float:
@@ -84,6 +87,7 @@ class Sharpness:
             "lower_bound": True,
             **{name: getattr(self, name) for name in keep},
             "seconds": self.seconds,
+            "searched": self.searched,
         }
         return {name: plain(value) for name, value in result.items()}
 
@@ -103,9 +107,14 @@ class Sharpness:
                 f"  {s['method']}, {starts}, {self.evaluations:.4g} evaluations, {self.seconds:.2f} s, "
                 f"{s['precision']}, {s['backend']} backend on {s['device']}",
                 f"  {self.status}",
+                *([] if self.searched is None else [self._searched()]),
                 *(f"  note: {note}" for note in s["notes"]),
             )
         )
+
+    def _searched(self) -> str:
+        assert self.searched is not None
+        return f"  searched on {self.searched['samples']:,} samples, where phi is {self.searched['value']:.6g} %"
 
 
 def fast_sharpness(
@@ -117,6 +126,9 @@ def fast_sharpness(
     iterations: int | None = None,
     restarts: int = 0,
     scout: int | None = None,
+    scaling: str | None = None,
+    start: Tensor | None = None,
+    samples: int | None = None,
     region: str = "keskar",
     subspace: int | None = None,
     trials: int | None = None,
@@ -144,19 +156,24 @@ def fast_sharpness(
             ``data`` and the keywords from ``loss`` on belong to it and must not be given here.
         data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
         epsilon: Size of the box; the paper uses 1e-3 and 5e-4.
-        method: ``"vertex"`` (sign ascent over vertices), ``"apgd"`` or ``"scipy"`` (the paper's recipe: 10
-            iterations of L-BFGS-B).
-        iterations: Iterations at most from each start; by default 20 (vertex), 30 (apgd) or 10 (scipy).
+        method: ``"vertex"`` (sign ascent over vertices), ``"apgd"``, ``"lbfgsb"`` or ``"scipy"`` (the paper's recipe:
+            10 iterations of L-BFGS-B).
+        iterations: Iterations at most from each start; by default 20 (vertex, lbfgsb), 30 (apgd) or 10 (scipy).
         restarts: Starts beside the minimizer itself: first targeted at each class in turn, then random points.
         scout: Samples on which vertex ascent climbs from each restart first; it goes on with all samples where that
             leads higher than every scout before. By default a thirty-second, at least 128, of data sets of 1,024
             samples or more; 0 for none.
+        scaling: Of the loss, for ``"lbfgsb"``: ``"box"`` (default), the first step is as long as the box, or
+            ``"paper"``, none, as in the recipe.
+        start: One more point to start from, ``(n,)``, for example one found before; projected onto the region.
+        samples: Search on this many samples, drawn with ``seed``, as many of each class as it has of the data; then the
+            loss at the point found is evaluated on all. By default the search sees all of them.
         region: ``"keskar"``: half-width epsilon (|x_i| + 1); ``"linf"``: epsilon; ``"adaptive"``: epsilon |x_i|.
         subspace: Number p of dimensions of a random manifold, 100 in the paper; the full space by default.
         trials: How many manifolds, 5 by default.
         distribution: Of the entries of the random matrix: ``"normal"`` (default), ``"uniform"``, ``"rademacher"`` or
             ``"unit"``; the paper does not say.
-        seed: Of the random starts and the random manifolds.
+        seed: Of the random starts, the random manifolds and the samples drawn.
         progress: Show a progress bar on standard error.
         loss: ``"cross_entropy"`` (default), ``"mse"`` or ``loss(output, target) -> mean over the batch``.
         parameters: Which may move: ``"all"`` (default), ``"weights"`` or name patterns such as ``"layer4.*"``.
@@ -199,59 +216,77 @@ def fast_sharpness(
         "restarts": restarts,
         "scout": scout,
         "seed": seed,
+        "scaling": check_scaling(method, scaling),
     }
     trials, distribution = check_subspace(subspace, trials, distribution)
     manifolds = {} if subspace is None else {"subspace": subspace, "trials": trials, "distribution": distribution}
     box(region, torch.zeros(1, dtype=torch.float64), epsilon, "torch")  # judged before any data are read
-    return _measure(as_objective(model, data, options), region, epsilon, search, manifolds, progress, began)
+    objective = as_objective(model, data, options)
+    if start is not None and (subspace is not None or start.shape != (objective.n,)):
+        raise ValueError(
+            f"start must be a point ({objective.n},) of the full space, got {tuple(start.shape)}"
+            + (" with subspace" if subspace is not None else "")
+        )
+    with torch.inference_mode(False), torch.no_grad():
+        few = None if samples is None else objective.sample(samples, seed)
+        return _measure(objective, few, region, epsilon, search, manifolds, start, progress, began)
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
 def _measure(
     objective: Objective,
+    few: Objective | None,
     region: str,
     epsilon: float,
     search: dict[str, Any],
     manifolds: dict[str, Any],
+    start: Tensor | None,
     progress: bool,
     began: float,
 ) -> Sharpness:
     """Search as asked, and write down everything that the result depends on."""
     first = objective.evaluated
-    scout = scout_samples(objective, search["method"], search["restarts"], search["scout"])
-    base_loss = float(objective.loss(objective.theta))
-    if base_loss <= -1:
-        raise ValueError(
-            f"phi divides by 1 + loss, and the loss at the minimizer is {base_loss:g}: add a constant to the loss"
-        )
+    searched = objective if few is None else few
+    scout = scout_samples(searched, search["method"], search["restarts"], search["scout"])
+    base_loss = _base_loss(objective)
+    base = base_loss if few is None else _base_loss(few)
     top: Maximum | None = None
+    tops: list[Maximum] = []
     climbs: list[dict[str, Any]] = []
-    values: list[float] = []
-    total = manifolds.get("trials", 1) * (search["restarts"] + 1) * search["iterations"]
+    also = [] if start is None else [("given", start.detach().to(objective.theta))]
+    total = manifolds.get("trials", 1) * (search["restarts"] + 1 + len(also)) * search["iterations"]
     with evaluations_bar("sharpness", total, progress) as visited:
-        for space in spaces(objective, seed=search["seed"], **manifolds):
+        for trial, space in enumerate(spaces(searched, seed=search["seed"], **manifolds)):
             ball = box(region, space.theta, epsilon, objective.backend)
             best: Maximum | None = None
-            for found in maximise(space, ball, base=base_loss, visited=visited, **search):
-                trial = {"trial": len(values)} if manifolds else {}
-                climbs.append({**trial, "loss": found.value, **{name: getattr(found, name) for name in _OF_A_CLIMB}})
-                if found.samples == objective.samples and (best is None or found.value > best.value):
+            for found in maximise(space, ball, base=base, also=also, visited=visited, **search):
+                which = {"trial": trial} if manifolds else {}
+                climbs.append({**which, "loss": found.value, **{name: getattr(found, name) for name in _OF_A_CLIMB}})
+                if found.samples == searched.samples and (best is None or found.value > best.value):
                     best = found
-            best = _certified(best, ball, base_loss)
-            best = space.certify(best) if isinstance(space, Manifold) else best
-            values.append(100 * (best.value - base_loss) / (1 + base_loss))
-            top = best if top is None or best.value > top.value else top
-    assert top is not None
+            best = _certified(best, ball, base)
+            tops.append(space.certify(best) if isinstance(space, Manifold) else best)
+    on_part = max(tops, key=lambda found: found.value)
+    if few is not None:
+        tops = [_on_all(found, objective, base_loss, few.samples) for found in tops]
+    top = max(tops, key=lambda found: found.value)
+    values = [_phi(found.value, base_loss) for found in tops]
     settings = {
         "measure": "sharpness",
         "region": region,
         "epsilon": float(epsilon),
         **search,
         "scout": scout,
+        "searched": searched.samples,
+        "start": "given" if also else "centre",
         **objective.settings(),
         **manifolds,
         "versions": versions(),
+    }
+    part = {
+        "samples": searched.samples,
+        "base_loss": base,
+        "max_loss": on_part.value,
+        "value": _phi(on_part.value, base),
     }
     return Sharpness(
         value=statistics.fmean(values),
@@ -267,7 +302,32 @@ def _measure(
         starts=tuple(climbs),
         settings=settings,
         seconds=time.perf_counter() - began,
+        searched=None if few is None else part,
     )
+
+
+def _phi(value: float, base: float) -> float:
+    """Metric 2.1 in percent."""
+    return 100 * (value - base) / (1 + base)
+
+
+def _base_loss(objective: Objective) -> float:
+    """The loss at the minimizer, by which phi can be divided."""
+    base = float(objective.loss(objective.theta))
+    if base <= -1:
+        raise ValueError(
+            f"phi divides by 1 + loss, and the loss at the minimizer is {base:g}: add a constant to the loss"
+        )
+    return base
+
+
+def _on_all(found: Maximum, objective: Objective, base: float, samples: int) -> Maximum:
+    """A maximum that was searched on some samples, with its loss on all of them."""
+    value = float(objective.loss(found.point))
+    if value > base:
+        return dataclasses.replace(found, value=value)
+    status = f"the point found on {samples} samples does not raise the loss on all of them: search on more"
+    return dataclasses.replace(found, point=objective.theta, value=base, status=status)
 
 
 _OF_A_CLIMB = ("start", "samples", "evaluations", "gap", "status")

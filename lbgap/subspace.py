@@ -110,7 +110,7 @@ class Manifold(Objective):
                 f"subspace must be at most the number of parameters that may move, {objective.n}, got {subspace}"
             )
         self.__dict__.update(objective.__dict__)
-        self._full, self._whole, self.evaluated = objective, objective, 0
+        self._full, self._whole, self.evaluated, self._restricted = objective, objective, 0, True
         self._x = objective._centre
         self.n, self.dtype = subspace, torch.float64
         self.distribution, self.seed, self.trial = distribution, seed, trial

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from lbgap.maximize.climb import Maximum, Visited
 from lbgap.objective import Objective
 from lbgap.region import Box
 
-__all__ = ["DEFAULT_ITERATIONS", "METHODS", "Maximum", "check", "maximise", "scout_samples", "starts"]
+__all__ = ["DEFAULT_ITERATIONS", "METHODS", "Maximum", "check", "check_scaling", "maximise", "scout_samples", "starts"]
 
 METHODS: dict[str, Callable[..., Maximum]] = {
     "vertex": vertex.maximise,
@@ -90,6 +90,23 @@ def check(method: str, iterations: int | None, restarts: int, scout: int | None,
     return iterations
 
 
+def check_scaling(method: str, scaling: str | None) -> str | None:
+    """Judge the scaling of the loss, which only L-BFGS-B knows; returns what it uses, None for the other methods.
+
+    Raises:
+        ValueError: Unknown scaling, or one given for another method.
+    """
+    if method != "lbfgsb":
+        if scaling is not None:
+            raise ValueError(
+                f"scaling belongs to method='lbfgsb', got {scaling!r} with method={method!r}: leave it out"
+            )
+        return None
+    if scaling is not None and scaling not in lbfgsb.SCALINGS:
+        raise ValueError(f"scaling must be one of {', '.join(map(repr, lbfgsb.SCALINGS))}, got {scaling!r}")
+    return scaling or lbfgsb.SCALINGS[0]
+
+
 def scout_samples(objective: Objective, method: str, restarts: int, scout: int | None) -> int:
     """How many samples the restarts climb on before all of them; 0 for no scouting.
 
@@ -121,6 +138,8 @@ def maximise(
     restarts: int = 0,
     scout: int | None = None,
     seed: int = 0,
+    scaling: str | None = None,
+    also: Sequence[Start] = (),
     visited: Visited | None = None,
 ) -> Iterator[Maximum]:
     """Maximise from every start, the centre first.
@@ -133,12 +152,14 @@ def maximise(
     Args:
         objective: What to maximise.
         region: Where.
-        method: ``"vertex"``, ``"apgd"`` or ``"scipy"``.
+        method: ``"vertex"``, ``"apgd"``, ``"lbfgsb"`` or ``"scipy"``.
         base: The loss at the centre, evaluated by default.
         iterations: Iterations a start; each method has its own default.
         restarts: Starts beside the centre; see :func:`starts`.
         scout: Samples to scout on; see :func:`scout_samples`.
         seed: Of the random starts.
+        scaling: See :func:`lbgap.maximize.lbfgsb.maximise`.
+        also: Names and points of further starts, right behind the centre; they do not scout either.
         visited: Called with ``(evaluations, value)`` of every point.
 
     Returns:
@@ -154,17 +175,29 @@ def maximise(
     samples = scout_samples(objective, method, restarts, scout)
     few = objective.subset(samples) if samples else None
     base = float(objective.loss(region.centre)) if base is None else base
-    climb = functools.partial(METHODS[method], region=region, base=base, iterations=iterations, visited=visited)
-    if few is None:
-        return (_from(objective, *start, climb) for start in starts(objective, region, restarts, seed))
-    return _scouting(objective, few, region, starts(few, region, restarts, seed), climb)
+    scaled = {} if scaling is None else {"scaling": scaling}
+    climb = functools.partial(
+        METHODS[method], region=region, base=base, iterations=iterations, visited=visited, **scaled
+    )
+    ways = starts(few or objective, region, restarts, seed)
+    return _climbs(objective, few, region, [next(ways), *also], ways, climb)
 
 
-def _scouting(
-    objective: Objective, few: Objective, region: Box, ways: Iterator[Start], climb: Callable[..., Maximum]
+def _climbs(
+    objective: Objective,
+    few: Objective | None,
+    region: Box,
+    first: Sequence[Start],
+    ways: Iterator[Start],
+    climb: Callable[..., Maximum],
 ) -> Iterator[Maximum]:
-    """Climb from the centre; from every other start on a few samples, and then on all where that leads higher."""
-    yield _from(objective, *next(ways), climb)
+    """Climb from the first starts; from every other on a few samples, and then on all where that leads higher."""
+    for start in first:
+        yield _from(objective, *start, climb)
+    if few is None:
+        for start in ways:
+            yield _from(objective, *start, climb)
+        return
     scouting = functools.partial(
         vertex.maximise,
         region=region,

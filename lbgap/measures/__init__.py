@@ -1,19 +1,24 @@
-"""The measures that later work uses beside Keskar's box, one a module; each takes a model and data or an Objective."""
+"""Curves and layers of Keskar's box, and the measures that later work uses beside it, one a module."""
 
 from lbgap.measures.average import average_sharpness
 from lbgap.measures.ball import ball_sharpness
 from lbgap.measures.critical import critical_sharpness
+from lbgap.measures.curve import SharpnessCurve, sharpness_curve
 from lbgap.measures.fisher_rao import fisher_rao_norm
 from lbgap.measures.flatness import relative_flatness
+from lbgap.measures.layers import layer_sharpness
 from lbgap.measures.pac_bayes import pac_bayes_sigma
 from lbgap.measures.result import Measure
 
 __all__ = [
     "Measure",
+    "SharpnessCurve",
     "average_sharpness",
     "ball_sharpness",
     "critical_sharpness",
     "fisher_rao_norm",
+    "layer_sharpness",
     "pac_bayes_sigma",
     "relative_flatness",
+    "sharpness_curve",
 ]

@@ -33,6 +33,26 @@ class Options(TypedDict, total=False):
     backend: str | None
 
 
+class Search(Options, total=False):
+    """The keywords of :func:`lbgap.fast_sharpness` that measures made of several such calls hand on."""
+
+    method: str
+    iterations: int | None
+    restarts: int
+    scout: int | None
+    scaling: str | None
+    samples: int | None
+    region: str
+    seed: int
+    progress: bool
+
+
+def separate(search: Search) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keywords that belong to the objective, and the rest."""
+    own = {name: value for name, value in search.items() if name in Options.__annotations__}
+    return own, {name: value for name, value in search.items() if name not in own}
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """One call of a measure under way.

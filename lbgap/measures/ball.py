@@ -142,6 +142,8 @@ def _search(this: Call, ball: Ball, own: dict[str, Any], visited: Visited | None
     kept = ("start", "samples", "evaluations", "gap", "status")
     return Sharpness(
         value=100 * (best.value - base) / (1 + base),
+        values=(100 * (best.value - base) / (1 + base),),
+        standard_deviation=math.nan,
         base_loss=base,
         max_loss=best.value,
         point=best.point,

@@ -1,0 +1,120 @@
+"""Sharpness against the size of the box."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Unpack
+
+import torch
+from torch import nn
+
+from lbgap._result import plain
+from lbgap.measures._call import Search, separate
+from lbgap.objective import Objective
+from lbgap.region import box
+from lbgap.sharpness import Sharpness, as_objective, fast_sharpness
+
+EPSILONS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
+FROM_SMALLER = "the largest loss found is that of the box before, which lies inside this one: {}"
+
+
+@dataclass(frozen=True, eq=False)
+class SharpnessCurve:
+    """phi at each of several epsilons: certified lower bounds that never fall.
+
+    Attributes:
+        epsilons: Sizes of the box, increasing.
+        values: phi in percent at each.
+        results: The whole result at each.
+        evaluations: Passes over the data, all of them.
+        seconds: Wall-clock time of the call.
+    """
+
+    epsilons: tuple[float, ...]
+    values: tuple[float, ...]
+    results: tuple[Sharpness, ...] = field(repr=False)
+    evaluations: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the points in parameter space, ready for JSON; NaN and infinity become None."""
+        return {
+            "lower_bound": True,
+            **{name: plain(getattr(self, name)) for name in ("epsilons", "values", "evaluations", "seconds")},
+            "results": [result.to_dict() for result in self.results],
+        }
+
+    def __str__(self) -> str:
+        """A line an epsilon."""
+        head = f"sharpness curve: certified lower bounds, {self.evaluations:.4g} evaluations, {self.seconds:.2f} s"
+        return "\n".join(
+            (head, *(f"  epsilon {e:<8g} phi >= {v:.6g} %" for e, v in zip(self.epsilons, self.values, strict=True)))
+        )
+
+
+def sharpness_curve(
+    model: nn.Module | Objective,
+    data: Any = None,
+    epsilons: Iterable[float] = EPSILONS,
+    **search: Unpack[Search],
+) -> SharpnessCurve:
+    """Measure phi (Keskar et al. 2016, Metric 2.1) at several epsilons, in the full space.
+
+    Each epsilon is searched from the minimizer and from the best point of the one before, stretched to the larger box.
+    A larger box contains the smaller one, so what was found there counts here too: phi never falls along the curve.
+
+    Args:
+        model: As in :func:`lbgap.fast_sharpness`; an :class:`~lbgap.objective.Objective` in place of model and data.
+        data: The data; None with an objective.
+        epsilons: Sizes of the box, above zero and increasing.
+        **search: Other keywords of :func:`lbgap.fast_sharpness`, without ``epsilon``, ``start`` and the random
+            manifolds'.
+
+    Returns:
+        phi at each epsilon; :func:`lbgap.plotting.plot_curves` draws it.
+
+    Raises:
+        ValueError: ``epsilons`` is empty or does not increase; or as :func:`lbgap.fast_sharpness`.
+        TypeError: As :func:`lbgap.fast_sharpness`.
+
+    Example:
+        >>> import torch, lbgap
+        >>> data = torch.eye(2), torch.tensor([0, 1])
+        >>> curve = lbgap.sharpness_curve(torch.nn.Linear(2, 2), data, epsilons=(1e-3, 1e-2))
+        >>> curve.values[0] <= curve.values[1]
+        True
+    """
+    began = time.perf_counter()
+    sizes = tuple(epsilons)
+    for size in sizes:
+        box("keskar", torch.zeros(1, dtype=torch.float64), size, "torch")  # judges it
+    if not sizes or any(b <= a for a, b in itertools.pairwise(sizes)):
+        raise ValueError(f"epsilons must be one or more numbers that increase, got {sizes}: sort them")
+    own, rest = separate(search)
+    objective = as_objective(model, data, own)
+    found: list[Sharpness] = []
+    for size in sizes:
+        start = None
+        if found:
+            centre = objective.theta
+            start = centre + (size / found[-1].settings["epsilon"]) * (found[-1].point - centre)
+        now = fast_sharpness(objective, epsilon=size, start=start, **rest)
+        found.append(now if not found or now.max_loss >= found[-1].max_loss else _from_smaller(now, found[-1]))
+    return SharpnessCurve(
+        epsilons=tuple(map(float, sizes)),
+        values=tuple(result.value for result in found),
+        results=tuple(found),
+        evaluations=sum(result.evaluations for result in found),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _from_smaller(now: Sharpness, before: Sharpness) -> Sharpness:
+    """The result in a larger box where the smaller one's point is still the best known."""
+    kept = ("value", "values", "max_loss", "point", "history", "gap", "searched")
+    status = FROM_SMALLER.format(now.status)
+    return dataclasses.replace(now, status=status, **{name: getattr(before, name) for name in kept})
