@@ -302,9 +302,14 @@ def train(
 def sharpness(
     runs: Runs = None,
     epsilon: Annotated[list[float], typer.Option(help="Size of the box; may be given several times.")] = [1e-3, 5e-4],  # noqa: B006
-    method: Annotated[str, typer.Option(help="vertex, apgd, or scipy (the paper's recipe).")] = "vertex",
+    method: Annotated[str, typer.Option(help="vertex, apgd, lbfgsb, or scipy (the paper's recipe).")] = "vertex",
     iterations: Annotated[int | None, typer.Option(help="At most, from each start.", show_default="by method")] = None,
     restarts: Annotated[int, typer.Option(help="Further starts: one targeted at each class, then random ones.")] = 0,
+    scaling: Annotated[str | None, typer.Option(help="Of lbfgsb: box or paper.", show_default="box")] = None,
+    search_samples: Annotated[
+        int | None,
+        typer.Option("--samples", help="Search on so many samples, then evaluate on all.", show_default="all"),
+    ] = None,
     region: Annotated[str, typer.Option(help="keskar, linf or adaptive.")] = "keskar",
     subspace: Annotated[
         int | None, typer.Option(help="Dimensions of random manifolds (paper: 100).", show_default="the full space")
@@ -313,7 +318,16 @@ def sharpness(
     distribution: Annotated[
         str | None, typer.Option(help="Their entries: normal, uniform, rademacher or unit.", show_default="normal")
     ] = None,
-    parameters: Annotated[str, typer.Option(help="Which may move: all, weights, or a pattern such as '0.*'.")] = "all",
+    parameters: Annotated[
+        str, typer.Option(help="Which may move: all, weights, a module's name, or a pattern such as '*.bias'.")
+    ] = "all",
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Go from each epsilon to the next, and draw phi against epsilon.")
+    ] = False,
+    by_layer: Annotated[bool, typer.Option("--by-layer", help="Measure each layer's box alone.")] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Tables 3 and 4 of the paper, minimizers of one batch size together.")
+    ] = False,
     batch_norm: BatchNorm = "eval",
     precision: Annotated[str, typer.Option(help="float32, float64 or mixed.")] = "float32",
     batch_size: BatchSize = None,
@@ -330,68 +344,60 @@ def sharpness(
     """Measure how sharp minimizers are, on their training data.
 
     Give run folders, or a model of your own by --model, --weights and --data.
-    Writes sharpness.json into --out; earlier results are kept, the next one is
-    sharpness-2.json.
+    Writes sharpness.json into --out (with --curve also sharpness.png and .svg);
+    earlier results are kept, the next one is sharpness-2.json.
     """
-    from lbgap import Objective, _files, fast_sharpness
+    from lbgap import Objective
+    from lbgap.cli_sharpness import curves, each, layers, tables
 
     minimizers = _minimizers(runs, model, weights, data, data_dir)
     _writable(out)
-    headings = ("minimizer", "epsilon", "loss", "largest\nloss", "phi %", "evaluations", "time s")
-    table = _table(*headings)
-    results, notes = [], []
-    for name, module, samples in minimizers:
-        objective = Objective(
-            module,
-            samples.train,
-            loss="cross_entropy" if samples.classes else "mse",
-            parameters=parameters,
-            batch_norm=batch_norm,
-            precision=precision,
-            batch_size=batch_size,
-            device=device,
-            backend=backend,
-        )
-        for size in epsilon:
-            found = fast_sharpness(
-                objective,
-                epsilon=size,
-                method=method,
-                iterations=iterations,
-                restarts=restarts,
-                region=region,
-                subspace=subspace,
-                trials=trials,
-                distribution=distribution,
-                seed=seed,
-                progress=errors.is_terminal,
+
+    def objectives() -> Iterator[tuple[str, str, Any]]:
+        for name, module, samples in minimizers:
+            yield (
+                name,
+                samples.name,
+                Objective(
+                    module,
+                    samples.train,
+                    loss="cross_entropy" if samples.classes else "mse",
+                    parameters=parameters,
+                    batch_norm=batch_norm,
+                    precision=precision,
+                    batch_size=batch_size,
+                    device=device,
+                    backend=backend,
+                ),
             )
-            results.append({"minimizer": name, "data": samples.name, **found.to_dict()})
-            notes.append(f"{name}, epsilon {size:g}: {found.status}")
-            table.add_row(
-                escape(name),
-                f"{size:g}",
-                f"{found.base_loss:.4g}",
-                f"{found.max_loss:.4g}",
-                f"{found.value:.5g}" + (f" ± {found.standard_deviation:.2g}" if len(found.values) > 1 else ""),
-                f"{found.evaluations:.4g}",
-                f"{found.seconds:.2f}",
-            )
-    path = _fresh(out, "sharpness").with_suffix(".json")
-    _files.write_json(path, results)
-    settings = results[0]["settings"]
-    kept = ["method", "region", "batch_norm", "precision", "n", "samples", "device", "backend"]
-    kept += ["subspace", "trials", "distribution"] if subspace is not None else []
-    _show(
-        as_json,
-        {"results": results},
-        "Sharpness phi: certified lower bounds\n",
-        table,
-        "",
-        _bullets([*notes, ", ".join(f"{key} {settings[key]}" for key in kept)]),
-        "",
-        f"Written: {escape(str(path))}",
-    )
+
+    manifold = {"subspace": subspace, "trials": trials, "distribution": distribution}
+    search: dict[str, Any] = {
+        "method": method,
+        "iterations": iterations,
+        "restarts": restarts,
+        "scaling": scaling,
+        "samples": search_samples,
+        "region": region,
+        "seed": seed,
+    }
+    ways = [name for name, asked in (("--curve", curve), ("--by-layer", by_layer), ("--paper", paper)) if asked]
+    if len(ways) > 1:
+        raise typer.BadParameter(f"{' and '.join(ways)} cannot be asked for together: choose one")
+    if ways and any(value is not None for value in manifold.values()):
+        raise typer.BadParameter(f"{ways[0]} does not go with --subspace, --trials and --distribution: leave them out")
+    if paper:
+        fixed = {"method": "vertex", "iterations": None, "scaling": None, "samples": None, "region": "keskar"}
+        changed = [name for name, value in fixed.items() if search[name] != value]
+        if changed:
+            raise typer.BadParameter(f"--paper chooses --{changed[0]} by itself: leave it out")
+        tables(objectives(), _batches_of(runs), epsilon, restarts, seed, out, as_json)
+    elif curve:
+        curves(objectives(), sorted(epsilon), search, out, as_json)
+    elif by_layer:
+        layers(objectives(), epsilon, search, out, as_json)
+    else:
+        each(objectives(), epsilon, {**search, **manifold}, out, as_json)
 
 
 @app.command()
@@ -515,6 +521,13 @@ def _network_spec(name: str, hidden: str, samples: Any, seed: int) -> dict[str, 
         except ValueError:
             raise ValueError(f"--hidden must be widths such as 128,128, got {hidden!r}") from None
     return spec
+
+
+def _batches_of(runs: list[Path] | None) -> dict[str, str]:
+    """What the runs in these folders have in common with others: their batch size."""
+    from lbgap.training import read_run
+
+    return {str(folder): f"batch {read_run(folder).config['batch_size']}" for folder in runs or ()}
 
 
 def _minimizers(
