@@ -159,7 +159,8 @@ def fast_sharpness(
         method: ``"vertex"`` (sign ascent over vertices), ``"apgd"``, ``"lbfgsb"`` or ``"scipy"`` (the paper's recipe:
             10 iterations of L-BFGS-B).
         iterations: Iterations at most from each start; by default 20 (vertex, lbfgsb), 30 (apgd) or 10 (scipy).
-        restarts: Starts beside the minimizer itself: first targeted at each class in turn, then random points.
+        restarts: Starts beside the minimizer itself: first targeted at each class in turn, then random points. With
+            any, vertex ascent also refines its best vertices by APGD.
         scout: Samples on which vertex ascent climbs from each restart first; it goes on with all samples where that
             leads higher than every scout before. By default a thirty-second, at least 128, of data sets of 1,024
             samples or more; 0 for none.

@@ -64,7 +64,7 @@ ARGUMENTS = [
     ({"epsilon": True}, TypeError, "epsilon must be a number, got bool"),
     ({"epsilon": "1e-3"}, TypeError, "epsilon must be a number, got str"),
     ({"epsilon": None}, TypeError, "epsilon must be a number, got NoneType"),
-    ({"method": "lbfgs"}, ValueError, "method must be one of 'vertex', 'apgd', 'scipy', got 'lbfgs'"),
+    ({"method": "lbfgs"}, ValueError, "method must be one of 'vertex', 'apgd', 'lbfgsb', 'scipy', got 'lbfgs'"),
     ({"method": "Vertex"}, ValueError, "method must be one of"),
     ({"region": "l2"}, ValueError, "region must be one of 'keskar', 'linf', 'adaptive', got 'l2'"),
     ({"precision": "bfloat16"}, ValueError, "precision must be one of 'float32', 'float64', 'mixed', got 'bfloat16'"),

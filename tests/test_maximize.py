@@ -189,6 +189,10 @@ def test_more_restarts_never_find_less(objectives, regime, scout):
     assert all(fewer == more[: len(fewer)] for fewer, more in itertools.pairwise(climbs))
 
 
+def plainly(climb):
+    return not climb["start"].endswith(", refined")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_same_seed_same_bits(objectives, method):
     objective = objectives["LB", "float32"]
@@ -199,8 +203,9 @@ def test_same_seed_same_bits(objectives, method):
     assert first.starts == second.starts
     assert first.history == second.history
     names = ["centre", *(f"class {label}" for label in range(10)), "random 0", "random 1"]
-    assert [climb["start"] for climb in first.starts] == names
-    same = [one["loss"] == another["loss"] for one, another in zip(first.starts, other.starts, strict=True)]
+    unrefined, others = ([climb for climb in found.starts if plainly(climb)] for found in (first, other))
+    assert [climb["start"] for climb in unrefined] == names
+    same = [one["loss"] == another["loss"] for one, another in zip(unrefined, others, strict=True)]
     assert same[:11] == [True] * 11
     assert same[11:] != [True] * 2
 
@@ -260,7 +265,25 @@ def test_evaluations_of_scouts_count_by_their_share(watched):
     for climb in found.starts:
         assert climb["evaluations"] == int(climb["evaluations"]) >= 2
     climbed = [climb["start"] for climb in found.starts if climb["samples"] == 2000]
-    assert climbed[:2] == ["centre", "class 0"]
+    assert climbed[:2] == ["centre", "centre, refined"]
+    assert "class 0" in climbed
+
+
+def test_a_vertex_that_leads_is_refined_and_no_other(objectives):
+    objective = objectives["LB", "float32"]
+    ball = box("keskar", objective.theta, 1e-3)
+    base = float(objective.loss(ball.centre))
+    found = list(maximise(objective, ball, base=base, restarts=12, scout=0))
+    highest = -math.inf
+    for climb, behind in zip(found, [*found[1:], None], strict=True):
+        if climb.start.endswith(", refined"):
+            continue
+        leads, highest = climb.value > highest, max(highest, climb.value)
+        refined = behind is not None and behind.start == f"{climb.start}, refined"
+        assert refined == leads
+        if refined:
+            assert behind.value >= climb.value  # the vertex is the first point that it visits
+    assert not any(climb.start.endswith("refined") for climb in maximise(objective, ball, base=base))
 
 
 @pytest.mark.parametrize(
@@ -382,7 +405,8 @@ def test_a_loss_that_is_not_finite_in_the_box(method):
 def test_starts_without_a_finite_loss_are_results_too():
     x = torch.zeros(1, dtype=torch.float64)
     found = fast_sharpness(at(x, cliff), epsilon=0.1, restarts=20)
-    assert [climb["start"] for climb in found.starts] == ["centre", *(f"random {i}" for i in range(20))]
+    unrefined = [climb["start"] for climb in found.starts if plainly(climb)]
+    assert unrefined == ["centre", *(f"random {i}" for i in range(20))]
     failed = [climb for climb in found.starts if climb["loss"] == -math.inf]
     assert 0 < len(failed) < 20
     for climb in failed:
@@ -418,7 +442,7 @@ def test_scouts_that_meet_a_loss_that_is_not_finite(poison):
     assert found.value == 0
     assert "without a finite loss" in found.status
     assert found.settings["scout"] == 128
-    assert len({climb["start"] for climb in found.starts}) == 4
+    assert len({climb["start"] for climb in found.starts if plainly(climb)}) == 4
 
 
 def test_no_finite_loss_at_the_centre():

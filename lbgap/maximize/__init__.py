@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,6 +150,9 @@ def maximise(
     more restarts never find less. The centre does not scout: where a minimum is flat, the vertex that a few samples
     lead to is that of another function. The other methods, and ``scout=0``, climb on all samples from every start.
 
+    Where there are restarts, a vertex that is higher than all before is refined by APGD, whose steps become small: near
+    it a point that lies inside the box in some coordinates may be higher by up to a percent.
+
     Args:
         objective: What to maximise.
         region: Where.
@@ -175,12 +179,25 @@ def maximise(
     samples = scout_samples(objective, method, restarts, scout)
     few = objective.subset(samples) if samples else None
     base = float(objective.loss(region.centre)) if base is None else base
-    scaled = {} if scaling is None else {"scaling": scaling}
-    climb = functools.partial(
-        METHODS[method], region=region, base=base, iterations=iterations, visited=visited, **scaled
-    )
+    shared: dict[str, Any] = {"region": region, "base": base, "visited": visited}
+    shared |= {} if scaling is None else {"scaling": scaling}
+    climb = functools.partial(METHODS[method], iterations=iterations, **shared)
     ways = starts(few or objective, region, restarts, seed)
-    return _climbs(objective, few, region, [next(ways), *also], ways, climb)
+    climbs = _climbs(objective, few, region, [next(ways), *also], ways, climb)
+    if method != "vertex" or not restarts:
+        return climbs
+    steps = iterations * apgd.ITERATIONS // vertex.ITERATIONS
+    return _refined(objective, climbs, functools.partial(apgd.maximise, iterations=max(steps, 1), **shared))
+
+
+def _refined(objective: Objective, climbs: Iterator[Maximum], climb: Callable[..., Maximum]) -> Iterator[Maximum]:
+    """Every climb, and from the vertex where it led higher than those before another with smaller steps."""
+    highest = -math.inf
+    for found in climbs:
+        yield found
+        if found.samples == objective.samples and found.value > highest:
+            highest = found.value
+            yield _from(objective, f"{found.start}, refined", found.point, climb)
 
 
 def _climbs(
