@@ -1,7 +1,8 @@
 """Turn a saved run into a Markdown table: ratios, shares of the machine's limits, and what was to be reached.
 
 python -m benchmarks.report saved.json           prints the table
-python -m benchmarks.report saved.json --write   puts it into benchmarks/README.md, between its markers
+python -m benchmarks.report saved.json --write   puts it into benchmarks/README.md, between its markers, and draws
+                                                 benchmarks/search.png, the values found against evaluations
 """
 
 from __future__ import annotations
@@ -12,8 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from lbgap.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, encode
+
+COLORS, MARKERS = (BLUE, ORANGE, GREEN, VERMILION, GREY), "os^Dv"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 README = Path(__file__).with_name("README.md")
+FIGURE = Path(__file__).with_name("search")
 COLUMNS = ("row", "backend", "fastest", "median", "ratio", "of the limit", "value", "evaluations", "to reach")
 
 Row = dict[str, Any]
@@ -114,6 +121,36 @@ def table(saved: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def draw(saved: dict[str, Any]) -> None:
+    """Draw what each search found, as a share of the largest of its group, against the evaluations that it took."""
+    groups = {name: group for name, group in rows(saved).items() if name.startswith("search, ")}
+    if not groups:
+        return
+    figure = Figure(figsize=(4.4 * len(groups), 4.4), layout="constrained")
+    kinds: dict[str, tuple[str, str]] = {}
+    for axes, (name, group) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+        largest = max(row["value"] for row in group.values())
+        for backend, row in group.items():
+            kind = backend.split(",")[0]
+            look = kinds.setdefault(kind, (COLORS[len(kinds) % len(COLORS)], MARKERS[len(kinds) % len(MARKERS)]))
+            share_found = 100 * row["value"] / largest
+            axes.plot(row["evaluations"], share_found, look[1], color=look[0], label=kind)
+            axes.annotate(
+                backend.partition(", ")[2],
+                (row["evaluations"], share_found),
+                (4, 4),
+                fontsize=7,
+                textcoords="offset points",
+            )
+        axes.set_xscale("log")
+        axes.set_xlabel("evaluations")
+        axes.set_ylabel("phi, in percent of the largest found")
+        axes.set_title(name.removeprefix("search, "))
+    shown = {text.get_label(): text for axes in figure.axes for text in axes.get_lines()}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown), frameon=False)
+    FIGURE.with_suffix(".png").write_bytes(encode(figure, "png"))
+
+
 def write(text: str) -> None:
     """Replace what stands between the markers of the README."""
     before, begin, rest = README.read_text().partition(BEGIN)
@@ -137,6 +174,7 @@ def main() -> None:
     text = table(saved)
     if arguments.write:
         write(text)
+        draw(saved)
     else:
         print(text)
 

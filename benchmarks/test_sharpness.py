@@ -258,3 +258,45 @@ def test_until_scipy_is_passed(
         evaluations=sum(one.samples for one in passes) / len(data[0]),
         passed=stop is not None,
     )
+
+
+# The first is what the others' values are compared with.
+SEARCHES: dict[str, dict[str, Any]] = {
+    "recipe": {"method": "scipy"},
+    "recipe, 40 it.": {"method": "scipy", "iterations": 40},
+    "vertex": {},
+    "vertex, 10 restarts": {"restarts": 10},
+    "vertex, 20 restarts": {"restarts": 20},
+    "apgd": {"method": "apgd"},
+    "apgd, 100 it.": {"method": "apgd", "iterations": 100},
+    "lbfgsb box, 10 it.": {"method": "lbfgsb", "iterations": 10},
+    "lbfgsb box, 40 it.": {"method": "lbfgsb", "iterations": 40},
+    "lbfgsb paper, 10 it.": {"method": "lbfgsb", "iterations": 10, "scaling": "paper"},
+    "lbfgsb paper, 40 it.": {"method": "lbfgsb", "iterations": 40, "scaling": "paper"},
+    "lbfgsb paper, 40 it., 3 starts": {"method": "lbfgsb", "iterations": 40, "scaling": "paper", "restarts": 2},
+}
+ANY = 0.999  # restarts find what any method finds with ten times the evaluations
+
+
+@pytest.mark.parametrize("backend", SEARCHES)
+@pytest.mark.parametrize("case", ["small SB", "small LB"])
+def test_search(case: str, backend: str, case_of: Callable[[str], Case], measure: Callable[..., None]) -> None:
+    """The value that each method finds against the evaluations that it takes."""
+    model, data = unpack(case_of(case))
+    search = SEARCHES[backend]
+    found = lbgap.fast_sharpness(model, data, epsilon=EPSILON, **search)
+    certify(found, case_of(case))
+    rivals = ("apgd, 100 it.", "lbfgsb paper, 40 it., 3 starts", "recipe, 40 it.")
+    measure(
+        lambda: lbgap.fast_sharpness(model, data, epsilon=EPSILON, **search),
+        group=f"search, {case}",
+        backend=backend,
+        rounds=1,
+        work={},
+        targets=tuple(("value", rival, ANY) for rival in rivals) if backend.endswith("restarts") else (),
+        n=found.settings["n"],
+        samples=len(data[0]),
+        value=found.value,
+        evaluations=found.evaluations,
+        status=found.status,
+    )

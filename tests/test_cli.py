@@ -379,7 +379,7 @@ WRONG = [
     (2, "No such option: --epsilom", "sharpness sb --epsilom 1"),
     (2, "Invalid value for '--epsilon'", "sharpness sb --epsilon 1e-3x"),
     (1, "epsilon must be finite and above zero", "sharpness sb --epsilon 0"),
-    (1, "method must be one of 'vertex', 'apgd', 'scipy'.*, got 'vertx'", "sharpness sb --method vertx"),
+    (1, "method must be one of 'vertex', 'apgd', 'lbfgsb', 'scipy'.*, got 'vertx'", "sharpness sb --method vertx"),
     (2, "Invalid value for '--iterations'", "sharpness sb --iterations ten"),
     (1, "iterations must be at least 1", "sharpness sb --iterations 0"),
     (1, "restarts must be at least 0", "sharpness sb --restarts -1"),
