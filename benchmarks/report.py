@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from lbgap.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, encode
 
 COLORS, MARKERS = (BLUE, ORANGE, GREEN, VERMILION, GREY), "os^Dv"
+TICKS = (10, 20, 50, 100, 200, 500)
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 README = Path(__file__).with_name("README.md")
 FIGURE = Path(__file__).with_name("search")
@@ -130,7 +131,7 @@ def draw(saved: dict[str, Any]) -> None:
     kinds: dict[str, tuple[str, str]] = {}
     for axes, (name, group) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
         largest = max(row["value"] for row in group.values())
-        for backend, row in group.items():
+        for index, (backend, row) in enumerate(group.items()):
             kind = backend.split(",")[0]
             look = kinds.setdefault(kind, (COLORS[len(kinds) % len(COLORS)], MARKERS[len(kinds) % len(MARKERS)]))
             share_found = 100 * row["value"] / largest
@@ -138,11 +139,14 @@ def draw(saved: dict[str, Any]) -> None:
             axes.annotate(
                 backend.partition(", ")[2],
                 (row["evaluations"], share_found),
-                (4, 4),
+                (4, 4 if index % 2 else -9),
                 fontsize=7,
                 textcoords="offset points",
             )
         axes.set_xscale("log")
+        axes.set_xticks(TICKS, [str(tick) for tick in TICKS])
+        axes.minorticks_off()
+        axes.set_xlim(8, 3 * max(row["evaluations"] for row in group.values()))
         axes.set_xlabel("evaluations")
         axes.set_ylabel("phi, in percent of the largest found")
         axes.set_title(name.removeprefix("search, "))
