@@ -110,8 +110,8 @@ def paper_tables(
     """Measure phi as in Tables 3 and 4 of Keskar et al. 2016 (arXiv 1609.04836).
 
     The recipe is that of the paper, 10 iterations of SciPy's L-BFGS-B from one start. Vertex ascent has ``restarts``
-    further starts in the full space, and on manifolds (100 dimensions, normal entries, 5 trials), where the loss has many
-    local maxima, 3 of them.
+    further starts in the full space, and 3 of them on manifolds (100 dimensions, normal entries, 5 trials), where the
+    loss has many local maxima.
 
     Args:
         minimizers: Name, group and objective of each; those of one group are averaged.
