@@ -158,6 +158,43 @@ def test_selection():
     assert list(select_parameters(model, iter(["1.*"]))) == ["1.weight", "1.bias"]
 
 
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU(), nn.Linear(3, 2)))
+        self.block_norm = nn.LayerNorm(2)
+        self.weight = nn.Parameter(torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ("block", ["block.0.weight", "block.0.bias", "block.1.1.weight", "block.1.1.bias"]),  # not block_norm
+        ("block.1", ["block.1.1.weight", "block.1.1.bias"]),
+        ("block_norm", ["block_norm.weight", "block_norm.bias"]),
+        ("block.0.bias", ["block.0.bias"]),
+        ("weight", ["weight"]),  # the model's own, not those of its modules
+        ("block.?", ["block.0.weight", "block.0.bias", "block.1.1.weight", "block.1.1.bias"]),
+        ("block*.weight", ["block.0.weight", "block.1.1.weight", "block_norm.weight"]),
+        (["block.1", "weight"], ["weight", "block.1.1.weight", "block.1.1.bias"]),
+        (["weight", "block.1", "block.1.1.bias"], ["weight", "block.1.1.weight", "block.1.1.bias"]),
+    ],
+)
+def test_selection_by_the_names_of_modules(parameters, expected):
+    assert list(select_parameters(Nested(), parameters)) == expected
+
+
+def test_a_module_whose_parameters_are_all_frozen_is_no_choice():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    model[0].bias.requires_grad_(False)
+    assert list(select_parameters(model, "0")) == ["0.weight"]
+    model[0].weight.requires_grad_(False)
+    with pytest.raises(
+        ValueError, match=r"pattern '0' matches no trainable parameter; the names are: 1.weight, 1.bias"
+    ):
+        select_parameters(model, "0")
+
+
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
@@ -167,6 +204,9 @@ def test_selection():
             r"parameters pattern 'head\.\*' matches no trainable parameter; the names are: 0.weight",
         ),
         (["0.*", "1.W*"], ValueError, r"pattern '1\.W\*' matches no"),
+        ("head", ValueError, "pattern 'head' matches no .*; the names are: 0.weight, 0.bias, 1.weight, 1.bias$"),
+        (["0", "2"], ValueError, "pattern '2' matches no .*; the names are: 0.weight, 0.bias, 1.weight, 1.bias$"),
+        ("weight", ValueError, "pattern 'weight' matches no trainable parameter"),
         ([], ValueError, r"parameters=\[\] matches no trainable parameter"),
         (3, TypeError, "parameters must be 'all', 'weights' or name patterns such as 'layer4.*', got 3"),
         ([1], TypeError, "name patterns"),
