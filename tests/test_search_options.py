@@ -1,0 +1,331 @@
+"""Where a search looks: on samples drawn from the data, from a start that was given, with the loss scaled or not."""
+
+import json
+import math
+import re
+import statistics
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lbgap import Objective, fast_sharpness
+from lbgap.maximize import METHODS
+from lbgap.region import REGIONS, box
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors this small gain nothing from a second thread, and lose much where other processes compete."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def seeded(build, seed=0):
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        return build()
+
+
+def numbered(targets, classes):
+    """An objective whose only feature is the number of the sample."""
+    return Objective(seeded(lambda: nn.Linear(1, classes)), (torch.arange(len(targets)).float()[:, None], targets))
+
+
+def drawn(sample):
+    return sample._inputs[:, 0].long()
+
+
+# The draw.
+
+
+@settings(deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=2, max_size=8).filter(any),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_every_class_has_its_share(counts, share, seed):
+    total = sum(counts)
+    targets = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    targets = targets[torch.randperm(total, generator=torch.Generator().manual_seed(0))]
+    samples = max(1, round(share * total))
+    objective = numbered(targets, len(counts))
+    sample = objective.sample(samples, seed)
+    chosen = drawn(sample)
+    assert sample.samples == len(chosen) == samples
+    assert torch.equal(chosen, chosen.unique())  # each once, in the order of the data
+    assert torch.equal(sample._targets, targets[chosen])
+    found = torch.bincount(sample._targets, minlength=len(counts)).tolist()
+    for have, count in zip(found, counts, strict=True):
+        assert abs(have - samples * count / total) < 1
+
+
+def test_rare_classes():
+    targets = torch.cat([torch.zeros(1990), torch.ones(8), torch.full((2,), 2.0)]).long()
+    counts = [torch.bincount(numbered(targets, 3).sample(500, seed)._targets, minlength=3) for seed in range(5)]
+    assert {tuple(count.tolist()) for count in counts} <= {(497, 2, 1), (498, 2, 0)}  # shares: 497.5, 2 and 0.5
+
+
+@pytest.mark.parametrize("targets", [torch.arange(200) % 3, torch.randn(200, 3)], ids=["classes", "values"])
+def test_the_seed_decides(targets):
+    loss = "mse" if targets.is_floating_point() else "cross_entropy"
+    objective = Objective(seeded(lambda: nn.Linear(1, 3)), (torch.arange(200.0)[:, None], targets), loss=loss)
+    before = torch.get_rng_state()
+    one, again, two = (drawn(objective.sample(50, seed)) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, two)
+    assert len(one.unique()) == 50
+    counts = torch.zeros(200)
+    for seed in range(400):
+        counts[drawn(objective.sample(50, seed))] += 1
+    # Each sample is drawn with probability 1/4, or nearly so: 100 times of 400, with a standard deviation of 8.7; six
+    # of them either way miss in one of 10^9.
+    assert (counts - 100).abs().max() < 6 * 8.7
+
+
+def test_all_samples_in_order(minimizers, mnist1d_train):
+    objective = Objective(minimizers["SB"], mnist1d_train)
+    sample = objective.sample(2000, 5)
+    assert torch.equal(sample._inputs, mnist1d_train.inputs)
+    assert torch.equal(sample._targets, mnist1d_train.targets)
+    assert sample.loss(objective.theta) == objective.loss(objective.theta)
+    one, other = fast_sharpness(objective), fast_sharpness(objective, samples=2000)
+    assert torch.equal(one.point, other.point)
+    assert other.searched == {"samples": 2000, **{n: getattr(one, n) for n in ("base_loss", "max_loss", "value")}}
+
+
+def test_its_loss_is_that_of_its_samples_and_counts_by_its_share(minimizers, mnist1d_train):
+    objective = Objective(minimizers["SB"], mnist1d_train)
+    sample = objective.sample(500)
+    value = float(sample.loss(objective.theta))
+    assert (sample.evaluations, objective.evaluations) == (1.0, 0.25)
+    direct = Objective(minimizers["SB"], (sample._inputs, sample._targets), batch_size=sample.batch_size)
+    assert value == float(direct.loss(direct.theta))
+
+
+@pytest.mark.parametrize("call", [lambda o, n: o.sample(n), lambda o, n: fast_sharpness(o, samples=n)])
+@pytest.mark.parametrize(
+    ("samples", "error", "message"),
+    [
+        (0, ValueError, "samples must be between 1 and 200, got 0"),
+        (-3, ValueError, "samples must be between 1 and 200, got -3"),
+        (201, ValueError, "samples must be between 1 and 200, got 201"),
+        (10.0, TypeError, "samples must be a whole number, got 10.0"),
+        (True, TypeError, "samples must be a whole number, got True"),
+        ("10", TypeError, "samples must be a whole number, got '10'"),
+    ],
+)
+def test_numbers_of_samples_that_are_none(call, samples, error, message):
+    objective = numbered(torch.arange(200) % 3, 3)
+    with pytest.raises(error, match=f"^{message}$"):
+        call(objective, samples)
+    assert objective.evaluations == 0
+
+
+def test_batch_statistics_are_refused(minimizers, mnist1d_train):
+    objective = Objective(minimizers["SB"], mnist1d_train, batch_norm="batch")
+    for call in (lambda: objective.sample(100), lambda: fast_sharpness(objective, samples=100)):
+        with pytest.raises(ValueError, match=r"got batch_norm='batch', under which .*: use batch_norm='eval'$"):
+            call()
+    plain = Objective(nn.Linear(40, 10), mnist1d_train, batch_norm="batch")  # nothing in it takes statistics
+    assert plain.sample(100).samples == 100
+
+
+# A search on samples.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_at_the_point_is_that_on_all_data(minimizers, mnist1d_train, method):
+    objective = Objective(minimizers["LB"], mnist1d_train)
+    s = fast_sharpness(objective, samples=250, seed=3, method=method)
+    part = objective.sample(250, 3)
+    assert float(objective.loss(s.point)) == s.max_loss
+    assert float(objective.loss(objective.theta)) == s.base_loss
+    assert s.value == 100 * (s.max_loss - s.base_loss) / (1 + s.base_loss) > 0
+    assert set(s.searched) == {"samples", "base_loss", "max_loss", "value"}
+    assert s.searched["samples"] == 250
+    assert s.searched["base_loss"] == float(part.loss(objective.theta))
+    assert s.searched["max_loss"] == float(part.loss(s.point))
+    rise = s.searched["max_loss"] - s.searched["base_loss"]
+    assert s.searched["value"] == 100 * rise / (1 + s.searched["base_loss"])
+    assert box("keskar", objective.theta, 1e-3).excess(s.point) <= 1
+    assert (s.settings["searched"], s.settings["samples"]) == (250, 2000)
+
+
+def test_a_result_is_json_complete_and_readable(minimizers, mnist1d_train):
+    s = fast_sharpness(minimizers["LB"], mnist1d_train, samples=250)
+    whole = fast_sharpness(minimizers["LB"], mnist1d_train)
+    found = s.to_dict()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["searched"] == s.searched
+    assert whole.to_dict()["searched"] is None
+    assert set(s.settings) == set(whole.settings)
+    assert (whole.settings["searched"], whole.settings["samples"]) == (2000, 2000)
+    assert str(s).splitlines()[-1] == f"  searched on 250 samples, where phi is {s.searched['value']:.6g} %"
+    assert "searched on" not in str(whole)
+
+
+def test_evaluations_count_by_their_share(minimizers, mnist1d_train):
+    objective = Objective(minimizers["LB"], mnist1d_train)
+    s = fast_sharpness(objective, samples=500)
+    (climb,) = s.starts
+    assert climb["samples"] == 500
+    # The loss at the minimizer on both, the climb on a quarter, the loss at the point on all.
+    assert s.evaluations == objective.evaluations == 1 + 0.25 + climb["evaluations"] / 4 + 1
+
+
+def test_scouts_are_a_part_of_the_part(minimizers, mnist1d_train):
+    objective = Objective(minimizers["LB"], mnist1d_train)
+    s = fast_sharpness(objective, samples=1200, restarts=3)
+    assert {climb["samples"] for climb in s.starts} == {128, 1200}
+    assert float(objective.loss(s.point)) == s.max_loss
+    with pytest.raises(ValueError, match="scout must be between 0 and 100 samples, got 101"):
+        fast_sharpness(objective, samples=100, restarts=1, scout=101)
+
+
+def against(seed, samples=1):
+    """``(objective, model, data)``: what raises the loss on the samples drawn lowers it on all."""
+
+    def slope(output, target):
+        return 1 + (output * target).mean()
+
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    inputs, targets = torch.ones(10, 1), -torch.ones(10, 1)
+    spy = Objective(model, (torch.ones(10, 1), torch.arange(10.0)[:, None]), loss="mse").sample(samples, seed)
+    targets[spy._targets[:, 0].long()] = 1
+    return model, (inputs, targets), slope
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_point_that_does_not_raise_the_loss_on_all_data(seed):
+    model, data, loss = against(seed)
+    objective = Objective(model, data, loss=loss)
+    s = fast_sharpness(objective, samples=1, seed=seed, epsilon=0.1)
+    assert s.value == s.rise == 0
+    assert s.searched["value"] > 0
+    assert torch.equal(s.point, objective.theta)
+    assert s.max_loss == s.base_loss == float(objective.loss(s.point))
+    assert s.status == "the point found on 1 samples does not raise the loss on all of them: search on more"
+    assert fast_sharpness(objective, epsilon=0.1).value > 0
+
+
+@pytest.mark.parametrize("distribution", ["normal", "unit"])
+def test_on_random_manifolds(minimizers, mnist1d_train, distribution):
+    objective = Objective(minimizers["LB"], mnist1d_train)
+    s = fast_sharpness(objective, samples=200, subspace=5, trials=3, distribution=distribution)
+    assert len(s.values) == 3
+    assert s.value == statistics.fmean(s.values)
+    assert s.point.shape == (objective.n,)
+    assert float(objective.loss(s.point)) == s.max_loss
+    assert max(s.values) == 100 * (s.max_loss - s.base_loss) / (1 + s.base_loss)
+    assert s.searched["samples"] == 200
+    assert s.settings["subspace"] == 5
+    assert "searched on 200 samples" in str(s)
+
+
+# A start that was given.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_good_start_never_lowers_the_result(minimizers, mnist1d_train, method):
+    objective = Objective(minimizers["LB"], mnist1d_train)
+    plain = fast_sharpness(objective, method=method)
+    good = fast_sharpness(objective, restarts=10)
+    s = fast_sharpness(objective, method=method, start=good.point)
+    assert s.max_loss >= max(good.max_loss, plain.max_loss)
+    assert [climb["start"] for climb in s.starts] == ["centre", "given"]
+    assert s.starts[1]["loss"] >= good.max_loss
+    assert s.starts[0] == plain.starts[0]
+    assert (s.settings["start"], plain.settings["start"]) == ("given", "centre")
+    assert float(objective.loss(s.point)) == s.max_loss
+
+
+def test_it_comes_right_behind_the_centre_and_does_not_scout(minimizers, mnist1d_train):
+    objective = Objective(minimizers["LB"], mnist1d_train)
+    s = fast_sharpness(objective, start=objective.theta, restarts=2)
+    assert [climb["start"] for climb in s.starts][:3] == ["centre", "given", "class 0"]
+    assert [climb["samples"] for climb in s.starts][:3] == [2000, 2000, 128]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("region", REGIONS)
+def test_a_start_outside_the_region_is_projected(minimizers, mnist1d_train, region, method):
+    objective = Objective(minimizers["SB"], mnist1d_train)
+    far = objective.theta + 100 * torch.randn(objective.n, generator=torch.Generator().manual_seed(0))
+    kept = far.clone()
+    s = fast_sharpness(objective, start=far, region=region, method=method, iterations=1)
+    edge = torch.empty_like(far)
+    around = box(region, objective.theta, 1e-3)
+    around.project(far, out=edge)
+    assert around.excess(s.point) <= 1
+    assert s.starts[1]["loss"] >= float(objective.loss(edge))
+    assert torch.equal(far, kept)
+
+
+def test_a_start_of_another_dtype(minimizers, mnist1d_train):
+    objective = Objective(minimizers["SB"], mnist1d_train)
+    one, other = (fast_sharpness(objective, start=objective.theta.to(dtype)) for dtype in (None, torch.float64))
+    assert torch.equal(one.point, other.point)
+
+
+def test_a_start_that_is_nan_is_a_start_that_failed(minimizers, mnist1d_train):
+    objective = Objective(minimizers["SB"], mnist1d_train)
+    s = fast_sharpness(objective, start=torch.full((objective.n,), math.nan))
+    assert s.starts[1]["status"].startswith("could not start: the loss is nan")
+    assert s.value == fast_sharpness(objective).value
+
+
+@pytest.mark.parametrize(
+    ("start", "options", "error", "message"),
+    [
+        (torch.zeros(7), {}, ValueError, r"start must be a point \(8,\) of the full space, got \(7,\)$"),
+        (torch.zeros(1, 8), {}, ValueError, r"start must be a point \(8,\) of the full space, got \(1, 8\)$"),
+        (torch.zeros(8), {"subspace": 3}, ValueError, r"of the full space, got \(8,\) with subspace$"),
+        (torch.zeros(3), {"subspace": 3}, ValueError, r"of the full space, got \(3,\) with subspace$"),
+    ],
+)
+def test_starts_that_are_none(start, options, error, message):
+    objective = numbered(torch.arange(20) % 4, 4)
+    with pytest.raises(error, match=message):
+        fast_sharpness(objective, start=start, **options)
+    assert objective.evaluations == 0
+
+
+# The scaling of the loss.
+
+
+def test_scaling_is_recorded(minimizers, mnist1d_train):
+    objective = Objective(minimizers["LB"], mnist1d_train)
+    found = {
+        scaling: fast_sharpness(objective, method="lbfgsb", iterations=10, scaling=scaling)
+        for scaling in (None, "box", "paper")
+    }
+    assert [s.settings["scaling"] for s in found.values()] == ["box", "box", "paper"]
+    assert torch.equal(found[None].point, found["box"].point)
+    assert not torch.equal(found["paper"].point, found["box"].point)
+    for method in ("vertex", "apgd", "scipy"):
+        assert fast_sharpness(objective, method=method, iterations=1).settings["scaling"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "lbfgsb", "scaling": "papr"}, "scaling must be one of 'box', 'paper', got 'papr'"),
+        ({"method": "lbfgsb", "scaling": 1}, "scaling must be one of 'box', 'paper', got 1"),
+        ({"scaling": "box"}, "scaling belongs to method='lbfgsb', got 'box' with method='vertex': leave it out"),
+        ({"method": "scipy", "scaling": "paper"}, "got 'paper' with method='scipy': leave it out"),
+        ({"method": "apgd", "scaling": "x"}, "scaling belongs to method='lbfgsb', got 'x' with method='apgd'"),
+    ],
+)
+def test_scalings_that_are_none(options, message):
+    objective = numbered(torch.arange(20) % 4, 4)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fast_sharpness(objective, **options)
+    assert objective.evaluations == 0
