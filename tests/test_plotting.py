@@ -11,6 +11,7 @@ from matplotlib.image import imread
 
 from lbgap import plotting
 from lbgap.landscape import Line
+from lbgap.measures import SharpnessCurve
 
 inf, nan = math.inf, math.nan
 
@@ -93,6 +94,47 @@ class TestBars:
         odd = [value for group in values for value in group if not 0 < value < inf]
         assert texts(figure) == [f"{value:g}" for value in odd]
         plotting.encode(figure, "png")
+
+
+def make_curve(values, epsilons=None):
+    epsilons = epsilons or tuple(10.0 ** (index - 4) for index in range(len(values)))
+    return SharpnessCurve(epsilons, values, (), 0.0, 0.0)
+
+
+class TestCurves:
+    def test_one_curve_a_label_on_logarithmic_axes(self):
+        curves = {"sb": make_curve((0.1, 2.0, 30.0)), "lb": make_curve((1.0, 20.0), (1e-3, 2e-2))}
+        figure = plotting.plot_curves(curves, "a title")
+        (axes,) = figure.axes
+        drawn = {line.get_label(): (tuple(line.get_xdata()), tuple(line.get_ydata())) for line in axes.lines}
+        assert drawn == {label: (curve.epsilons, curve.values) for label, curve in curves.items()}
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+        assert [label.get_text() for label in figure.legends[0].get_texts()] == ["sb", "lb"]
+        assert "size of the box" in axes.get_xlabel()
+        assert "percent" in axes.get_ylabel()
+        assert axes.get_title() == "a title"
+
+    @pytest.mark.parametrize("odd", [0.0, inf, nan])
+    def test_what_a_logarithm_has_no_place_for_leaves_a_gap(self, odd):
+        figure = plotting.plot_curves({"sb": make_curve((0.1, odd, 30.0))})
+        heights = figure.axes[0].lines[0].get_ydata()
+        assert math.isnan(heights[1])
+        assert (heights[0], heights[2]) == (0.1, 30.0)
+        assert figure.axes[0].get_ylim()[0] > 0
+        plotting.encode(figure, "png")
+
+    @pytest.mark.parametrize("values", [(5.0,), (1e-12, 1e12)])
+    def test_few_or_extreme_values(self, values):
+        for kind in ("png", "svg"):
+            assert plotting.encode(plotting.plot_curves({"sb": make_curve(values)}), kind)
+
+    @pytest.mark.parametrize("count", [7, 8, 20, 28])
+    def test_many_curves_can_be_told_apart(self, count):
+        figure = plotting.plot_curves({f"run {index}": make_curve((1.0, 2.0 + index)) for index in range(count)})
+        looks = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines]
+        assert len(set(looks)) == count
+        assert len(figure.legends[0].get_texts()) == count
+        assert len({color for color, _ in looks[:7]}) == 7
 
 
 class TestFiles:
