@@ -1,0 +1,210 @@
+"""``lbgap sharpness``: curves, layers, the paper's tables, samples, scalings, and what does not go together."""
+
+import json
+import os
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from lbgap import cli
+
+LAYERS = ["0", "1", "3"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors this small gain nothing from a second thread, and lose much where other processes compete."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with data and runs: ``one`` and ``two`` of batches of 8, ``lb`` of 30, and ``tiny``."""
+    folder = tmp_path_factory.mktemp("made")
+    rng = np.random.default_rng(0)
+    np.savez(folder / "data.npz", features=rng.normal(size=(60, 6)), labels=np.arange(60) % 3)
+    runs = {"one": ("16", "8", "0"), "two": ("16", "8", "1"), "lb": ("16", "30", "0"), "tiny": ("4", "8", "0")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, (hidden, batch, seed) in runs.items():
+            command = ("--data", "data.npz", "--hidden", hidden, "--batch-size", batch, "--seed", seed, "--epochs", "2")
+            patch.setattr(sys, "argv", ["lbgap", "train", "--out", name, *command])
+            with pytest.raises(SystemExit):
+                cli.main()
+    return folder
+
+
+@pytest.fixture
+def run(folder, tmp_path, monkeypatch, capsys):
+    """Run ``lbgap sharpness`` with results in ``tmp_path``; returns its exit status, output and standard error."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lbgap", "sharpness", *map(str, arguments), "--out", str(tmp_path)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return command
+
+
+@pytest.fixture
+def succeed(run):
+    """Run a command that must succeed without a word on standard error; returns its standard output."""
+
+    def command(*arguments):
+        code, out, err = run(*arguments)
+        assert (code, err) == (0, "")
+        readable = [line for line in out.splitlines() if not line.startswith("Written")]
+        assert "--json" in arguments or max(map(len, readable)) <= 80
+        return out
+
+    return command
+
+
+def pure_json(text):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def rows(out, *names):
+    return [line.split() for line in out.splitlines() if line.startswith(tuple(f"{name} " for name in names))]
+
+
+class TestCurve:
+    def test_writes_json_and_figures(self, succeed, tmp_path):
+        out = succeed("one", "lb", "--curve", "--epsilon", "0.01", "--epsilon", "1e-3", "--epsilon", "0.1")
+        assert sorted(os.listdir(tmp_path)) == ["sharpness.json", "sharpness.png", "sharpness.svg"]
+        saved = pure_json((tmp_path / "sharpness.json").read_text())
+        assert [(curve["minimizer"], curve["data"]) for curve in saved] == [("one", "data"), ("lb", "data")]
+        for curve, row in zip(saved, rows(out, "one", "lb"), strict=True):
+            assert curve["epsilons"] == [1e-3, 0.01, 0.1]  # in order
+            assert curve["values"] == sorted(curve["values"])
+            assert [result["settings"]["epsilon"] for result in curve["results"]] == curve["epsilons"]
+            assert row[:4] == [curve["minimizer"], *(f"{value:.4g}" for value in curve["values"])]
+        assert imread(tmp_path / "sharpness.png").shape == (600, 960, 4)
+        assert ElementTree.parse(tmp_path / "sharpness.svg").getroot().tag.endswith("svg")
+        assert all(f"sharpness.{kind}" in out.replace("\n", "") for kind in ("json", "png", "svg"))
+
+    def test_as_json_and_earlier_results_are_kept(self, succeed, tmp_path):
+        (tmp_path / "sharpness.svg").write_text("mine")
+        found = pure_json(succeed("one", "--curve", "--restarts", "1", "--json"))
+        saved = pure_json((tmp_path / "sharpness-2.json").read_text())
+        assert found == {"results": saved}
+        assert saved[0]["epsilons"] == [5e-4, 1e-3]
+        assert sorted(os.listdir(tmp_path)) == [
+            "sharpness-2.json", "sharpness-2.png", "sharpness-2.svg", "sharpness.svg",
+        ]  # fmt: skip
+        assert (tmp_path / "sharpness.svg").read_text() == "mine"
+
+    def test_an_epsilon_given_twice(self, run, tmp_path):
+        code, out, err = run("one", "--curve", "--epsilon", "1e-3", "--epsilon", "1e-3")
+        assert (code, out) == (1, "")
+        assert re.fullmatch(r"lbgap: epsilons must be one or more numbers that increase[^\n]*\n", err)
+        assert not os.listdir(tmp_path)
+
+
+class TestByLayer:
+    def test_as_a_table(self, succeed, tmp_path):
+        out = succeed("one", "lb", "--by-layer", "--epsilon", "0.01")
+        saved = pure_json((tmp_path / "sharpness.json").read_text())
+        assert [(found["minimizer"], found["layer"]) for found in saved] == [
+            (name, layer) for name in ("one", "lb") for layer in LAYERS
+        ]
+        for found, row in zip(saved, rows(out, "one", "lb"), strict=True):
+            size = found["settings"]["n"]
+            assert row[:4] == [found["minimizer"], found["layer"], str(size), "0.01"]
+            assert row[4] == f"{found['value']:.4g}"
+        assert [found["settings"]["n"] for found in saved[:3]] == [6 * 16 + 16, 32, 16 * 3 + 3]
+
+    def test_as_json(self, succeed, tmp_path):
+        arguments = ("--by-layer", "--samples", "30", "--parameters", "weights", "--batch-norm", "eval", "--json")
+        found = pure_json(succeed("one", *arguments))["results"]
+        assert found == pure_json((tmp_path / "sharpness.json").read_text())
+        assert [(result["layer"], result["settings"]["epsilon"]) for result in found] == [
+            (layer, epsilon) for epsilon in (1e-3, 5e-4) for layer in ("0", "3")
+        ]
+        assert all(result["searched"]["samples"] == 30 for result in found)
+
+
+    def test_fewer_than_100_parameters(self, run, tmp_path):
+        code, out, err = run("tiny", "--paper")
+        assert (code, out) == (1, "")
+        message = r"lbgap: subspace must be at most the number of parameters that may move, \d\d, got 100\n"
+        assert re.fullmatch(message, err)
+        assert not os.listdir(tmp_path)
+
+
+class TestSearch:
+    def test_samples(self, succeed, tmp_path):
+        out = succeed("one", "--samples", "20", "--epsilon", "0.01", "--seed", "2")
+        (found,) = pure_json((tmp_path / "sharpness.json").read_text())
+        assert found["searched"]["samples"] == found["settings"]["searched"] == 20
+        assert found["settings"]["samples"] == 60
+        assert f"searched on 20 samples, where phi is {found['searched']['value']:.5g} %" in " ".join(out.split())
+
+    def test_samples_on_random_manifolds(self, succeed):
+        arguments = ("--samples", "20", "--subspace", "5", "--trials", "2", "--epsilon", "0.01", "--json")
+        (found,) = pure_json(succeed("one", *arguments))["results"]
+        assert (len(found["values"]), found["searched"]["samples"]) == (2, 20)
+
+    @pytest.mark.parametrize("scaling", [None, "paper", "box"])
+    def test_scaling(self, succeed, scaling):
+        asked = () if scaling is None else ("--scaling", scaling)
+        found = pure_json(succeed("one", "--method", "lbfgsb", *asked, "--json"))["results"]
+        assert [result["settings"]["scaling"] for result in found] == [scaling or "box"] * 2
+
+    def test_a_module_by_its_name(self, succeed):
+        found = pure_json(succeed("one", "--parameters", "3", "--json"))["results"]
+        assert [result["settings"]["n"] for result in found] == [51, 51]
+
+
+WRONG = [
+    (2, "--curve and --by-layer cannot be asked for together: choose one", "one --curve --by-layer"),
+    (2, "--curve and --by-layer and --paper cannot be", "one --curve --by-layer --paper"),
+    (2, "--by-layer and --paper cannot be asked for together", "one --by-layer --paper"),
+    (2, "--curve does not go with --subspace, --trials and --distribution: leave them", "one --curve --subspace 5"),
+    (2, "--by-layer does not go with --subspace", "one --by-layer --trials 2"),
+    (2, "--paper does not go with --subspace", "one --paper --distribution unit"),
+    (2, "--paper chooses --method by itself: leave it out", "one --paper --method apgd"),
+    (2, "--paper chooses --iterations by itself", "one --paper --iterations 5"),
+    (2, "--paper chooses --scaling by itself", "one --paper --scaling box"),
+    (2, "--paper chooses --samples by itself", "one --paper --samples 5"),
+    (2, "--paper chooses --region by itself", "one --paper --region linf"),
+    (2, "No such option: --curves", "one --curves"),
+    (2, "No such option: --by-layers", "one --by-layers"),
+    (2, "Invalid value for '--samples'", "one --samples ten"),
+    (1, "samples must be between 1 and 60, got 0", "one --samples 0"),
+    (1, "samples must be between 1 and 60, got 61", "one --by-layer --samples 61"),
+    (1, "got batch_norm='batch'", "one --samples 10 --batch-norm batch"),
+    (1, "scaling must be one of 'box', 'paper', got 'papr'", "one --method lbfgsb --scaling papr"),
+    (1, "scaling belongs to method='lbfgsb', got 'paper' with method='vertex'", "one --curve --scaling paper"),
+    (1, "method must be one of 'vertex', 'apgd', 'lbfgsb', 'scipy', got 'lbfgs'", "one --method lbfgs"),
+    (1, "pattern '9' matches no trainable parameter; the names are: 0.weight, ", "one --parameters 9"),
+    (1, "epsilon must be finite and above zero", "one --curve --epsilon 1e-3 --epsilon 0"),
+    (1, "epsilon must be finite and above zero", "one --by-layer --epsilon -1"),
+    (1, "epsilon must be finite and above zero", "one --paper --epsilon nan"),
+    (1, "no folder nothing", "nothing --paper"),
+]
+
+
+@pytest.mark.parametrize(("code", "message", "command"), WRONG, ids=[command for _, _, command in WRONG])
+def test_what_is_wrong_is_said_on_one_line(run, tmp_path, code, message, command):
+    status, out, err = run(*command.split())
+    assert out == ""
+    assert re.fullmatch(r"lbgap: [^\n]+\n", err), err
+    assert message in err
+    assert status == code
+    assert not os.listdir(tmp_path)
