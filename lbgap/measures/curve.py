@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -115,6 +116,7 @@ def sharpness_curve(
 
 def _from_smaller(now: Sharpness, before: Sharpness) -> Sharpness:
     """The result in a larger box where the smaller one's point is still the best known."""
-    kept = ("value", "values", "max_loss", "point", "history", "gap", "searched")
+    kept = ("value", "values", "max_loss", "point", "history", "searched")
     status = FROM_SMALLER.format(now.status)
-    return dataclasses.replace(now, status=status, **{name: getattr(before, name) for name in kept})
+    # The gap known there is that of the smaller box.
+    return dataclasses.replace(now, status=status, gap=math.nan, **{name: getattr(before, name) for name in kept})

@@ -72,6 +72,7 @@ def test_what_the_smaller_box_has_counts_in_the_larger_one():
     assert torch.equal(large.point, small.point)
     assert (large.max_loss, large.values, large.history) == (small.max_loss, small.values, small.history)
     assert large.status.startswith("the largest loss found is that of the box before, which lies inside this one: ")
+    assert math.isnan(large.gap)  # that of the smaller box would not hold here
     assert large.settings["epsilon"] == 2.0
     assert [climb["start"] for climb in large.starts] == ["centre", "given"]
 
@@ -132,6 +133,13 @@ def test_a_result_is_json_and_readable(minimizers, mnist1d_train):
     assert head.startswith("sharpness curve: certified lower bounds, ")
     expected = [f"  epsilon {e:<8g} phi >= {v:.6g} %" for e, v in zip(EPSILONS, curve.values, strict=True)]
     assert lines == expected
+
+
+def test_the_json_of_a_value_from_a_smaller_box():
+    model, data, loss = hill()
+    found = lbgap.sharpness_curve(model, data, (1.0, 2.0), loss=loss, region="linf").to_dict()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["results"][1]["gap"] is None
 
 
 @pytest.mark.parametrize(
