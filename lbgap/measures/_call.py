@@ -47,8 +47,18 @@ class Search(Options, total=False):
     progress: bool
 
 
-def separate(search: Search) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keywords that belong to the objective, and the rest."""
+def separate(measure: str, search: Search) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keywords that belong to the objective, and the rest.
+
+    Raises:
+        TypeError: A keyword is neither.
+    """
+    unknown = [name for name in search if name not in Search.__annotations__]
+    if unknown:
+        raise TypeError(
+            f"{measure}() got an unexpected keyword argument {unknown[0]!r}: beside its own it takes "
+            + ", ".join(Search.__annotations__)
+        )
     own = {name: value for name, value in search.items() if name in Options.__annotations__}
     return own, {name: value for name, value in search.items() if name not in own}
 

@@ -95,7 +95,7 @@ def sharpness_curve(
         box("keskar", torch.zeros(1, dtype=torch.float64), size, "torch")  # judges it
     if not sizes or any(b <= a for a, b in itertools.pairwise(sizes)):
         raise ValueError(f"epsilons must be one or more numbers that increase, got {sizes}: sort them")
-    own, rest = separate(search)
+    own, rest = separate("sharpness_curve", search)
     objective = as_objective(model, data, own)
     found: list[Sharpness] = []
     for size in sizes:

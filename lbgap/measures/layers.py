@@ -94,7 +94,7 @@ def layer_sharpness(
         >>> list(lbgap.layer_sharpness(model, data))
         ['0', '2']
     """
-    own, rest = separate(search)
+    own, rest = separate("layer_sharpness", search)
     objective = as_objective(model, data, own)
     layers: dict[str, list[str]] = {}
     for name in objective.names:

@@ -165,6 +165,13 @@ def test_epsilons_that_are_none(epsilons, error, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["start", "subspace", "trials", "epsilon", "restart"])
+def test_keywords_of_a_single_search(name):
+    message = rf"^sharpness_curve\(\) got an unexpected keyword argument '{name}': beside its own it takes loss, "
+    with pytest.raises(TypeError, match=message):
+        lbgap.sharpness_curve(nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1])), **{name: 2})
+
+
 def test_an_objective_has_its_options_already(separable):
     objective = lbgap.Objective(*separable[:2], **QUADRATIC)
     with pytest.raises(ValueError, match=r"^loss belong to the Objective"):

@@ -201,6 +201,13 @@ def test_the_gradient_of_a_layer_is_its_part_of_the_whole():
     assert torch.equal(out, gradient)
 
 
+@pytest.mark.parametrize("name", ["start", "subspace", "trials", "epsilons"])
+def test_keywords_of_a_single_search(name):
+    message = rf"^layer_sharpness\(\) got an unexpected keyword argument '{name}': beside its own it takes loss, "
+    with pytest.raises(TypeError, match=message):
+        lbgap.layer_sharpness(seeded(Nested), small_data(), **{name: 2})
+
+
 @pytest.mark.parametrize(
     ("epsilon", "message"), [(0, "above zero"), (math.nan, "got nan"), (-1e-3, "got -0.001: try 1e-3 or 5e-4")]
 )
