@@ -223,6 +223,8 @@ def fast_sharpness(
     manifolds = {} if subspace is None else {"subspace": subspace, "trials": trials, "distribution": distribution}
     box(region, torch.zeros(1, dtype=torch.float64), epsilon, "torch")  # judged before any data are read
     objective = as_objective(model, data, options)
+    if samples is not None and isinstance(objective, Manifold):
+        raise ValueError("samples needs the objective that the random manifold was made of: pass that, with subspace")
     if start is not None and (subspace is not None or start.shape != (objective.n,)):
         raise ValueError(
             f"start must be a point ({objective.n},) of the full space, got {tuple(start.shape)}"

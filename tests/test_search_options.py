@@ -14,6 +14,7 @@ from torch import nn
 from lbgap import Objective, fast_sharpness
 from lbgap.maximize import METHODS
 from lbgap.region import REGIONS, box
+from lbgap.subspace import Manifold
 
 
 @pytest.fixture(autouse=True)
@@ -228,6 +229,8 @@ def test_on_random_manifolds(minimizers, mnist1d_train, distribution):
     assert s.searched["samples"] == 200
     assert s.settings["subspace"] == 5
     assert "searched on 200 samples" in str(s)
+    with pytest.raises(ValueError, match="samples needs the objective that the random manifold was made of"):
+        fast_sharpness(Manifold(objective, 5), samples=200)
 
 
 # A start that was given.

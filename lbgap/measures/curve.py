@@ -18,6 +18,7 @@ from lbgap.measures._call import Search, separate
 from lbgap.objective import Objective
 from lbgap.region import box
 from lbgap.sharpness import Sharpness, as_objective, fast_sharpness
+from lbgap.subspace import Manifold
 
 EPSILONS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 FROM_SMALLER = "the largest loss found is that of the box before, which lies inside this one: {}"
@@ -97,6 +98,8 @@ def sharpness_curve(
         raise ValueError(f"epsilons must be one or more numbers that increase, got {sizes}: sort them")
     own, rest = separate("sharpness_curve", search)
     objective = as_objective(model, data, own)
+    if isinstance(objective, Manifold):
+        raise ValueError("a curve is one of the full space: pass the objective that the random manifold was made of")
     found: list[Sharpness] = []
     for size in sizes:
         start = None

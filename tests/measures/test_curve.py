@@ -10,6 +10,7 @@ from torch import nn
 import lbgap
 from lbgap.measures import curve as module
 from lbgap.region import box
+from lbgap.subspace import Manifold
 
 EPSILONS = (1e-4, 5e-4, 2e-3, 1e-2)
 QUADRATIC = {"loss": "mse", "precision": "float64"}
@@ -178,3 +179,5 @@ def test_an_objective_has_its_options_already(separable):
         lbgap.sharpness_curve(objective, loss="mse")
     with pytest.raises(TypeError, match="data is missing"):
         lbgap.sharpness_curve(separable[0])
+    with pytest.raises(ValueError, match="a curve is one of the full space: pass the objective that the random"):
+        lbgap.sharpness_curve(Manifold(objective, 2))
