@@ -153,7 +153,13 @@ class Objective:
         return self._flat.names
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
-        """Name the parts of a vector ``(n,)`` that belong to each parameter: views in the parameters' shapes."""
+        """Name the parts of a vector ``(n,)`` that belong to each parameter: views in the parameters' shapes.
+
+        Raises:
+            ValueError: This is the loss on a part of the space, whose vectors have no such parts.
+        """
+        if self._restricted:
+            raise ValueError("only vectors of the full space have a part for each parameter: pass the objective of it")
         return dict(zip(self.names, self._flat.parts(vector), strict=True))
 
     def loss(self, theta: Tensor) -> Tensor:

@@ -187,6 +187,19 @@ def test_derivatives_along_directions_are_refused(name):
             call()
 
 
+@pytest.mark.parametrize("name", ["layer", "manifold"])
+def test_parts_by_name_are_those_of_the_full_space(name):
+    part = restricted()[name]
+    message = "^only vectors of the full space have a part for each parameter: pass the objective of it$"
+    for call in (
+        lambda: part.split(part.theta),
+        lambda: lbgap.relative_flatness(part),
+        lambda: lbgap.layer_sharpness(part),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 def test_the_gradient_of_a_layer_is_its_part_of_the_whole():
     objective = lbgap.Objective(seeded(Nested), small_data(), precision="float64")
     layer = Layer(objective, ["scale", "block.1.1.weight"])
