@@ -610,7 +610,7 @@ class Objective:
         shares, _ = self._pass(theta, loss, gradient=True, bfloat16=bfloat16)
         value, gradient = self._finite(shares), self._flat.gradient
         if not gradient.isfinite().all():
-            parts = zip(self.names, (parameter.grad for parameter in self._flat.moving), strict=True)
+            parts = zip(self._flat.names, (parameter.grad for parameter in self._flat.moving), strict=True)
             bad = next(name for name, part in parts if part is None or not part.isfinite().all())
             raise FloatingPointError(
                 f"the loss is {float(value)}, but its gradient with respect to {bad!r} is NaN or infinite: look for a "

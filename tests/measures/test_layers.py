@@ -214,6 +214,24 @@ def test_the_gradient_of_a_layer_is_its_part_of_the_whole():
     assert torch.equal(out, gradient)
 
 
+def test_a_gradient_that_is_not_finite_is_that_of_a_parameter():
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.root = nn.Linear(1, 1), nn.Linear(1, 1)
+
+        def forward(self, inputs):
+            return self.before(inputs) + self.root(inputs).sqrt()
+
+    model = Root()
+    nn.init.zeros_(model.root.weight)
+    nn.init.zeros_(model.root.bias)  # a square root at zero: its value is, its slope is not finite
+    data = torch.ones(3, 1), torch.zeros(3, 1)
+    layer = Layer(lbgap.Objective(model, data, loss="mse"), ["root.weight", "root.bias"])
+    with pytest.raises(FloatingPointError, match=r"its gradient with respect to 'root\.weight' is NaN or infinite"):
+        layer.loss_and_gradient(layer.theta)
+
+
 @pytest.mark.parametrize("name", ["start", "subspace", "trials", "epsilons"])
 def test_keywords_of_a_single_search(name):
     message = rf"^layer_sharpness\(\) got an unexpected keyword argument '{name}': beside its own it takes loss, "
