@@ -225,6 +225,8 @@ def fast_sharpness(
     objective = as_objective(model, data, options)
     if samples is not None and isinstance(objective, Manifold):
         raise ValueError("samples needs the objective that the random manifold was made of: pass that, with subspace")
+    if start is not None and not isinstance(start, Tensor):
+        raise TypeError(f"start must be a tensor ({objective.n},), got {type(start).__name__}")
     if start is not None and (subspace is not None or start.shape != (objective.n,)):
         raise ValueError(
             f"start must be a point ({objective.n},) of the full space, got {tuple(start.shape)}"

@@ -5,6 +5,7 @@ import math
 import re
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -292,6 +293,9 @@ def test_a_start_that_is_nan_is_a_start_that_failed(minimizers, mnist1d_train):
         (torch.zeros(1, 8), {}, ValueError, r"start must be a point \(8,\) of the full space, got \(1, 8\)$"),
         (torch.zeros(8), {"subspace": 3}, ValueError, r"of the full space, got \(8,\) with subspace$"),
         (torch.zeros(3), {"subspace": 3}, ValueError, r"of the full space, got \(3,\) with subspace$"),
+        ([0.0] * 8, {}, TypeError, r"start must be a tensor \(8,\), got list$"),
+        (np.zeros(8), {}, TypeError, r"start must be a tensor \(8,\), got ndarray$"),
+        ("centre", {}, TypeError, r"start must be a tensor \(8,\), got str$"),
     ],
 )
 def test_starts_that_are_none(start, options, error, message):
