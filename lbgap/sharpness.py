@@ -328,11 +328,12 @@ def _base_loss(objective: Objective) -> float:
 
 def _on_all(found: Maximum, objective: Objective, base: float, samples: int) -> Maximum:
     """A maximum that was searched on some samples, with its loss on all of them."""
-    value = float(objective.loss(found.point))
-    if value > base:
+    value = float(objective.losses(found.point[None]))
+    if base < value < math.inf:
         return dataclasses.replace(found, value=value)
-    status = f"the point found on {samples} samples does not raise the loss on all of them: search on more"
-    return dataclasses.replace(found, point=objective.theta, value=base, status=status)
+    why = "does not raise the loss on all of them" if math.isfinite(value) else f"has a loss of {value} on all of them"
+    status = f"the point found on {samples} samples {why}: search on more"
+    return dataclasses.replace(found, point=objective.theta, value=base, gap=math.nan, status=status)
 
 
 _OF_A_CLIMB = ("start", "samples", "evaluations", "gap", "status")

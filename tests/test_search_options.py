@@ -215,7 +215,20 @@ def test_a_point_that_does_not_raise_the_loss_on_all_data(seed):
     assert torch.equal(s.point, objective.theta)
     assert s.max_loss == s.base_loss == float(objective.loss(s.point))
     assert s.status == "the point found on 1 samples does not raise the loss on all of them: search on more"
+    assert math.isnan(s.gap)  # it was that of another point
+    assert json.loads(json.dumps(s.to_dict(), allow_nan=False))["gap"] is None
     assert fast_sharpness(objective, epsilon=0.1).value > 0
+
+
+def test_a_point_whose_loss_on_all_data_is_not_finite():
+    def cliff(output, target):
+        return torch.where((output > 0.05) & (target < 0), math.inf, 1 + output).mean()
+
+    model, data, _ = against(0)
+    s = fast_sharpness(model, data, loss=cliff, samples=1, epsilon=0.1)
+    assert s.searched["value"] > 0
+    assert s.value == 0
+    assert s.status == "the point found on 1 samples has a loss of inf on all of them: search on more"
 
 
 @pytest.mark.parametrize("distribution", ["normal", "unit"])
