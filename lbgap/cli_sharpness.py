@@ -90,6 +90,7 @@ def tables(
     as_json: bool,
 ) -> None:
     """Tables 3 and 4 of the paper, minimizers of one batch size together."""
+    epsilons = list(dict.fromkeys(epsilons))
     named = ((name, groups.get(name, name), objective) for name, _, objective in objectives)
 
     def told(step: str) -> None:

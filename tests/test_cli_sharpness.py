@@ -139,6 +139,12 @@ class TestByLayer:
         assert all(result["searched"]["samples"] == 30 for result in found)
 
 
+    def test_as_json_and_an_epsilon_given_twice(self, succeed, tmp_path):
+        found = pure_json(succeed("one", "--paper", "--epsilon", "0.01", "--epsilon", "0.01", "--json"))
+        assert found == pure_json((tmp_path / "sharpness.json").read_text())
+        assert [cell["epsilon"] for cell in found["groups"]["batch 8"]] == [0.01] * 4
+        assert {r["settings"]["restarts"] for r in found["results"] if r["space"] == "full space"} == {0, 10}
+
     def test_fewer_than_100_parameters(self, run, tmp_path):
         code, out, err = run("tiny", "--paper")
         assert (code, out) == (1, "")

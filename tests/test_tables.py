@@ -117,6 +117,12 @@ def test_the_tables_are_json(tables):
     assert found["seconds"] == own
 
 
+def test_an_epsilon_given_twice_counts_once():
+    found = paper_tables([("a", "g", minimizer(0))], epsilons=(1e-3, 0.001), restarts=0)
+    assert len(found.groups["g"]) == len(found.results) == 4
+    assert all(len(cell.values) == 1 for cell in found.groups["g"])
+
+
 def test_a_cell_as_the_paper_prints_it():
     assert str(Cell("manifold", 1e-3, "recipe", (61.0, 62.5))) == "61.75 ± 1.1"
     assert str(Cell("manifold", 1e-3, "recipe", (61.23456,))) == "61.23"

@@ -123,6 +123,7 @@ def paper_tables(
     Raises:
         ValueError: There is no minimizer, or one has fewer than 100 parameters; or as :func:`lbgap.fast_sharpness`.
     """
+    epsilons = tuple(dict.fromkeys(epsilons))  # a second time would count as a second minimizer
     results: list[tuple[str, str, str, str, Sharpness]] = []
     for name, group, objective in minimizers:
         for space, spaced in SPACES.items():
