@@ -102,18 +102,19 @@ def tables(
     path = _fresh(out, "sharpness").with_suffix(".json")
     _files.write_json(path, found.to_dict())
     many = any(len(row[0].values) > 1 for row in found.groups.values())
-    deviation = ", mean ± standard deviation over the minimizers" if many else ""
+    deviation = ["Where a row has several minimizers: mean ± standard deviation over them."] if many else []
     _show(
         as_json,
         found.to_dict(),
-        f"phi % in the full space (the paper's Table 3){deviation}\n",
+        "phi % in the full space (the paper's Table 3)\n",
         _columns(found, "full space", epsilons),
         "",
-        f"phi % on random manifolds, p = {SUBSPACE}, {TRIALS} each (the paper's Table 4){deviation}\n",
+        f"phi % on random manifolds, p = {SUBSPACE}, {TRIALS} each (the paper's Table 4)\n",
         _columns(found, "manifold", epsilons),
         "",
         _bullets(
             [
+                *deviation,
                 "Every phi is a certified lower bound: of two for the same minimizers the larger is the truer.",
                 f"recipe: the paper's, 10 iterations of SciPy's L-BFGS-B, {found.seconds['recipe']:.1f} s in all; "
                 f"vertex: vertex ascent from {restarts + 1} starts, on manifolds from "

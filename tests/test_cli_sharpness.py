@@ -139,6 +139,27 @@ class TestByLayer:
         assert all(result["searched"]["samples"] == 30 for result in found)
 
 
+class TestPaper:
+    def test_minimizers_of_one_batch_size_are_averaged(self, succeed, tmp_path):
+        out = succeed("one", "lb", "two", "--paper", "--epsilon", "0.01", "--epsilon", "0.02", "--restarts", "2")
+        saved = pure_json((tmp_path / "sharpness.json").read_text())
+        assert list(saved["groups"]) == ["batch 8", "batch 30"]
+        assert len(saved["results"]) == 3 * 8
+        for group, count in (("batch 8", 2), ("batch 30", 1)):
+            cells = saved["groups"][group]
+            assert [len(cell["values"]) for cell in cells] == [count] * 8
+            label = "batch 8 (2)" if count == 2 else "batch 30"
+            printed = [row for row in out.splitlines() if row.startswith(label)]
+            assert len(printed) == 2  # Table 3 and Table 4
+            for row, space in zip(printed, (cells[:4], cells[4:]), strict=True):
+                assert re.findall(r"[\d.e+-]+", row.removeprefix(label))[::count] == [
+                    f"{cell['mean']:.4g}" for cell in space
+                ]
+        assert "mean ± standard deviation" in " ".join(out.split())
+        assert "in the full space from 3 starts" in " ".join(out.split())
+        vertex = [found for found in saved["results"] if found["by"] == "vertex"]
+        assert {found["settings"]["restarts"] for found in vertex} == {0, 2}
+
     def test_as_json_and_an_epsilon_given_twice(self, succeed, tmp_path):
         found = pure_json(succeed("one", "--paper", "--epsilon", "0.01", "--epsilon", "0.01", "--json"))
         assert found == pure_json((tmp_path / "sharpness.json").read_text())
