@@ -111,12 +111,16 @@ def plot_curves(curves: Mapping[str, SharpnessCurve], title: str = "") -> Figure
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     colors = (BLUE, VERMILION, GREEN, ORANGE, GREY, "#CC79A7", "#56B4E9")
+    drawn = False
     for index, (label, curve) in enumerate(curves.items()):
         style = ("-", "--", ":", "-.")[index // len(colors) % 4]
         heights = [value if 0 < value < math.inf else math.nan for value in curve.values]
+        drawn |= not all(map(math.isnan, heights))
         axes.plot(curve.epsilons, heights, f"o{style}", color=colors[index % len(colors)], markersize=4, label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    if not drawn:
+        axes.set_ylim(0.1, 10)  # of nothing, matplotlib makes no logarithmic axis
     axes.set_xlabel(r"$\epsilon$, size of the box")
     axes.set_ylabel(r"$\phi$ in percent, at least")
     axes.grid(alpha=0.3)

@@ -123,7 +123,7 @@ class TestCurves:
         assert figure.axes[0].get_ylim()[0] > 0
         plotting.encode(figure, "png")
 
-    @pytest.mark.parametrize("values", [(5.0,), (1e-12, 1e12)])
+    @pytest.mark.parametrize("values", [(0.0, 0.0), (0.0,), (5.0,), (1e-12, 1e12)])
     def test_few_or_extreme_values(self, values):
         for kind in ("png", "svg"):
             assert plotting.encode(plotting.plot_curves({"sb": make_curve(values)}), kind)
