@@ -304,7 +304,12 @@ def sharpness(
     epsilon: Annotated[list[float], typer.Option(help="Size of the box; may be given several times.")] = [1e-3, 5e-4],  # noqa: B006
     method: Annotated[str, typer.Option(help="vertex, apgd, lbfgsb, or scipy (the paper's recipe).")] = "vertex",
     iterations: Annotated[int | None, typer.Option(help="At most, from each start.", show_default="by method")] = None,
-    restarts: Annotated[int, typer.Option(help="Further starts: one targeted at each class, then random ones.")] = 0,
+    restarts: Annotated[
+        int | None,
+        typer.Option(
+            help="Further starts: one targeted at each class, then random ones.", show_default="0; 10 with --paper"
+        ),
+    ] = None,
     scaling: Annotated[str | None, typer.Option(help="Of lbfgsb: box or paper.", show_default="box")] = None,
     search_samples: Annotated[
         int | None,
@@ -375,7 +380,7 @@ def sharpness(
     search: dict[str, Any] = {
         "method": method,
         "iterations": iterations,
-        "restarts": restarts,
+        "restarts": restarts or 0,
         "scaling": scaling,
         "samples": search_samples,
         "region": region,

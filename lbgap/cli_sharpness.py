@@ -84,7 +84,7 @@ def tables(
     objectives: Objectives,
     groups: dict[str, str],
     epsilons: list[float],
-    restarts: int,
+    restarts: int | None,
     seed: int,
     out: Path,
     as_json: bool,
@@ -97,7 +97,7 @@ def tables(
         if errors.is_terminal:
             errors.print(f"[dim]{escape(step)}[/]", highlight=False)
 
-    restarts = restarts or RESTARTS
+    restarts = RESTARTS if restarts is None else restarts
     found = paper_tables(named, epsilons=epsilons, restarts=restarts, seed=seed, told=told)
     path = _fresh(out, "sharpness").with_suffix(".json")
     _files.write_json(path, found.to_dict())

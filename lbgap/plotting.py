@@ -116,7 +116,9 @@ def plot_curves(curves: Mapping[str, SharpnessCurve], title: str = "") -> Figure
         style = ("-", "--", ":", "-.")[index // len(colors) % 4]
         heights = [value if 0 < value < math.inf else math.nan for value in curve.values]
         drawn |= not all(map(math.isnan, heights))
-        axes.plot(curve.epsilons, heights, f"o{style}", color=colors[index % len(colors)], markersize=4, label=label)
+        axes.plot(
+            curve.epsilons, heights, f"o{style}", color=colors[index % len(colors)], markersize=4, label=_plain(label)
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
     if not drawn:
@@ -128,6 +130,11 @@ def plot_curves(curves: Mapping[str, SharpnessCurve], title: str = "") -> Figure
     if title:
         axes.set_title(title)
     return figure
+
+
+def _plain(label: str) -> str:
+    """A label as it is: matplotlib hides those that begin with an underscore and sets what stands between dollars."""
+    return f" {label}".replace("$", r"\$") if label.startswith("_") else label.replace("$", r"\$")
 
 
 def _dots(axes: Axes, place: float, width: float, values: Sequence[float], floor: float) -> None:

@@ -171,3 +171,10 @@ def test_matplotlibs_global_state_stays_as_it_is(tmp_path):
 def test_pyplot_is_not_imported():
     code = "import sys, lbgap.plotting, lbgap.report; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_labels_of_curves_are_plain_text():
+    curve = SharpnessCurve((1e-3, 1e-2), (1.0, 2.0), (), 3.0, 0.1)
+    figure = plotting.plot_curves({"_hidden": curve, r"a$\x$b": curve})
+    plotting.encode(figure, "png")
+    assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["_hidden", r"a\$\x\$b"]

@@ -76,7 +76,7 @@ def test_a_cell_is_the_mean_over_the_minimizers_of_its_group(tables):
         ("full space", "recipe", {"method": "scipy"}),
         ("full space", "vertex", {"method": "vertex", "restarts": 2}),
         ("manifold", "recipe", {"method": "scipy", "subspace": 100, "trials": 5}),
-        ("manifold", "vertex", {"method": "vertex", "subspace": 100, "trials": 5}),
+        ("manifold", "vertex", {"method": "vertex", "restarts": 2, "subspace": 100, "trials": 5}),
     ],
 )
 def test_a_measurement_is_that_of_fast_sharpness(tables, space, method, options):

@@ -91,6 +91,8 @@ def sharpness_curve(
         True
     """
     began = time.perf_counter()
+    if not isinstance(epsilons, Iterable) or isinstance(epsilons, str):
+        raise TypeError(f"epsilons must be several numbers such as (5e-4, 1e-3), got {epsilons!r}")
     sizes = tuple(epsilons)
     for size in sizes:
         box("keskar", torch.zeros(1, dtype=torch.float64), size, "torch")  # judges it
