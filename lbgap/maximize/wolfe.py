@@ -62,8 +62,8 @@ def line_search(
         else:
             inside, width = _cubic(low, high), abs(high.step - low.step)
             first = min(low.step, high.step)
-            good = first + MARGIN * width <= inside <= first + (1 - MARGIN) * width
-            step = inside if good else first + width / 2
+            near = min(max(inside, first + MARGIN * width), first + (1 - MARGIN) * width)
+            step = first + width / 2 if math.isnan(inside) else near
             if not first < step < first + width:
                 break
     return low if low.step > 0 else None
