@@ -95,15 +95,17 @@ std::vector<double> sum_blocks(int64_t n, int64_t size, int64_t n_sums, const Ru
 // Blocks of a size that keeps a reduction's partial sums few, whatever n.
 inline int64_t block_size(int64_t n) { return std::max<int64_t>(kBlock, (n / 512 / kBlock) * kBlock); }
 
+// Half of the lanes, in float64 and in T; the compiler splits them where registers are narrower.
+constexpr int64_t kHalf = kLanes / 2;
+using Half = double __attribute__((vector_size(kHalf * sizeof(double)), aligned(8), may_alias));
 template <typename T>
-LBGAP_INLINE double dot(const T* a, const T* b, int64_t n) {
-  double lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += double(a[i + j]) * double(b[i + j]);
-  for (int64_t j = 0; i + j < n; ++j) lanes[j] += double(a[i + j]) * double(b[i + j]);
-  fold(lanes, kLanes, 1);
-  return lanes[0];
+struct Narrow {
+  using Type __attribute__((vector_size(kHalf * sizeof(T)), aligned(sizeof(T)), may_alias)) = T;
+};
+
+template <typename T>
+LBGAP_INLINE void load(const T* from, Half* to) {
+  *to = __builtin_convertvector(*reinterpret_cast<const typename Narrow<T>::Type*>(from), Half);
 }
 
 // Calls f with a T of the tensor's dtype.

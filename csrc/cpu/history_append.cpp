@@ -2,10 +2,43 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <cstring>
+
 #include "history.h"
 
 namespace lbgap {
 namespace {
+
+// a.s, a.y, b.s and b.y in one go.
+template <typename T>
+LBGAP_INLINE void products(const T* a, const T* b, const T* s, const T* y, int64_t n, double* sums) {
+  Half sum[4][2] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int64_t h = 0; h < 2; ++h) {
+      Half of_a, of_b, of_s, of_y;
+      load(a + i + h * kHalf, &of_a);
+      load(b + i + h * kHalf, &of_b);
+      load(s + i + h * kHalf, &of_s);
+      load(y + i + h * kHalf, &of_y);
+      sum[0][h] += of_a * of_s;
+      sum[1][h] += of_a * of_y;
+      sum[2][h] += of_b * of_s;
+      sum[3][h] += of_b * of_y;
+    }
+  double lanes[4][kLanes];
+  std::memcpy(lanes, sum, sizeof(lanes));
+  for (int64_t j = 0; i + j < n; ++j) {
+    lanes[0][j] += double(a[i + j]) * double(s[i + j]);
+    lanes[1][j] += double(a[i + j]) * double(y[i + j]);
+    lanes[2][j] += double(b[i + j]) * double(s[i + j]);
+    lanes[3][j] += double(b[i + j]) * double(y[i + j]);
+  }
+  for (int64_t k = 0; k < 4; ++k) {
+    fold(lanes[k], kLanes, 1);
+    sums[k] = lanes[k][0];
+  }
+}
 
 template <typename T>
 LBGAP_INLINE void block(const T* x_new, const T* x, const T* g_new, const T* g, T* s, T* y,
@@ -13,14 +46,8 @@ LBGAP_INLINE void block(const T* x_new, const T* x, const T* g_new, const T* g, 
   for (int64_t i = begin; i < end; ++i) s[i] = x_new[i] - x[i];
   for (int64_t i = begin; i < end; ++i) y[i] = g_new[i] - g[i];
   const auto c = static_cast<int64_t>(rows.size() / 2);
-  for (int64_t k = 0; k < c; ++k) {
-    const T* of_y = rows[k] + begin;
-    const T* of_s = rows[c + k] + begin;
-    sums[4 * k] = dot(of_s, s + begin, end - begin);
-    sums[4 * k + 1] = dot(of_s, y + begin, end - begin);
-    sums[4 * k + 2] = dot(of_y, s + begin, end - begin);
-    sums[4 * k + 3] = dot(of_y, y + begin, end - begin);
-  }
+  for (int64_t k = 0; k < c; ++k)
+    products(rows[c + k] + begin, rows[k] + begin, s + begin, y + begin, end - begin, sums + 4 * k);
 }
 
 LBGAP_CLONES void run(const float* x_new, const float* x, const float* g_new, const float* g, float* s,
