@@ -118,7 +118,8 @@ def measure(benchmark: Any, device: torch.device, limits: dict[str, float]) -> C
     A row goes into a ``group`` with its opponents, under the name of its ``backend``. ``work`` is what it does, in
     the units of the limits: bytes under ``"copy"``, operations under the dtype. ``targets`` are what it must reach,
     as ``(kind, against, factor)``: ``"faster"`` and ``"value"`` against a backend of the group, ``"limit"``
-    against the machine. All of it, and any further fact, is stored with the timing.
+    against the machine, ``"most"`` for a further fact that may not be larger. All of it, and any further fact, is
+    stored with the timing.
     """
 
     def run(

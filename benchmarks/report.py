@@ -47,10 +47,14 @@ def verdicts(row: Row, group: dict[str, Row], limits: dict[str, float], quick: b
     """What the row had to reach, and whether it did; the speed of a quick run is not judged."""
     found: list[str] = []
     for kind, against, factor in row["targets"]:
-        if quick and kind != "value":
+        if quick and kind not in ("value", "most"):
             continue
         if kind == "limit":
             reached, wanted = share(row, limits), f"{factor:.0%} of {against}"
+        elif kind == "most":
+            outcome = "reached" if row[against] <= factor else f"**lost** ({row[against]:.3g})"
+            found.append(f"{factor:g} {against} at most: {outcome}")
+            continue
         elif against not in group:
             continue
         elif kind == "faster":
