@@ -139,7 +139,9 @@ def with_lbgap(valley: Valley, found: Found) -> Callable[[], None]:
             assert solution.iterations == TIMED
             found.value, found.evaluations = solution.value, solution.evaluations
             found.waits = (run.synchronisations - before) / TIMED
-            found.vectors = VECTORS
+            tensors = (*vars(run).values(), *vars(run._history).values())
+            held = {t.data_ptr(): t.numel() for t in tensors if isinstance(t, Tensor)}
+            found.vectors = sum(held.values()) / len(x) + 1  # a climb keeps its best point besides
             found.free = float((x.abs() < x.new_tensor(EPSILON)).double().mean())
 
     return call
