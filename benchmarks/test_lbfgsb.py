@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lbgap.maximize.lbfgsb import HISTORY, Minimiser
 
-FILLING, TIMED = HISTORY, 5  # iterations until the history is full, and those that count
+# Iterations that do not count, and those that do: the paper's ten from the start, and some with a full history.
+PHASES = {"first 10 iterations": (0, 10), "5 iterations, history full": (HISTORY, 5)}
 VECTORS = 2 * HISTORY + 6  # of n numbers: the history, x, g, the next two, one more, and the best point of a climb
 EPSILON = 1e-3
 FREE = 0.2  # share of the coordinates that end inside the box
@@ -91,7 +92,7 @@ class Found:
     evaluations = 0
 
 
-def with_scipy(valley: Valley, found: Found) -> Callable[[], None]:
+def with_scipy(valley: Valley, found: Found, skipped: int, timed: int) -> Callable[[], None]:
     def evaluate(x: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         with CLOCK.stopped():
             gradient = torch.empty_like(valley.c)
@@ -103,10 +104,11 @@ def with_scipy(valley: Valley, found: Found) -> Callable[[], None]:
         def callback(_: npt.NDArray[np.float64]) -> None:
             nonlocal taken
             taken += 1
-            if taken == FILLING:
+            if taken == skipped:
                 CLOCK.resume()
 
-        CLOCK.stop()
+        if skipped:
+            CLOCK.stop()
         result = scipy.optimize.minimize(
             evaluate,
             np.zeros(len(valley.c)),
@@ -114,31 +116,34 @@ def with_scipy(valley: Valley, found: Found) -> Callable[[], None]:
             method="L-BFGS-B",
             bounds=scipy.optimize.Bounds(-EPSILON, EPSILON),
             callback=callback,
-            options={"maxiter": FILLING + TIMED, "ftol": 0, "gtol": 0},
+            options={"maxiter": skipped + timed, "ftol": 0, "gtol": 0},
         )
-        assert result.nit == FILLING + TIMED
+        assert result.nit == skipped + timed
         found.value, found.evaluations = result.fun, result.nfev
         found.free = float((np.abs(result.x) < EPSILON).mean())
 
     return call
 
 
-def with_lbgap(valley: Valley, found: Found) -> Callable[[], None]:
+def with_lbgap(valley: Valley, found: Found, skipped: int, timed: int) -> Callable[[], None]:
     def evaluate(x: Tensor, gradient: Tensor) -> float:
         with CLOCK.stopped():
             return valley(x, gradient)
 
     def call() -> None:
+        x = torch.zeros_like(valley.c)
+        run = Minimiser(evaluate, x, valley.zero, valley.zero, absolute=EPSILON)
         with CLOCK.stopped():
-            x = torch.zeros_like(valley.c)
-            run = Minimiser(evaluate, x, valley.zero, valley.zero, absolute=EPSILON)
-            run.minimise(FILLING, gradient_tolerance=0.0, value_tolerance=-1.0)
-            before = run.synchronisations
-        solution = run.minimise(TIMED, gradient_tolerance=0.0, value_tolerance=-1.0)
+            if skipped:
+                run.minimise(skipped, gradient_tolerance=0.0, value_tolerance=-1.0)
+            before, evaluations = run.synchronisations, valley.evaluations
+        solution = run.minimise(timed, gradient_tolerance=0.0, value_tolerance=-1.0)
         with CLOCK.stopped():
-            assert solution.iterations == TIMED
+            assert solution.iterations == timed
             found.value, found.evaluations = solution.value, solution.evaluations
-            found.waits = (run.synchronisations - before) / TIMED
+            # A line search that goes on waits once more for each of its evaluations; the target is without those.
+            further = valley.evaluations - evaluations - timed
+            found.waits = (run.synchronisations - before - further) / timed
             tensors = (*vars(run).values(), *vars(run._history).values())
             held = {t.data_ptr(): t.numel() for t in tensors if isinstance(t, Tensor)}
             found.vectors = sum(held.values()) / len(x) + 1  # a climb keeps its best point besides
@@ -149,7 +154,9 @@ def with_lbgap(valley: Valley, found: Found) -> Callable[[], None]:
 
 @pytest.mark.benchmark(timer=CLOCK)
 @pytest.mark.parametrize("backend", ["scipy", "native"])
+@pytest.mark.parametrize("phase", PHASES)
 def test_lbfgsb(
+    phase: str,
     backend: str,
     quick: bool,
     device: torch.device,
@@ -162,15 +169,15 @@ def test_lbfgsb(
     n = 200_000 if quick else 4_000_000
     dtype = torch.float32 if backend == "native" else torch.float64
     valley, found = Valley(n, dtype, torch.device("cpu") if backend == "scipy" else device), Found()
-    call = (with_lbgap if backend == "native" else with_scipy)(valley, found)
+    call = (with_lbgap if backend == "native" else with_scipy)(valley, found, *PHASES[phase])
     measure(
         call,
-        group=f"L-BFGS-B overhead, {TIMED} iterations",
+        group=f"L-BFGS-B overhead, {phase}",
         backend=backend,
         rounds=3 if quick or backend == "native" else 1,
-        work={"copy": float(VECTORS * n * dtype.itemsize * TIMED)},
+        work={"copy": float(VECTORS * n * dtype.itemsize * PHASES[phase][1])},
         targets=TARGETS if backend == "native" else (),
         n=n,
     )
-    assert valley.gained(found.value) > 0.99
+    assert valley.gained(found.value) > 0.95
     benchmark.extra_info.update(vars(found))
