@@ -58,13 +58,7 @@ if __name__ == "__main__":
 TRAIN = ("--data", "data.npz", "--hidden", "4", "--batch-size", "16", "--epochs", "2")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small gain nothing from a second thread, and lose much where other processes compete."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

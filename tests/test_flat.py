@@ -10,14 +10,7 @@ from torch.nn.utils import parametrizations
 
 from lbgap.flat import FlatModule, device_of, select_parameters
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small gain nothing from a second thread, and lose much where other processes compete."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Tied(nn.Module):

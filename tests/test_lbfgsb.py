@@ -18,13 +18,7 @@ needs_native = pytest.mark.skipif("cpu" not in _extension.NATIVE_DEVICES, reason
 BACKENDS = [pytest.param("native", marks=needs_native), "torch"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small gain nothing from a second thread, and lose much where other processes compete."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Quadratic:

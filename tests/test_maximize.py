@@ -20,13 +20,7 @@ EPSILONS = (1e-3, 5e-4)
 REGIMES = ("SB", "LB")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small gain nothing from a second thread, and lose much where other processes compete."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def normal(*shape, seed=0, dtype=torch.float64):

@@ -13,13 +13,7 @@ from lbgap.training import read_run, train
 FILES = ["config.json", "metrics.jsonl", "model.safetensors", "result.json", "state.safetensors"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small gain nothing from a second thread, and lose much where other processes compete."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_data(samples=33):

@@ -17,14 +17,7 @@ from lbgap.maximize import METHODS
 from lbgap.region import REGIONS, box
 from lbgap.subspace import Manifold
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small gain nothing from a second thread, and lose much where other processes compete."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def seeded(build, seed=0):
@@ -256,9 +249,11 @@ def test_a_good_start_never_lowers_the_result(minimizers, mnist1d_train, method)
     plain = fast_sharpness(objective, method=method)
     good = fast_sharpness(objective, restarts=10)
     s = fast_sharpness(objective, method=method, start=good.point)
-    assert s.max_loss >= max(good.max_loss, plain.max_loss)
+    # SciPy's bounds are in float64: a point on a float32 bound may be moved by its rounding.
+    kept = good.max_loss * (1 - 1e-6 if method == "scipy" else 1)
+    assert s.max_loss >= max(kept, plain.max_loss)
     assert [climb["start"] for climb in s.starts] == ["centre", "given"]
-    assert s.starts[1]["loss"] >= good.max_loss
+    assert s.starts[1]["loss"] >= kept
     assert s.starts[0] == plain.starts[0]
     assert (s.settings["start"], plain.settings["start"]) == ("given", "centre")
     assert float(objective.loss(s.point)) == s.max_loss
@@ -267,8 +262,9 @@ def test_a_good_start_never_lowers_the_result(minimizers, mnist1d_train, method)
 def test_it_comes_right_behind_the_centre_and_does_not_scout(minimizers, mnist1d_train):
     objective = Objective(minimizers["LB"], mnist1d_train)
     s = fast_sharpness(objective, start=objective.theta, restarts=2)
-    assert [climb["start"] for climb in s.starts][:3] == ["centre", "given", "class 0"]
-    assert [climb["samples"] for climb in s.starts][:3] == [2000, 2000, 128]
+    plain = [climb for climb in s.starts if not climb["start"].endswith(", refined")]
+    assert [climb["start"] for climb in plain][:3] == ["centre", "given", "class 0"]
+    assert [climb["samples"] for climb in plain][:3] == [2000, 2000, 128]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -11,14 +11,7 @@ from torch import nn
 from lbgap import Objective, fast_sharpness
 from lbgap.experiments.tables import Cell, paper_tables
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small gain nothing from a second thread, and lose much where other processes compete."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def minimizer(seed, inputs=24):
@@ -32,7 +25,7 @@ def minimizer(seed, inputs=24):
 
 
 @pytest.fixture(scope="module")
-def tables():
+def tables(one_thread):
     """The tables of two minimizers in one group and a third alone, at two epsilons, and what was said meanwhile."""
     said = []
     minimizers = [("a", "batch 8", minimizer(0)), ("b", "batch 30", minimizer(1)), ("c", "batch 8", minimizer(2))]

@@ -15,14 +15,7 @@ from lbgap.training.config import differences
 from lbgap.training.optimizers import resolve_optimizer
 from lbgap.training.stopping import Stopping
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small gain nothing from a second thread, and lose much where other processes compete."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_data(samples=37, seed=0):
