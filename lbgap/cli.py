@@ -57,6 +57,10 @@ Seed = Annotated[int, typer.Option(help="Seed of everything that is random.", ca
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="the model's")]
 BatchNorm = Annotated[str, typer.Option(help="eval (running statistics) or batch (those of each evaluation batch).")]
 BatchSize = Annotated[int | None, typer.Option(help="Samples in an evaluation batch.", show_default="chosen by itself")]
+Parameters = Annotated[
+    str, typer.Option(help="Which may move: all, weights, a module's name, or a pattern such as '*.bias'.")
+]
+Precision = Annotated[str, typer.Option(help="float32, float64 or mixed.")]
 
 
 def main() -> None:
@@ -323,9 +327,7 @@ def sharpness(
     distribution: Annotated[
         str | None, typer.Option(help="Their entries: normal, uniform, rademacher or unit.", show_default="normal")
     ] = None,
-    parameters: Annotated[
-        str, typer.Option(help="Which may move: all, weights, a module's name, or a pattern such as '*.bias'.")
-    ] = "all",
+    parameters: Parameters = "all",
     curve: Annotated[
         bool, typer.Option("--curve", help="Go from each epsilon to the next, and draw phi against epsilon.")
     ] = False,
@@ -334,7 +336,7 @@ def sharpness(
         bool, typer.Option("--paper", help="Tables 3 and 4 of the paper, minimizers of one batch size together.")
     ] = False,
     batch_norm: BatchNorm = "eval",
-    precision: Annotated[str, typer.Option(help="float32, float64 or mixed.")] = "float32",
+    precision: Precision = "float32",
     batch_size: BatchSize = None,
     backend: Annotated[str, typer.Option(help="auto, native or torch.")] = "auto",
     model: ModelPath = None,

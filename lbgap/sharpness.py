@@ -252,9 +252,8 @@ def _measure(
     first = objective.evaluated
     searched = objective if few is None else few
     scout = scout_samples(searched, search["method"], search["restarts"], search["scout"])
-    base_loss = _base_loss(objective)
-    base = base_loss if few is None else _base_loss(few)
-    top: Maximum | None = None
+    base_loss = loss_at_minimizer(objective)
+    base = base_loss if few is None else loss_at_minimizer(few)
     tops: list[Maximum] = []
     climbs: list[dict[str, Any]] = []
     also = [] if start is None else [("given", start.detach().to(objective.theta))]
@@ -264,8 +263,7 @@ def _measure(
             ball = box(region, space.theta, epsilon, objective.backend)
             best: Maximum | None = None
             for found in maximise(space, ball, base=base, also=also, visited=visited, **search):
-                which = {"trial": trial} if manifolds else {}
-                climbs.append({**which, "loss": found.value, **{name: getattr(found, name) for name in _OF_A_CLIMB}})
+                climbs.append({**({"trial": trial} if manifolds else {}), **entry(found)})
                 if found.samples == searched.samples and (best is None or found.value > best.value):
                     best = found
             best = _certified(best, ball, base)
@@ -274,7 +272,7 @@ def _measure(
     if few is not None:
         tops = [_on_all(found, objective, base_loss, few.samples) for found in tops]
     top = max(tops, key=lambda found: found.value)
-    values = [_phi(found.value, base_loss) for found in tops]
+    values = [phi(found.value, base_loss) for found in tops]
     settings = {
         "measure": "sharpness",
         "region": region,
@@ -291,7 +289,7 @@ def _measure(
         "samples": searched.samples,
         "base_loss": base,
         "max_loss": on_part.value,
-        "value": _phi(on_part.value, base),
+        "value": phi(on_part.value, base),
     }
     return Sharpness(
         value=statistics.fmean(values),
@@ -311,13 +309,17 @@ def _measure(
     )
 
 
-def _phi(value: float, base: float) -> float:
+def phi(value: float, base: float) -> float:
     """Metric 2.1 in percent."""
     return 100 * (value - base) / (1 + base)
 
 
-def _base_loss(objective: Objective) -> float:
-    """The loss at the minimizer, by which phi can be divided."""
+def loss_at_minimizer(objective: Objective) -> float:
+    """The loss at the minimizer, if phi can be divided by it.
+
+    Raises:
+        ValueError: It is -1 or less.
+    """
     base = float(objective.loss(objective.theta))
     if base <= -1:
         raise ValueError(
@@ -336,7 +338,18 @@ def _on_all(found: Maximum, objective: Objective, base: float, samples: int) -> 
     return dataclasses.replace(found, point=objective.theta, value=base, gap=math.nan, status=status)
 
 
-_OF_A_CLIMB = ("start", "samples", "evaluations", "gap", "status")
+def entry(found: Maximum) -> dict[str, Any]:
+    """What a result keeps of one climb."""
+    kept = ("start", "samples", "evaluations", "gap", "status")
+    return {"loss": found.value, **{name: getattr(found, name) for name in kept}}
+
+
+def or_centre(best: Maximum, centre: Tensor, base_loss: float) -> Maximum:
+    """The largest maximum, or the centre where nothing larger was found."""
+    if best.value > base_loss:
+        return best
+    status = f"nothing larger than the loss at the minimizer was found: {best.status}"
+    return dataclasses.replace(best, point=centre, value=base_loss, status=status)
 
 
 def as_objective(model: nn.Module | Objective, data: Any, options: dict[str, Any]) -> Objective:
@@ -366,9 +379,9 @@ def _certified(best: Maximum | None, region: Box, base_loss: float) -> Maximum:
     """The largest maximum, or the centre where nothing larger was found; checks that it is in the region."""
     if best is None:
         raise RuntimeError("internal error: no climb on all samples")
-    if best.value <= base_loss:
-        status = f"nothing larger than the loss at the minimizer was found: {best.status}"
-        return dataclasses.replace(best, point=region.centre, value=base_loss, status=status)
+    best = or_centre(best, region.centre, base_loss)
+    if best.point is region.centre:
+        return best
     inside = torch.empty_like(best.point)
     region.project(best.point, out=inside)
     if not torch.equal(inside, best.point):

@@ -16,7 +16,7 @@ from lbgap._progress import evaluations_bar
 from lbgap.maximize.climb import ENDED, NO_GRADIENT, NOT_FINITE, Climb, Maximum, Visited
 from lbgap.measures._call import Call, Options, call, flag, normals, positive, whole
 from lbgap.objective import Objective
-from lbgap.sharpness import Sharpness
+from lbgap.sharpness import Sharpness, entry, loss_at_minimizer, or_centre, phi
 
 TOLERANCE = 5e-4
 SHORTEST_STEP = 1e-3  # in radii
@@ -128,21 +128,14 @@ def ball_sharpness(
 
 def _search(this: Call, ball: Ball, own: dict[str, Any], visited: Visited | None) -> Sharpness:
     """Climb from every start and keep the highest."""
-    base = float(this.objective.loss(ball.centre))
-    if base <= -1:
-        raise ValueError(
-            f"phi divides by 1 + loss, and the loss at the minimizer is {base:g}: add a constant to the loss"
-        )
+    base = loss_at_minimizer(this.objective)
     climb = functools.partial(ascend, this.objective, ball, base=base, iterations=own["iterations"], visited=visited)
     climbs = [_from(climb, name, u) for name, u in _starts(ball, own["restarts"], own["seed"])]
-    best = max(climbs, key=lambda found: found.value)
-    if best.value <= base:
-        status = f"nothing larger than the loss at the minimizer was found: {best.status}"
-        best = dataclasses.replace(best, point=ball.centre, value=base, status=status)
-    kept = ("start", "samples", "evaluations", "gap", "status")
+    best = or_centre(max(climbs, key=lambda found: found.value), ball.centre, base)
+    value = phi(best.value, base)
     return Sharpness(
-        value=100 * (best.value - base) / (1 + base),
-        values=(100 * (best.value - base) / (1 + base),),
+        value=value,
+        values=(value,),
         standard_deviation=math.nan,
         base_loss=base,
         max_loss=best.value,
@@ -151,7 +144,7 @@ def _search(this: Call, ball: Ball, own: dict[str, Any], visited: Visited | None
         history=best.history,
         gap=best.gap,
         status=best.status,
-        starts=tuple({"loss": found.value, **{name: getattr(found, name) for name in kept}} for found in climbs),
+        starts=tuple(map(entry, climbs)),
         settings=this.settings(own),
         seconds=this.seconds,
     )
