@@ -1,11 +1,16 @@
 """What several test files share: small trained networks, made once a session."""
 
+import random
 import signal
+import sys
+import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from lbgap import cli
 from lbgap.datasets import mnist1d
 from lbgap.networks import mlp
 
@@ -21,6 +26,46 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def caller_state():
+    """A function that says all that a call might change in its caller's process."""
+
+    def state():
+        places = (torch.backends, torch.backends.mkldnn.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+        return {
+            "torch": torch.get_rng_state().tolist(),
+            "numpy": str(np.random.get_state()),  # noqa: NPY002
+            "python": random.getstate(),
+            "dtype": torch.get_default_dtype(),
+            "threads": torch.get_num_threads(),
+            "grad": torch.is_grad_enabled(),
+            "inference": torch.is_inference_mode_enabled(),
+            "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
+            "matmul": torch.get_float32_matmul_precision(),
+            "products": [place.fp32_precision for place in places],
+            "tf32": torch.backends.cudnn.allow_tf32,
+            "attention": (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()),
+            "filters": list(warnings.filters),
+        }
+
+    return state
+
+
+@pytest.fixture
+def lbgap_command(monkeypatch, capsys):
+    """Run the command line with some arguments; returns its exit status, standard output and standard error."""
+
+    def command(*arguments):
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setattr(sys, "argv", ["lbgap", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return command
 
 
 @pytest.fixture(scope="session")

@@ -36,19 +36,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def run(folder, tmp_path, monkeypatch, capsys):
+def run(folder, tmp_path, monkeypatch, lbgap_command):
     """Run ``lbgap sharpness`` with results in ``tmp_path``; returns its exit status, output and standard error."""
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lbgap", "sharpness", *map(str, arguments), "--out", str(tmp_path)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return command
+    return lambda *arguments: lbgap_command("sharpness", *arguments, "--out", tmp_path)
 
 
 @pytest.fixture

@@ -4,10 +4,7 @@ import contextlib
 import copy
 import json
 import math
-import random
-import warnings
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -343,35 +340,10 @@ def everything(objective):
     json.dumps(objective.settings(), allow_nan=False)
 
 
-def caller_state():
-    return {
-        "torch": torch.get_rng_state().tolist(),
-        "numpy": str(np.random.get_state()),  # noqa: NPY002
-        "python": random.getstate(),
-        "dtype": torch.get_default_dtype(),
-        "threads": torch.get_num_threads(),
-        "grad": torch.is_grad_enabled(),
-        "inference": torch.is_inference_mode_enabled(),
-        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
-        "matmul": torch.get_float32_matmul_precision(),
-        "products": [
-            place.fp32_precision
-            for place in (
-                torch.backends,
-                torch.backends.mkldnn.matmul,
-                torch.backends.cudnn.conv,
-                torch.backends.cudnn.rnn,
-            )
-        ],
-        "tf32": torch.backends.cudnn.allow_tf32,
-        "filters": list(warnings.filters),
-    }
-
-
 @pytest.mark.parametrize("precision", ["float32", "float64", pytest.param("mixed", marks=needs_bfloat16)])
 @pytest.mark.parametrize("batch_norm", ["eval", "batch"])
 @pytest.mark.parametrize("loss", ["cross_entropy", spoiling])
-def test_nothing_of_the_caller_changes(precision, batch_norm, loss):
+def test_nothing_of_the_caller_changes(precision, batch_norm, loss, caller_state):
     model, inputs, targets = seeded(Watchful), normal(SAMPLES, 4), labels(SAMPLES)
     model.body[4].weight.grad = torch.ones(3, 6)
     hook = next(iter(model.body[1]._forward_hooks.values()))
@@ -447,7 +419,7 @@ CONTEXTS = {
 
 @pytest.mark.parametrize("precision", ["float32", "float64", pytest.param("mixed", marks=needs_bfloat16)])
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_the_same_bits_in_any_context(context, precision):
+def test_the_same_bits_in_any_context(context, precision, caller_state):
     model = seeded(lambda: nn.Sequential(nn.Linear(40, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 3)))
     data = (normal(50, 40), labels(50))
 

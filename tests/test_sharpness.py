@@ -3,11 +3,8 @@
 import copy
 import json
 import math
-import random
 import re
-import warnings
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -219,23 +216,8 @@ def test_an_objective_gives_the_same_as_model_and_data(minimizers, mnist1d_train
 # What belongs to the caller.
 
 
-def caller_state():
-    return {
-        "torch": torch.get_rng_state().tolist(),
-        "numpy": str(np.random.get_state()),  # noqa: NPY002
-        "python": random.getstate(),
-        "dtype": torch.get_default_dtype(),
-        "threads": torch.get_num_threads(),
-        "grad": torch.is_grad_enabled(),
-        "inference": torch.is_inference_mode_enabled(),
-        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
-        "matmul": torch.get_float32_matmul_precision(),
-        "filters": list(warnings.filters),
-    }
-
-
 @pytest.mark.parametrize("method", METHODS)
-def test_nothing_of_the_caller_changes(method):
+def test_nothing_of_the_caller_changes(method, caller_state):
     model, data = seeded(dense).train(), small_data()
     model[2].eval()
     model[4].bias.requires_grad_(False)
@@ -260,7 +242,7 @@ CONTEXTS = {
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("mixed", marks=needs_bfloat16)])
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_the_same_bits_in_any_context(minimizers, mnist1d_train, context, precision):
+def test_the_same_bits_in_any_context(minimizers, mnist1d_train, context, precision, caller_state):
     options = {"precision": precision, "restarts": 2}
     outside = fast_sharpness(minimizers["LB"], mnist1d_train, **options)
     with CONTEXTS[context]():

@@ -28,19 +28,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def run(folder, tmp_path, monkeypatch, capsys):
+def run(folder, tmp_path, monkeypatch, lbgap_command):
     """Run a command; returns its exit status, standard output and standard error."""
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lbgap", "measure", *map(str, arguments), "--out", str(tmp_path)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return command
+    return lambda *arguments: lbgap_command("measure", *arguments, "--out", tmp_path)
 
 
 OPTIONS = {

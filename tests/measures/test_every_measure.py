@@ -3,11 +3,8 @@
 import copy
 import json
 import math
-import random
-import warnings
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -119,24 +116,8 @@ def test_another_seed_gives_another_draw(name):
     assert key(one) != key(other)
 
 
-def caller_state():
-    return {
-        "torch": torch.get_rng_state().tolist(),
-        "numpy": str(np.random.get_state()),  # noqa: NPY002
-        "python": random.getstate(),
-        "dtype": torch.get_default_dtype(),
-        "threads": torch.get_num_threads(),
-        "grad": torch.is_grad_enabled(),
-        "inference": torch.is_inference_mode_enabled(),
-        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
-        "matmul": torch.get_float32_matmul_precision(),
-        "attention": (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()),
-        "filters": list(warnings.filters),
-    }
-
-
 @pytest.mark.parametrize("name", MEASURES_HERE)
-def test_nothing_of_the_caller_changes(name):
+def test_nothing_of_the_caller_changes(name, caller_state):
     model, samples = seeded(dense).train(), data()
     model[2].eval()
     model[4].bias.requires_grad_(False)
@@ -160,7 +141,7 @@ CONTEXTS = {
 
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("name", MEASURES_HERE)
-def test_the_same_bits_in_any_context(name, context):
+def test_the_same_bits_in_any_context(name, context, caller_state):
     outside = MEASURES[name](seeded(dense), data())
     with CONTEXTS[context]():
         state = caller_state()
