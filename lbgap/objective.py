@@ -15,6 +15,7 @@ from lbgap import _hardware, _tangents
 from lbgap._extension import resolve_backend
 from lbgap._hardware import first_line
 from lbgap.flat import FlatModule, Selection, name_patterns
+from lbgap.hessian import hvp as _hvp
 from lbgap.losses import Loss, LossFunction, resolve_loss
 from lbgap.samples import as_tensors
 
@@ -344,6 +345,41 @@ class Objective:
                 total += _tangents.curvatures(mean, self._flat.moving, parts)
         if not total.isfinite().all():
             raise FloatingPointError("a second derivative of the loss is NaN or infinite: check the model's weights")
+        return total
+
+    @torch.inference_mode(False)
+    def hvp(self, theta: Tensor, vectors: Tensor, *, kind: str = "hessian") -> Tensor:
+        """Multiply k vectors by a matrix of second derivatives, in one pass over the data.
+
+        The gradient counts as one pass over the data, and so does each vector.
+
+        Args:
+            theta: ``(n,)``.
+            vectors: ``(k, n)``.
+            kind: ``"hessian"``.
+
+        Returns:
+            ``(k, n)``, of the objective's dtype.
+
+        Raises:
+            ValueError: ``theta`` or ``vectors`` has the wrong shape, dtype or device, or the model cannot be
+                differentiated twice.
+            FloatingPointError: A product is NaN or infinite.
+        """
+        if vectors.dim() != 2:
+            raise ValueError(f"vectors must be (k, {self.n}), got shape {tuple(vectors.shape)}")
+        for vector in vectors:
+            self._check_direction(vector, "vectors")
+        with torch.no_grad():
+            self._set(theta)
+        self._count(self.samples * (1 + len(vectors)))
+        total = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
+        with _hardware.full_float32(self.device.type), self._context(False), _tangents.differentiable():
+            for batch in self._micro_batches():
+                _hvp.add_products(self._flat, self._loss, batch, vectors, total)
+        total /= self.samples
+        if not total.isfinite().all():
+            raise FloatingPointError("a product with the Hessian is NaN or infinite: check the model's weights")
         return total
 
     @torch.inference_mode(False)
