@@ -15,9 +15,9 @@ from lbgap.hessian.output import KINDS
 from lbgap.losses import Loss
 
 Batches = Callable[[], Iterable[hvp.Batch]]
-CHUNK_BYTES = 2**30  # of the engine's copies of the vectors and of their products
+CHUNK_BYTES = 2**28  # of the engine's copies of the vectors and of their products, which it keeps
 COPIES = 4
-LARGEST_CHUNK = 64
+SMALLEST_CHUNK, LARGEST_CHUNK = 8, 64
 TRIED_SAMPLES = 8
 TRIED_VECTORS = 2
 TOLERANCE = 1e-9  # against the general way, in float64
@@ -72,7 +72,7 @@ class Products:
         if self._bfloat16:
             self.error = _rounding(engine, next(iter(batches())), vectors, kind)
             self._note(f"Hessian products ran in bfloat16, at first with a relative error of {self.error:.1g}")
-        size = min(LARGEST_CHUNK, max(1, CHUNK_BYTES // (COPIES * self._flat.theta.nbytes)))
+        size = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, CHUNK_BYTES // (COPIES * self._flat.theta.nbytes)))
         for some, products in zip(vectors.split(size), out.split(size), strict=True):
             engine.add_products(batches(), some, products, kind, torch.bfloat16 if self._bfloat16 else None)
         return out

@@ -33,7 +33,7 @@ class Run:
         dtype: Of the tangents, and of values and gradients where they enter products with them.
         parts: For each parameter that moves the vectors' part, ``(k, *shape)``.
         out: The same views of the result, added to at the end.
-        buffers: Memory for tangents, kept from one set of vectors to the next.
+        buffers: Memory, kept from one set of vectors to the next.
     """
 
     k: int
@@ -43,11 +43,14 @@ class Run:
     out: list[Tensor]
     buffers: dict[tuple[int, str, torch.dtype], Tensor] = field(default_factory=dict)
 
-    def buffer(self, owner: object, role: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Uninitialised memory that the same owner gets again for the next batch: fresh pages cost much."""
-        key, count = (id(owner), role, self.dtype), torch.Size(shape).numel()
+    def buffer(
+        self, owner: object, role: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Uninitialised memory that the same owner gets again the next time: fresh pages cost much."""
+        dtype, count = dtype or self.dtype, torch.Size(shape).numel()
+        key = (id(owner), role, dtype)
         if key not in self.buffers or self.buffers[key].numel() < count:
-            self.buffers[key] = torch.empty(count, dtype=self.dtype, device=like.device)
+            self.buffers[key] = torch.empty(count, dtype=dtype, device=like.device)
         return self.buffers[key][:count].view(shape)
 
 

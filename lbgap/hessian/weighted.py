@@ -229,13 +229,17 @@ class Dense(Weighted):
         if not self.moves:
             return
         v, u = self.effective_vectors(run)
-        whole = torch.cat([v, u[..., None]], 2).to(run.dtype)
-        self._across = whole.flatten(0, 1)  # (k out, in + 1)
-        self._along = whole[..., : self._inputs].transpose(0, 1).reshape(self._outputs, -1)  # (out, k in)
+        k, outputs, inputs = v.shape
+        across = run.buffer(self, "across", (k, outputs, inputs + 1), weight)
+        across[..., :inputs].copy_(v)
+        across[..., inputs].copy_(u)
+        self._across = across.flatten(0, 1)  # (k out, in + 1)
+        along = run.buffer(self, "along", (outputs, k, inputs), weight)
+        self._along = along.copy_(v.transpose(0, 1)).flatten(1)  # (out, k in)
         # Sums of x' R{g}, not of its transpose: products with few columns, an odd number of them, were seen to run at
         # two thirds of the speed.
-        self._first = weight.new_zeros(self._inputs + 1, run.k * self._outputs)
-        self._second = torch.zeros_like(self._along, dtype=weight.dtype)
+        self._first = run.buffer(self, "first", (inputs + 1, k * outputs), weight, weight.dtype).zero_()
+        self._second = run.buffer(self, "second", (outputs, k * inputs), weight, weight.dtype).zero_()
 
     def forward(self, *x: Tensor) -> tuple[Tensor, Any]:
         """Return the value; saved is the input with the ones, as the tangents meet it."""
