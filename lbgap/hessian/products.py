@@ -18,7 +18,7 @@ Batches = Callable[[], Iterable[hvp.Batch]]
 CHUNK_BYTES = 2**28  # of the engine's copies of the vectors and of their products, which it keeps
 COPIES = 4
 SMALLEST_CHUNK, LARGEST_CHUNK = 8, 64
-TRIED_SAMPLES = 8
+TRIED_SAMPLES, TRIED_PIECE = 8, 3
 TRIED_VECTORS = 2
 TOLERANCE = 1e-9  # against the general way, in float64
 MEASURED_SAMPLES = 64
@@ -107,6 +107,8 @@ class Products:
     def _compare(self, batch: hvp.Batch, kind: str) -> bool:
         """Compare the engine with the general way, both in float64, in every parameter.
 
+        The engine, which cuts batches further, meets the samples in pieces: these must not depend on each other.
+
         Returns:
             Whether that says anything: not where the products are NaN.
 
@@ -120,7 +122,8 @@ class Products:
         vectors = torch.randn(TRIED_VECTORS, len(flat.theta), dtype=torch.float64, generator=generator)
         vectors = vectors.to(flat.theta.device)
         found, expected = torch.zeros_like(vectors), torch.zeros_like(vectors)
-        Engine(flat, self._loss).add_products([(inputs.clone(), targets.clone())], vectors, found, kind)
+        pieces = zip(inputs.clone().split(TRIED_PIECE), targets.clone().split(TRIED_PIECE), strict=True)
+        Engine(flat, self._loss).add_products(pieces, vectors, found, kind)
         hvp.add_products(flat, self._loss, (inputs, targets), vectors, expected, kind)
         if not expected.isfinite().all():
             return False

@@ -298,7 +298,7 @@ def test_a_loss_without_second_derivative(kind):
     objective = built(loss=once)
     with pytest.raises(ValueError, match="cannot be differentiated twice"):
         objective.hvp(objective.theta, vectors_for(objective, 1), kind=kind)
-    objective.hvp(objective.theta, vectors_for(objective, 1), kind="fisher")
+    objective.hvp(objective.theta, vectors_for(objective, 1), kind="fisher")  # needs none
 
 
 def test_a_model_without_second_derivative():
@@ -307,8 +307,15 @@ def test_a_model_without_second_derivative():
         objective.hvp(objective.theta, vectors_for(objective, 1))
 
 
-def test_a_loss_whose_terms_are_coupled_has_no_fisher_matrix():
-    objective = built(loss=lambda output, target: F.cross_entropy(output - output.mean(0), target))
+def coupled(output, target):
+    return F.cross_entropy(output - output.mean(0), target)
+
+
+def test_a_loss_whose_terms_are_coupled():
+    objective, other = (built(way=way, loss=coupled) for way in (None, "general"))
+    vectors = vectors_for(objective, 2)
+    assert torch.equal(objective.hvp(objective.theta, vectors), other.hvp(other.theta, vectors))
+    assert objective.hvp_way.startswith("general: another product in ")
     with pytest.raises(ValueError, match="must be a mean of one term a sample"):
         objective.hvp(objective.theta, vectors_for(objective, 1), kind="fisher")
 
