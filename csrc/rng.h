@@ -23,6 +23,12 @@ struct Stream {
   uint64_t first;
 };
 
+enum Distribution : int64_t { kNormal, kUniform, kRademacher };
+
+inline Stream stream_of(int64_t seed, int64_t stream, int64_t first) {
+  return {static_cast<uint64_t>(seed), static_cast<uint32_t>(stream), static_cast<uint64_t>(first)};
+}
+
 template <int kRounds>
 LBGAP_INLINE void philox_rounds(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t k0,
                                 uint32_t k1) {
