@@ -58,7 +58,7 @@ LBGAP_INLINE int shift_of(uint64_t width) {
 }
 
 // The model's derivatives along the path, from the sums over all moving coordinates and over those that have
-// met their bounds; entry i of either is at i * step.
+// met their bounds; entry i of those is at i * step.
 struct Path {
   Layout layout;
   const double* K;
@@ -67,7 +67,7 @@ struct Path {
   const double* hit;
   int64_t step = 1;
 
-  LBGAP_INLINE double left(int64_t i) const { return all[i * step] - hit[i * step]; }
+  LBGAP_INLINE double left(int64_t i) const { return all[i] - hit[i * step]; }
   LBGAP_INLINE bool over() const { return left(layout.number()) == 0; }
 
   // Entry i of W (z(t) - x).

@@ -124,6 +124,12 @@ struct Rademacher {
   static LBGAP_INLINE float entry(uint32_t w, int bit) {
     return __builtin_bit_cast(float, 0x3f800000u | ((w >> bit) << 31));
   }
+
+  // The entry times a number.
+  static LBGAP_INLINE double times(uint32_t w, int bit, double value) {
+    return __builtin_bit_cast(double,
+                              __builtin_bit_cast(uint64_t, value) ^ (uint64_t((w >> bit) & 1u) << 63));
+  }
 };
 
 }  // namespace lbgap

@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <initializer_list>
-#include <vector>
 
 #include "../checks.h"
 
@@ -28,7 +27,7 @@ class Device {
  public:
   explicit Device(const Tensor& t) : guard_(t.get_device_index()) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
@@ -57,27 +56,5 @@ inline Tensor scratch(const Tensor& like, std::initializer_list<int64_t> shape) 
 }
 
 inline double* data_of(const Tensor& t) { return t.mutable_data_ptr<double>(); }
-
-// A few numbers from the host, as parameters of a launch: neither a copy that waits nor memory that must
-// stay.
-constexpr int64_t kUpload = 400;
-struct Upload {
-  double value[kUpload];
-};
-
-static __global__ void upload_kernel(Upload from, double* to, int64_t count) {
-  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) to[i] = from.value[i];
-}
-
-inline Tensor upload(const Device& device, const Tensor& like, const double* values, int64_t count) {
-  Tensor result = scratch(like, {count});
-  for (int64_t at = 0; at < count; at += kUpload) {
-    Upload part{};
-    const int64_t size = std::min(kUpload, count - at);
-    std::copy_n(values + at, size, part.value);
-    device.run(upload_kernel, 1, kThreads, part, data_of(result) + at, size);
-  }
-  return result;
-}
 
 }  // namespace lbgap

@@ -52,7 +52,7 @@ __device__ inline void one(const F& f, const T (&in)[kIn], T* out, double* sums)
 }
 
 template <int V, typename T, int kIn, typename F>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     map_kernel(F f, Inputs<T, kIn> in, Output<T> out, int64_t k, int64_t n, double* partial) {
   constexpr int kSums = F::kSums > 0 ? F::kSums : 1;
   constexpr int kUnroll = 8 / kIn;

@@ -70,4 +70,16 @@ void fold(const Device& device, const Tensor& partial, int64_t rows, int64_t blo
   device.run(fold_kernel<F>, rows * columns, kThreads, data_of(partial), rows, blocks, columns, data_of(out));
 }
 
+// n coordinates in at most `most` chunks of equal size, a multiple of `unit`: their number depends on n
+// alone.
+struct Chunks {
+  int64_t count;
+  int64_t size;
+  Chunks(int64_t n, int64_t unit, int64_t most) {
+    const int64_t units = (n + unit - 1) / unit;
+    size = std::max<int64_t>((units + most - 1) / most, 1) * unit;
+    count = (n + size - 1) / size;
+  }
+};
+
 }  // namespace lbgap
