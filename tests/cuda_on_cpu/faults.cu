@@ -57,6 +57,15 @@ __global__ void shared_beyond_kernel(float* data) {
   data[global_index()] = tile[threadIdx.x];
 }
 
+__global__ void shared_far_beyond_kernel(float* data) {
+  __shared__ float tile[kCount];
+  float* place = tile + threadIdx.x;
+  if (threadIdx.x == kCount - 1) place += 1;
+  *place = data[global_index()];
+  __syncthreads();
+  data[global_index()] = tile[0];
+}
+
 __global__ void local_beyond_kernel(float* data, int count) {
   float values[4] = {};
   for (int i = 0; i < count; ++i) values[i] = data[i];
@@ -155,7 +164,7 @@ const std::map<std::string, void (*)(float*)> kFaults = {
     FAULT(reverse),           FAULT(scan),
     FAULT(read_beyond),       FAULT(write_beyond),
     FAULT(write_before),      FAULT(shared_beyond),
-    FAULT(misaligned),        FAULT(missing_barrier),
+    FAULT(shared_far_beyond), FAULT(misaligned),        FAULT(missing_barrier),
     FAULT(missing_second_barrier), FAULT(missing_syncwarp),
     FAULT(same_word),         FAULT(other_block),
     FAULT(global_race),       FAULT(garbage),

@@ -171,6 +171,8 @@ std::string symbolize(const void* code, const char* format) {
 
 std::string name_of(const void* code) {
   std::string name = symbolize(static_cast<const char*>(code) + 1, "%f");
+  const std::string hidden = "(anonymous namespace)::";
+  for (size_t at; (at = name.find(hidden)) != std::string::npos;) name.erase(at, hidden.size());
   return name.substr(0, name.find('('));
 }
 
