@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 FOLDER = ROOT / "build" / "cuda_on_cpu"  # ignored by git, removed by `make clean`
 
-COMMON = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-g", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
+COMMON = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-g1", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
 EMULATOR = [*COMMON, "-O2", "-Wno-attributes"]
 KERNELS = [
     *COMMON,

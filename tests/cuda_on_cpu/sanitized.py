@@ -11,14 +11,16 @@ try:
 except ModuleNotFoundError:
     from tests.cuda_on_cpu.build import ROOT, build
 
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 EMULATED = Path(__file__).parent / "emulated"
 OPTIONS = {
     "detect_leaks": 0,  # Python leaves much behind
     "detect_stack_use_after_return": 0,  # fibers have stacks of their own
     "alloc_dealloc_mismatch": 0,  # torch's
-    "max_malloc_fill_size": 2**30,
+    "max_malloc_fill_size": 2**24,
     "malloc_fill_byte": 255,  # what nobody wrote is NaN
     "redzone": 512,
+    "quarantine_size_mb": 8,
 }
 
 
@@ -45,7 +47,7 @@ def environment(library: Path) -> dict[str, str]:
     # AddressSanitizer wants to come first; it needs the C++ runtime to be there for exceptions.
     preload = f"{_found('libasan.so')} {_found('libstdc++.so.6')}"
     options = ":".join(f"{name}={value}" for name, value in OPTIONS.items())
-    return os.environ | {"LD_PRELOAD": preload, "ASAN_OPTIONS": options, "LBGAP_EMULATED": str(library)}
+    return os.environ | {"LD_PRELOAD": preload, "ASAN_OPTIONS": options, "LBGAP_EMULATED": str(library)} | ONE_THREAD
 
 
 def main(arguments: Sequence[str]) -> int:

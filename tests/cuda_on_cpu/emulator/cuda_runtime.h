@@ -23,16 +23,17 @@ using dim3 = emulator::Dim3;
 
 // Barriers. Default arguments say where the call stands.
 
+#define EMULATOR_UNWATCHED __attribute__((no_sanitize("address", "undefined")))
 #define EMULATOR_HERE const char *file = __builtin_FILE(), unsigned line = __builtin_LINE()
 
-inline void __syncthreads(EMULATOR_HERE) { emulator::block_barrier({file, line}, "__syncthreads", true); }
-inline int __syncthreads_count(int predicate, EMULATOR_HERE) {
+EMULATOR_UNWATCHED inline void __syncthreads(EMULATOR_HERE) { emulator::block_barrier({file, line}, "__syncthreads", true); }
+EMULATOR_UNWATCHED inline int __syncthreads_count(int predicate, EMULATOR_HERE) {
   return static_cast<int>(emulator::block_barrier({file, line}, "__syncthreads_count", predicate != 0));
 }
-inline int __syncthreads_or(int predicate, EMULATOR_HERE) {
+EMULATOR_UNWATCHED inline int __syncthreads_or(int predicate, EMULATOR_HERE) {
   return emulator::block_barrier({file, line}, "__syncthreads_or", predicate != 0) > 0;
 }
-inline int __syncthreads_and(int predicate, EMULATOR_HERE) {
+EMULATOR_UNWATCHED inline int __syncthreads_and(int predicate, EMULATOR_HERE) {
   return emulator::block_barrier({file, line}, "__syncthreads_and", predicate == 0) == 0;
 }
 
@@ -40,12 +41,12 @@ inline int __syncthreads_and(int predicate, EMULATOR_HERE) {
 
 namespace emulator {
 
-inline unsigned lane() {
+EMULATOR_UNWATCHED inline unsigned lane() {
   return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % kWarp;
 }
 
 template <typename T>
-T shuffle(Site site, const char* name, unsigned mask, T value, unsigned source) {
+EMULATOR_UNWATCHED T shuffle(Site site, const char* name, unsigned mask, T value, unsigned source) {
   static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8), "no shuffle of this type in CUDA");
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
@@ -54,28 +55,28 @@ T shuffle(Site site, const char* name, unsigned mask, T value, unsigned source) 
   return value;
 }
 
-inline unsigned ballot(Site site, const char* name, unsigned mask, bool predicate) {
+EMULATOR_UNWATCHED inline unsigned ballot(Site site, const char* name, unsigned mask, bool predicate) {
   return warp_exchange(site, name, mask, predicate, lane(), false).nonzero;
 }
 
 }  // namespace emulator
 
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int source, int width = 32, EMULATOR_HERE) {
+EMULATOR_UNWATCHED T __shfl_sync(unsigned mask, T value, int source, int width = 32, EMULATOR_HERE) {
   const unsigned w = static_cast<unsigned>(width);
   const unsigned from = emulator::lane() / w * w + (static_cast<unsigned>(source) & (w - 1));
   return emulator::shuffle({file, line}, "__shfl_sync", mask, value, from);
 }
 
 template <typename T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATOR_HERE) {
+EMULATOR_UNWATCHED T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATOR_HERE) {
   const unsigned lane = emulator::lane();
   const bool inside = lane % static_cast<unsigned>(width) >= delta;
   return emulator::shuffle({file, line}, "__shfl_up_sync", mask, value, inside ? lane - delta : lane);
 }
 
 template <typename T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATOR_HERE) {
+EMULATOR_UNWATCHED T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATOR_HERE) {
   const unsigned lane = emulator::lane();
   const unsigned w = static_cast<unsigned>(width);
   const bool inside = lane % w + delta < w;
@@ -83,23 +84,23 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULA
 }
 
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, EMULATOR_HERE) {
+EMULATOR_UNWATCHED T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, EMULATOR_HERE) {
   const unsigned lane = emulator::lane();
   const unsigned w = static_cast<unsigned>(width);
   const unsigned from = lane ^ static_cast<unsigned>(bits);
   return emulator::shuffle({file, line}, "__shfl_xor_sync", mask, value, from < lane / w * w + w ? from : lane);
 }
 
-inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATOR_HERE) {
+EMULATOR_UNWATCHED inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATOR_HERE) {
   emulator::warp_exchange({file, line}, "__syncwarp", mask, 0, emulator::lane(), true);
 }
-inline unsigned __ballot_sync(unsigned mask, int predicate, EMULATOR_HERE) {
+EMULATOR_UNWATCHED inline unsigned __ballot_sync(unsigned mask, int predicate, EMULATOR_HERE) {
   return emulator::ballot({file, line}, "__ballot_sync", mask, predicate != 0);
 }
-inline int __any_sync(unsigned mask, int predicate, EMULATOR_HERE) {
+EMULATOR_UNWATCHED inline int __any_sync(unsigned mask, int predicate, EMULATOR_HERE) {
   return emulator::ballot({file, line}, "__any_sync", mask, predicate != 0) != 0;
 }
-inline int __all_sync(unsigned mask, int predicate, EMULATOR_HERE) {
+EMULATOR_UNWATCHED inline int __all_sync(unsigned mask, int predicate, EMULATOR_HERE) {
   return emulator::ballot({file, line}, "__all_sync", mask, predicate == 0) == 0;
 }
 

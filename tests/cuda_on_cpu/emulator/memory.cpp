@@ -1,6 +1,7 @@
 // Every access to memory that instrumented code makes comes here, by the names that compilers give AddressSanitizer's
 // and UndefinedBehaviorSanitizer's functions: an access that is wrong ends the launch before it is made. Races are
-// found exactly, between 32-bit words that threads of one launch touch without a barrier between them.
+// found exactly, between units that threads of one launch touch without a barrier between them: 16 bits of shared, 32
+// of other memory. What is smaller is not followed.
 
 #include <pthread.h>
 #include <sanitizer/asan_interface.h>
@@ -24,9 +25,9 @@ std::vector<Range> host_only;
 
 namespace {
 
-// Who touched a word last; `readers` tells one thread from more of its warp and of its block (or of any).
+// Who touched a unit last; `readers` tells one thread from more of its warp and of its block (or of any).
 enum Readers : uint8_t { kNobody, kOne, kWarpmates, kMany };
-struct Word {
+struct Unit {
   Moment written{};
   Moment read{};
   bool is_written = false;
@@ -36,18 +37,20 @@ struct Word {
 constexpr uintptr_t kPageBits = 12;
 constexpr size_t kMostPages = 8192;
 struct Page {
-  Word words[size_t(1) << (kPageBits - 2)];
+  Unit units[size_t(1) << (kPageBits - 2)];
 };
 
 std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
-Page* recent[64];
-uintptr_t recent_number[64];
+constexpr size_t kRecent = 256;
+Page* recent[kRecent];
+uintptr_t recent_number[kRecent];
 Range host_stack;
 size_t shadow_offset = 0;
 
 constexpr size_t kRedzone = 64;
 alignas(64) char arena[kMostShared + (64 + 1) * kRedzone];
 const Range arena_range{reinterpret_cast<uintptr_t>(arena), reinterpret_cast<uintptr_t>(arena) + sizeof(arena)};
+Unit shared_units[sizeof(arena) / 2];
 size_t arena_used = 0;
 size_t shared_used = 0;
 std::map<const char*, std::pair<void*, size_t>> variables;
@@ -63,16 +66,16 @@ bool ordered(const Moment& a, Readers who, bool in_shared) {
   return who != kMany && same_warp(a) && a.warp_epoch != now.warp_epoch;
 }
 
-Word& word_of(uintptr_t at) {
+Unit& global_unit(uintptr_t at) {
   const uintptr_t number = at >> kPageBits;
-  const size_t slot = number % 64;
+  const size_t slot = number % kRecent;
   if (recent_number[slot] != number || recent[slot] == nullptr) {
     auto& page = pages[number];
     if (page == nullptr) page = std::make_unique<Page>();
     recent[slot] = page.get();
     recent_number[slot] = number;
   }
-  return recent[slot]->words[(at & ((uintptr_t(1) << kPageBits) - 1)) >> 2];
+  return recent[slot]->units[(at & ((uintptr_t(1) << kPageBits) - 1)) >> 2];
 }
 
 [[noreturn]] void race(const char* mine, const char* other, const Moment& then, const void* pc) {
@@ -80,26 +83,34 @@ Word& word_of(uintptr_t at) {
        same_block(then) ? "" : " of another block", other, source_of(pc).c_str());
 }
 
+// One access to one unit.
+void follow(Unit& unit, bool in_shared, bool write, const void* pc) {
+  // Several warps have read it since the last barrier, and what they read was in order.
+  if (!write && unit.readers == kMany && same_block(unit.read) && unit.read.epoch == now.epoch) return;
+  if (unit.is_written && !ordered(unit.written, kOne, in_shared))
+    race(write ? "writes" : "reads", "writes", unit.written, pc);
+  if (write) {
+    if (unit.readers != kNobody && !ordered(unit.read, unit.readers, in_shared))
+      race("writes", "reads", unit.read, pc);
+    unit.written = now;
+    unit.is_written = true;
+    unit.readers = kNobody;
+    return;
+  }
+  if (in_shared && !(unit.is_written && same_block(unit.written)))
+    fail("reads shared memory that no thread has written, in %s", source_of(pc).c_str());
+  const bool alone = unit.readers == kNobody || ordered(unit.read, unit.readers, in_shared) ||
+                     (unit.readers == kOne && same_block(unit.read) && unit.read.thread == now.thread);
+  unit.readers = alone ? kOne : (unit.readers != kMany && same_warp(unit.read) ? kWarpmates : kMany);
+  unit.read = now;
+}
+
 void track(uintptr_t at, size_t size, bool write, const void* pc) {
   const bool in_shared = arena_range.has(at);
-  for (uintptr_t word = at & ~uintptr_t(3); word < at + size; word += 4) {
-    Word& w = word_of(word);
-    if (w.is_written && !ordered(w.written, kOne, in_shared)) race(write ? "writes" : "reads", "writes", w.written, pc);
-    if (in_shared && !write && !(w.is_written && same_block(w.written)))
-      fail("reads shared memory that no thread has written, in %s", source_of(pc).c_str());
-    if (write) {
-      if (w.readers != kNobody && !ordered(w.read, w.readers, in_shared)) race("writes", "reads", w.read, pc);
-      w.written = now;
-      w.is_written = true;
-      w.readers = kNobody;
-    } else {
-      if (w.readers == kNobody || ordered(w.read, w.readers, in_shared))
-        w.readers = kOne;
-      else if (!(w.readers == kOne && same_block(w.read) && w.read.thread == now.thread))
-        w.readers = w.readers != kMany && same_warp(w.read) ? kWarpmates : kMany;
-      w.read = now;
-    }
-  }
+  const size_t unit = in_shared ? 2 : 4;
+  if (size < unit) return;
+  for (uintptr_t u = at / unit * unit; u < at + size; u += unit)
+    follow(in_shared ? shared_units[(u - arena_range.begin) / unit] : global_unit(u), in_shared, write, pc);
 }
 
 bool poisoned(uintptr_t at, size_t size) {
@@ -184,7 +195,7 @@ std::string source_of(const void* code) {
 void begin_launch() {
   if (pages.size() > kMostPages) {
     pages.clear();
-    std::fill_n(recent, 64, nullptr);
+    std::fill_n(recent, kRecent, nullptr);
   }
   pthread_attr_t attributes;
   void* begin = nullptr;

@@ -27,7 +27,7 @@ std::set<const void*> launched;
 
 namespace {
 
-constexpr size_t kStack = 128 << 10;
+constexpr size_t kStack = (128 << 10) + 832;  // no power of two: all stacks would compete for the same cache lines
 
 enum class Wait { kNothing, kBlock, kWarp, kEnd };
 
@@ -54,6 +54,7 @@ struct Block {
   unsigned barrier_result = 0;
   uint32_t epoch = 0;
   uint32_t warp_epoch[kMostThreads / kWarp] = {};
+  unsigned in_exchange[kMostThreads / kWarp] = {};  // lanes that wait for others of their warp
   uint64_t ready[kMostThreads / 64] = {};  // by rank, the first goes on
 };
 
@@ -172,12 +173,16 @@ void release_block() {
 void release_warp(unsigned thread) {
   const Fiber& self = fibers[thread];
   const unsigned first = thread / kWarp * kWarp;
+  unsigned& waiting = block.in_exchange[thread / kWarp];
+  waiting |= 1u << (thread - first);
+  if (first + kWarp > block.count && self.mask >> (block.count - first) != 0)
+    stop(std::string(self.name) + " has lanes in its mask that there are not", true);
+  if ((waiting & self.mask) != self.mask) return;
   unsigned nonzero = 0;
   for (unsigned lane = 0; lane < kWarp; ++lane) {
     if (!(self.mask >> lane & 1)) continue;
-    if (first + lane >= block.count) stop(std::string(self.name) + " has lanes in its mask that there are not", true);
     const Fiber& other = fibers[first + lane];
-    if (other.wait != Wait::kWarp || !(other.site == self.site) || other.mask != self.mask) return;
+    if (!(other.site == self.site) || other.mask != self.mask) return;
     nonzero |= (other.value != 0 ? 1u : 0u) << lane;
   }
   for (unsigned lane = 0; lane < kWarp; ++lane)
@@ -186,6 +191,7 @@ void release_warp(unsigned thread) {
       other.received = {fibers[first + other.source].value, nonzero};
       set_ready(first + lane);
     }
+  waiting &= ~self.mask;
   if (self.orders) ++block.warp_epoch[thread / kWarp];
 }
 
@@ -217,6 +223,7 @@ void run_block(unsigned number) {
 // No fiber of a launch that failed goes on.
 void clear() {
   for (Fiber& fiber : fibers) fiber = {};
+  std::fill_n(block.in_exchange, std::size(block.in_exchange), 0);
   std::fill_n(block.ready, std::size(block.ready), 0);
   forget_stacks();
 }
