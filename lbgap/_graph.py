@@ -64,7 +64,7 @@ class Graphs:
 
         Args:
             key: Names the work: calls of one key are the same kernels on the same memory.
-            work: Does it as it is.
+            work: Does it as it is; its outputs are floating.
             written: What it writes beside its outputs.
             dtype: That it computes in, whose rounding a replay may differ by.
 

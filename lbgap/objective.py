@@ -715,8 +715,8 @@ class Objective:
         """One pass over the data, enqueued on the device.
 
         Returns:
-            Each batch's share of the mean loss; and with ``gradient`` whether all of it is finite, with ``accuracy``
-            each batch's number of correct samples.
+            Each batch's share of the mean loss; and with ``gradient`` 1.0 if all of it is finite, else 0.0; with
+            ``accuracy`` each batch's number of correct samples.
         """
         with torch.no_grad():
             self._set(theta)
@@ -755,7 +755,7 @@ class Objective:
                 with self._context(False):
                     torch.autograd.backward(total / self.samples, inputs=self._flat.moving)
                 shares.append(value / self.samples)
-        return torch.stack(shares), self._flat.gradient.isfinite().all()
+        return torch.stack(shares), self._flat.gradient.isfinite().all().double()
 
     def _output(
         self, loss: Loss, inputs: Tensor, targets: Tensor, bfloat16: bool = False
@@ -782,7 +782,7 @@ class Objective:
         """Enqueue a gradient: a report ``(2,)`` as that of :meth:`enqueue`, and the gradient."""
         self._shares, finite = self._pass(theta, loss, gradient=True, bfloat16=bfloat16)
         value, gradient = self._shares.sum(), self._flat.gradient
-        report = torch.stack([value, (value.isfinite() & finite).double()])
+        report = torch.stack([value, value.isfinite() * finite])
         return report, gradient.clone() if out is None else out.copy_(gradient)
 
     def _finite(self, shares: Tensor) -> Tensor:
