@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
@@ -198,24 +199,43 @@ def watched(device: torch.device) -> Iterator[Watch]:
         watch.unfit = "the model or the loss waits for the GPU"
 
 
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that records and replays: one a device, since libraries keep memory for each that they meet."""
+    return torch.cuda.Stream(device)
+
+
+@contextlib.contextmanager
+def _aside(device: torch.device) -> Iterator[torch.cuda.Stream]:
+    """Let that stream do what is enqueued inside, in its turn among what the current stream does."""
+    stream, current = _stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    try:
+        with torch.cuda.stream(stream):
+            yield stream
+    finally:
+        current.wait_stream(stream)
+
+
 def record_cuda(work: Work, device: torch.device) -> tuple[Replay, Outputs]:
     """Record work as a CUDA graph with a memory pool of its own.
 
-    It runs once more on the stream that records, so that what libraries set up for a stream is there.
+    It runs once more on the stream that records, so that what libraries set up for a stream is there. That belongs to
+    the graph from then on: on the same stream no two replays can use it at once, whatever streams their callers are on.
     """
-    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     graph = torch.cuda.CUDAGraph()
-    stream.wait_stream(current)
-    try:
-        # Set here too: where a capture fails, torch's own context leaves its stream the current one.
-        with torch.cuda.stream(stream):
-            work()
-            # "thread_local": other threads of the caller may go on allocating.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                outputs = work()
-    finally:
-        current.wait_stream(stream)
-    return graph.replay, outputs
+    # Around torch's own context, which leaves its stream the current one where a capture fails.
+    with _aside(device) as stream:
+        work()
+        # "thread_local": other threads of the caller may go on allocating.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            outputs = work()
+
+    def replay() -> None:
+        with _aside(device):
+            graph.replay()
+
+    return replay, outputs
 
 
 def _agree(found: Outputs, expected: Outputs, dtype: torch.dtype) -> bool:

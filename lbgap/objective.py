@@ -497,7 +497,7 @@ class Objective:
 
     def _load(self, inputs: Tensor, targets: Tensor) -> None:
         """Take the samples: to the device where they fit, else to where it can fetch them from."""
-        self._streamed = not _hardware.fit((inputs, targets), self.device, self.dtype)
+        self._streamed = not _hardware.fit((inputs, targets), self.device, self._flat.theta.dtype)
         self._inputs, self._targets = self._place(inputs), self._place(targets)
         none = "cpu" if self.device.type == "cpu" else None if self.device.type == "cuda" else "no CUDA device"
         if self._streamed:
@@ -507,7 +507,7 @@ class Objective:
 
     def _place(self, tensor: Tensor) -> Tensor:
         tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
-        dtype = self.dtype if tensor.is_floating_point() else None
+        dtype = self._flat.theta.dtype if tensor.is_floating_point() else None
         return _hardware.pinned(tensor, dtype) if self._streamed else tensor.to(self.device, dtype)
 
     def _note(self, beginning: str, rest: str) -> None:
@@ -728,7 +728,7 @@ class Objective:
             work = functools.partial(self._slopes, loss, bfloat16)
             if loss is not self._loss:  # used for a start or two: not worth a graph
                 return work()
-            dtype = torch.bfloat16 if bfloat16 else self.dtype
+            dtype = torch.bfloat16 if bfloat16 else self._flat.theta.dtype
             return self._graphs.run((self.batch_size, bfloat16), work, self._flat.gradient, dtype)
 
         shares, finite = self._within_memory(sweep)

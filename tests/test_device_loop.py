@@ -277,17 +277,17 @@ def test_memory_that_the_work_reads_is_held():
     assert places == {kept.data_ptr(), work.at.data_ptr(), work.written.data_ptr()}
 
 
-def test_the_caller_keeps_his_stream_where_a_capture_fails(monkeypatch):
-    """On leaving a capture that failed, torch does not put the stream back."""
-    current = ["caller"]
-    log = []
+@pytest.fixture
+def streams(monkeypatch):
+    """Streams and captures of a GPU, on the CPU, and a log of what they are told."""
+    current, log, fails = ["caller"], [], []
 
     class Stream:
         def __init__(self, device=None, name="side"):
             self.name = name
 
         def wait_stream(self, other):
-            log.append((self.name, "waits for", other.name))
+            log.append(f"{self.name} waits for {other.name}")
 
     @contextlib.contextmanager
     def stream(to):
@@ -300,19 +300,45 @@ def test_the_caller_keeps_his_stream_where_a_capture_fails(monkeypatch):
 
     @contextlib.contextmanager
     def graph(graph, stream, capture_error_mode):
-        current[0] = stream.name
+        assert capture_error_mode == "thread_local"
+        log.append("capture")
+        before, current[0] = current[0], stream.name
         yield
-        raise RuntimeError("operation failed due to a previous error during capture")
+        if fails:  # as torch: without putting the stream back
+            raise RuntimeError("operation failed due to a previous error during capture")
+        current[0] = before
 
+    replayed = SimpleNamespace(replay=lambda: log.append(f"replay on {current[0]}"))
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(name="caller"))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(name=current[0]))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: replayed)
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "graph", graph)
+    _graph._stream.cache_clear()
+    yield SimpleNamespace(current=current, log=log, fails=fails)
+    _graph._stream.cache_clear()
+
+
+THERE, BACK = "side waits for caller", "caller waits for side"
+
+
+def test_a_graph_is_recorded_and_replayed_on_one_stream(streams):
+    replay, outputs = _graph.record_cuda(lambda: (streams.log.append(f"work on {streams.current[0]}"),), CPU)
+    assert outputs == (None,)
+    assert streams.log == [THERE, "work on side", "capture", "work on side", BACK]
+    streams.log.clear()
+    replay()
+    assert streams.log == [THERE, "replay on side", BACK]
+    assert streams.current == ["caller"]
+
+
+def test_the_caller_keeps_his_stream_where_a_capture_fails(streams):
+    """On leaving a capture that failed, torch does not put the stream back."""
+    streams.fails.append(True)
     with pytest.raises(RuntimeError, match="previous error during capture"):
-        _graph.record_cuda(lambda: log.append(current[0]) or (), CPU)
-    assert current == ["caller"]
-    assert log == [("side", "waits for", "caller"), "side", "side", ("caller", "waits for", "side")]
+        _graph.record_cuda(lambda: (), CPU)
+    assert streams.current == ["caller"]
+    assert streams.log == [THERE, "capture", BACK]
 
 
 def graphed(record=by_hand, **options):
