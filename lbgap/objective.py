@@ -228,6 +228,7 @@ class Objective:
 
         Raises:
             ValueError: ``theta`` has the wrong shape, dtype or device.
+            MemoryError: Not even one sample fits in the device's memory.
         """
         return self._gradient(theta, out, self._loss, bfloat16=rough and self._bfloat16)[0]
 
