@@ -38,12 +38,10 @@ def _load(name: str) -> bool:
 def _load_devices() -> Iterator[str]:
     """Load what serves this torch: the CPU's library, which has the schemas, then the GPU's where torch has CUDA."""
     path = _find("_cpu")
-    if path is not None and hasattr(torch.ops.lbgap, "box_project"):
-        if str(path.resolve()) not in torch.ops.loaded_libraries:
-            # Two registrations of one operator end the process, here or when the first is unloaded.
-            raise ImportError(
-                f"another copy of lbgap is loaded in this process: import only one of it and {path.parent}"
-            )
+    registered = hasattr(torch.ops.lbgap, "box_project")
+    if path is not None and registered and str(path.resolve()) not in torch.ops.loaded_libraries:
+        # Two registrations of one operator end the process, here or when the first is unloaded.
+        raise ImportError(f"another copy of lbgap is loaded in this process: import only one of it and {path.parent}")
     if _load("_cpu"):
         yield "cpu"
         if torch.version.cuda is not None and _load("_cuda"):
@@ -105,8 +103,11 @@ def resolve_backend(backend: str, device: torch.device) -> str:
         built = f"libraries for {', '.join(sorted(NATIVE_DEVICES))}" if NATIVE_DEVICES else "no compiled library"
         if device.type in NATIVE_DEVICES:
             built = f"code for GPUs {host.cuda_architectures()}, this one is {torch.cuda.get_device_capability(device)}"
-        remedy = "set TORCH_CUDA_ARCH_LIST and reinstall" if device.type in NATIVE_DEVICES else "reinstall with " + (
-            "CUDA's toolkit and a torch with CUDA" if device.type == "cuda" else "a C++ compiler"
+        remedy = (
+            "set TORCH_CUDA_ARCH_LIST and reinstall"
+            if device.type in NATIVE_DEVICES
+            else "reinstall with "
+            + ("CUDA's toolkit and a torch with CUDA" if device.type == "cuda" else "a C++ compiler")
         )
         raise ValueError(
             f"backend='native' has no ops for device {device.type!r} (this installation has {built}): "
