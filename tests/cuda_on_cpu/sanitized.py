@@ -1,4 +1,4 @@
-"""Runs the tests in emulated/ in a process that AddressSanitizer watches: ``python sanitized.py [pytest arguments]``."""
+"""Runs the tests in emulated/ in a process that AddressSanitizer watches: ``python -m tests.cuda_on_cpu.sanitized [pytest arguments]``."""
 
 import os
 import subprocess
@@ -6,10 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-try:
-    from build import ROOT, build
-except ModuleNotFoundError:
-    from tests.cuda_on_cpu.build import ROOT, build
+from tests.cuda_on_cpu.library import ROOT, build
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 EMULATED = Path(__file__).parent / "emulated"
@@ -21,6 +18,7 @@ OPTIONS = {
     "malloc_fill_byte": 255,  # what nobody wrote is NaN
     "redzone": 512,
     "quarantine_size_mb": 8,
+    "malloc_context_size": 1,  # who allocated what is not shown
 }
 
 

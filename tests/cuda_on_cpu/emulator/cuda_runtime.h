@@ -1,5 +1,5 @@
 // Stands in for CUDA's header of this name where kernels are compiled for the CPU: as much of the language and of the
-// runtime as the kernels of this package use. `__shared__` is not here: build.py rewrites it.
+// runtime as the kernels of this package use. `__shared__` is not here: library.py rewrites it.
 
 #pragma once
 

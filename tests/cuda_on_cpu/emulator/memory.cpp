@@ -197,13 +197,15 @@ void begin_launch() {
     pages.clear();
     std::fill_n(recent, kRecent, nullptr);
   }
-  pthread_attr_t attributes;
-  void* begin = nullptr;
-  size_t size = 0;
-  pthread_getattr_np(pthread_self(), &attributes);
-  pthread_attr_getstack(&attributes, &begin, &size);
-  pthread_attr_destroy(&attributes);
-  host_stack = {reinterpret_cast<uintptr_t>(begin), reinterpret_cast<uintptr_t>(begin) + size};
+  if (host_stack.begin == 0) {
+    pthread_attr_t attributes;
+    void* begin = nullptr;
+    size_t size = 0;
+    pthread_getattr_np(pthread_self(), &attributes);  // reads a long file
+    pthread_attr_getstack(&attributes, &begin, &size);
+    pthread_attr_destroy(&attributes);
+    host_stack = {reinterpret_cast<uintptr_t>(begin), reinterpret_cast<uintptr_t>(begin) + size};
+  }
 }
 
 void begin_block() {
