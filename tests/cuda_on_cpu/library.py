@@ -74,7 +74,9 @@ def _compile(source: Path, flags: list[str], headers: str) -> Path:
     target = FOLDER / f"{source.stem}-{_key(source.read_text(), flags, headers, _compiler(), torch.__version__)}.o"
     if not target.exists():
         part = target.with_suffix(".part")
-        done = subprocess.run(["g++", "-x", "c++", *flags, "-c", str(source), "-o", str(part)], capture_output=True, text=True)
+        done = subprocess.run(
+            ["g++", "-x", "c++", *flags, "-c", str(source), "-o", str(part)], capture_output=True, text=True
+        )
         if done.returncode != 0:
             raise RuntimeError(f"{source.name} does not compile for the emulator:\n{done.stdout}{done.stderr}")
         part.rename(target)
@@ -88,7 +90,14 @@ def build() -> Path:
     headers = _key(*(path.read_text() for path in sorted([*(ROOT / "csrc").rglob("*.*h"), *emulator.glob("*.h")])))
     sources = _translated(FOLDER / f"sources-{headers}")
     include = Path(torch.__file__).parent / "include"
-    kernels = [*KERNELS, f"-I{emulator}", f"-I{sources}", f"-isystem{include}", "-include", str(emulator / "registration.h")]
+    kernels = [
+        *KERNELS,
+        f"-I{emulator}",
+        f"-I{sources}",
+        f"-isystem{include}",
+        "-include",
+        str(emulator / "registration.h"),
+    ]
     jobs = [(path, EMULATOR) for path in sorted(emulator.glob("*.cpp"))]
     jobs += [(path, kernels) for path in [sources / "library.cpp", *sorted(sources.rglob("*.cu"))]]
     with ThreadPoolExecutor(2) as pool:

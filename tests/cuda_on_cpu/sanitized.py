@@ -24,7 +24,9 @@ OPTIONS = {
 
 def _found(name: str) -> str:
     """The path of one of g++'s libraries; its bare name where there is none."""
-    return subprocess.run(["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def available() -> str | None:
