@@ -2,12 +2,12 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h)
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.cu csrc/cuda/*.cuh)
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test lint types bench cuda-compile gpu test-gpu sanitize-gpu bench-gpu clean
 
 # pip 25 and older read PIP_CONSTRAINT for builds, newer ones PIP_BUILD_CONSTRAINT; here nothing is isolated.
-.venv/.installed: pyproject.toml setup.py constraints.txt $(SOURCES)
+.venv/.installed: pyproject.toml setup.py constraints.txt csrc/cuda/nvcc.py $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools pybind11 ninja torch numpy
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[dev]"
@@ -29,6 +29,31 @@ types: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+
+# Every kernel through nvcc, with a table of what it takes; fails where registers spill.
+cuda-compile: .venv/.installed
+	$(BIN)/python csrc/cuda/compile.py
+
+# The next four are for a machine with a GPU: they use the Python of PYTHON with its own torch, pytest and so on, into
+# which they install this checkout, and fetch nothing.
+gpu:
+	$(PYTHON) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'torch sees no GPU here')"
+	FORCE_CUDA=1 $(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation -e .
+
+test-gpu: gpu
+	$(PYTHON) -m pytest -rs tests/gpu
+	$(PYTHON) -m pytest tests --ignore=tests/gpu --ignore=tests/cuda_on_cpu
+
+# Without torch's pool of memory every tensor is an allocation of its own, so that no access beyond one goes unseen.
+sanitize-gpu: gpu
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
+		$(PYTHON) -m pytest -q tests/gpu/test_*_kernels.py tests/gpu/test_launch.py -k "not captured and not compiled and not goes_on"
+	compute-sanitizer --tool racecheck --error-exitcode 1 \
+		$(PYTHON) -m pytest -q tests/gpu/test_launch.py -k "bits_again"
+
+bench-gpu: gpu
+	$(PYTHON) -m pytest benchmarks/ --benchmark-only --device cuda --benchmark-json=bench-gpu.json
+	$(PYTHON) -m benchmarks.report bench-gpu.json --write
 
 clean:
 	rm -rf .venv build dist *.egg-info lbgap/*.so

@@ -2,13 +2,15 @@
 
 python -m benchmarks.report saved.json           prints the table
 python -m benchmarks.report saved.json --write   puts it into benchmarks/README.md, between its markers, and draws
-                                                 benchmarks/search.png, the values found against evaluations
+                                                 benchmarks/search.png, the values found against evaluations; a run on a
+                                                 GPU goes into benchmarks/results/, a file for each kind of GPU
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ COLORS, MARKERS = (BLUE, ORANGE, GREEN, VERMILION, GREY), "os^Dv"
 TICKS = (10, 20, 50, 100, 200, 500)
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 README = Path(__file__).with_name("README.md")
+RESULTS = Path(__file__).with_name("results")
 FIGURE = Path(__file__).with_name("search")
-COLUMNS = ("row", "backend", "fastest", "median", "ratio", "of the limit", "value", "evaluations", "to reach")
+COLUMNS = ("row", "backend", "fastest", "median", "ratio", "of the limit", "peak", "value", "evaluations", "to reach")
 
 Row = dict[str, Any]
 
@@ -118,6 +121,7 @@ def table(saved: dict[str, Any]) -> str:
                 duration(row["median"]),
                 "1" if first else f"{opponent['min'] / row['min']:.3g}",
                 number(share(row, limits), ".0%"),
+                f"{row['peak_bytes'] / 1e6:.4g} MB" if "peak_bytes" in row else "",
                 number(row.get("value"), ".6g"),
                 number(row.get("evaluations"), ".4g"),
                 "; ".join(verdicts(row, group, limits, quick)),
@@ -159,19 +163,29 @@ def draw(saved: dict[str, Any]) -> None:
     FIGURE.with_suffix(".png").write_bytes(encode(figure, "png"))
 
 
-def write(text: str) -> None:
-    """Replace what stands between the markers of the README."""
+def write(text: str, saved: dict[str, Any]) -> Path:
+    """Replace what stands between the markers of the README, or the file of a GPU; returns where."""
+    device = saved["lbgap"]["device"]
+    if device != "cpu":
+        place = RESULTS / f"{re.sub('[^a-z0-9]+', '-', device.lower())}.md"
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(
+            f"# {device}\n\n`make bench-gpu`; columns and rows as in [the README](../README.md).\n\n{text}\n"
+        )
+        return place
     before, begin, rest = README.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{README.name} must hold {BEGIN} and then {END}")
     README.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    draw(saved)
+    return README
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument("saved", type=Path, help="what `pytest benchmarks/ --benchmark-json=saved.json` wrote")
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into its file")
     arguments = parser.parse_args()
     try:
         saved = json.loads(arguments.saved.read_text())
@@ -181,8 +195,7 @@ def main() -> None:
         sys.exit(f"cannot read {arguments.saved}: {error}")
     text = table(saved)
     if arguments.write:
-        write(text)
-        draw(saved)
+        print(f"wrote {write(text, saved)}")
     else:
         print(text)
 

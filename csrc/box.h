@@ -38,7 +38,8 @@ struct Project {
   static constexpr int kSums = 0;
   Box<T> box;
 
-  LBGAP_INLINE T operator()(T y, T /*unused*/, T x, double* /*sums*/) const { return box.project(y, x); }
+  LBGAP_INLINE T operator()(T y, T x, double* /*sums*/) const { return box.project(y, x); }
+  LBGAP_INLINE T operator()(T y, T /*unused*/, T x, double* sums) const { return (*this)(y, x, sums); }
 };
 
 template <typename T>

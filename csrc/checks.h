@@ -77,4 +77,136 @@ inline void check_box(const Tensor& y, const Tensor& centre, double absolute, do
   check_overlap(out, centre, "centre");
 }
 
+// A vector argument must be like x: (n,), contiguous, its dtype, on its device.
+inline void check_vector(const Tensor& t, const Tensor& x, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 1, name, " must be (n,), got ", t.dim(), " dimensions");
+  check_like(t, x, name);
+}
+
+inline void check_history(const Tensor& S, const Tensor& Y, const Tensor& x) {
+  STD_TORCH_CHECK(S.dim() == 2 && Y.dim() == 2, "S and Y must be (c, n)");
+  const Rows s = rows_of(S, "S");
+  const Rows y = rows_of(Y, "Y");
+  STD_TORCH_CHECK(s.k == y.k && s.n == x.size(0) && y.n == x.size(0), "S and Y must be (c, ", x.size(0),
+                  "), got (", s.k, ", ", s.n, ") and (", y.k, ", ", y.n, ")");
+  for (const Tensor* t : {&S, &Y})
+    STD_TORCH_CHECK(t->scalar_type() == x.scalar_type() && t->is_cpu() == x.is_cpu() &&
+                        t->get_device_index() == x.get_device_index(),
+                    "S and Y must have the dtype and device of x");
+}
+
+inline void check_apart(const Tensor& out, const Tensor& in, const char* name) {
+  if (out.numel() == 0 || in.numel() == 0) return;
+  const auto begin = [](const Tensor& t) { return reinterpret_cast<intptr_t>(t.const_data_ptr()); };
+  const auto end = [&](const Tensor& t) {
+    const Rows r = rows_of(t, "t");
+    return begin(t) + ((r.k - 1) * r.stride + r.n) * static_cast<int64_t>(t.element_size());
+  };
+  STD_TORCH_CHECK(end(out) <= begin(in) || end(in) <= begin(out), "the output overlaps ", name,
+                  ": pass a separate tensor");
+}
+
+// x and the bounds, checked; x gives n and the dtype.
+inline void check_bounds(const Tensor& x, const Tensor& lower, const Tensor& upper, double absolute,
+                         double relative) {
+  const ScalarType dtype = x.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, "x must be float32 or float64");
+  check_vector(x, x, "x");
+  check_vector(lower, x, "lower");
+  check_vector(upper, x, "upper");
+  STD_TORCH_CHECK(absolute >= 0 && relative >= 0, "half-widths must not be negative, got absolute ", absolute,
+                  " and relative ", relative);
+}
+
+// The model that a history defines at x, and an output that is none of its inputs.
+inline void check_model(const Tensor& out, const Tensor& x, const Tensor& g, const Tensor& S, const Tensor& Y,
+                        const Tensor& lower, const Tensor& upper, double absolute, double relative) {
+  check_bounds(x, lower, upper, absolute, relative);
+  check_vector(out, x, "out");
+  check_vector(g, x, "g");
+  check_history(S, Y, x);
+  check_apart(out, x, "x");
+  check_apart(out, g, "g");
+  check_apart(out, S, "S");
+  check_apart(out, Y, "Y");
+  check_apart(out, lower, "lower");
+  check_apart(out, upper, "upper");
+}
+
+inline void check_append(const Tensor& x_new, const Tensor& x, const Tensor& g_new, const Tensor& g,
+                         const Tensor& S, const Tensor& Y, int64_t row) {
+  check_bounds(x, x, x, 0.0, 0.0);
+  check_vector(x_new, x, "x_new");
+  check_vector(g_new, x, "g_new");
+  check_vector(g, x, "g");
+  check_history(S, Y, x);
+  STD_TORCH_CHECK(row >= 0 && row < S.size(0), "row must be below ", S.size(0), ", got ", row);
+  check_apart(S, Y, "Y");
+  for (const Tensor* out : {&S, &Y}) {
+    check_apart(*out, x_new, "x_new");
+    check_apart(*out, x, "x");
+    check_apart(*out, g_new, "g_new");
+    check_apart(*out, g, "g");
+  }
+}
+
+// A point of the segment from x to z; out may be x, z or a bound itself.
+inline void check_segment(const Tensor& x, const Tensor& z, const Tensor& lower, const Tensor& upper,
+                          double absolute, double relative, const Tensor& out) {
+  check_bounds(x, lower, upper, absolute, relative);
+  check_vector(z, x, "z");
+  check_vector(out, x, "out");
+  check_overlap(out, x, "x");
+  check_overlap(out, z, "z");
+  check_overlap(out, lower, "lower");
+  check_overlap(out, upper, "upper");
+}
+
+// Small matrices live on the host, whose arithmetic made them.
+inline const double* small_matrix(const Tensor& t, int64_t numel, const char* name) {
+  STD_TORCH_CHECK(
+      t.scalar_type() == ScalarType::Double && t.is_cpu() && t.numel() == numel && t.is_contiguous(), name,
+      " must be a contiguous float64 CPU tensor of ", numel, " elements");
+  return t.const_data_ptr<double>();
+}
+
+inline void check_floating(const Tensor& t, const char* name) {
+  const ScalarType dtype = t.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name,
+                  " must be float32 or float64");
+}
+
+// The numbers that choose a random matrix.
+inline void check_matrix(int64_t p, int64_t distribution, int64_t stream, int64_t first) {
+  STD_TORCH_CHECK(p >= 0 && p < (int64_t(1) << 33), "p must be between 0 and 2^33 - 1, got ", p);
+  STD_TORCH_CHECK(distribution >= 0 && distribution <= 2, "unknown distribution ", distribution);
+  STD_TORCH_CHECK(stream >= 0 && stream <= int64_t(UINT32_MAX), "stream must be between 0 and 2^32 - 1, got ",
+                  stream);
+  STD_TORCH_CHECK(first >= 0, "first must not be negative, got ", first);
+}
+
+inline void check_apply(const Tensor& centre, const Tensor& z, const Tensor& out) {
+  const Rows coordinates = rows_of(z, "z");
+  const Rows rows = rows_of(out, "out");
+  check_floating(out, "out");
+  check_centre(centre, out);
+  STD_TORCH_CHECK(z.scalar_type() == ScalarType::Double, "z must be float64");
+  STD_TORCH_CHECK(z.dim() == out.dim() && coordinates.k == rows.k, "z must have as many rows as out, ",
+                  rows.k, ", got ", coordinates.k);
+  STD_TORCH_CHECK(z.is_cpu() == out.is_cpu() && z.get_device_index() == out.get_device_index(),
+                  "z must be on the device of out");
+  STD_TORCH_CHECK(rows.k <= 1 || rows.stride >= rows.n,
+                  "out has rows that overlap each other: pass a fresh tensor");
+  check_overlap(out, centre, "centre");
+}
+
+// Calls f with a T of the tensor's dtype.
+template <typename F>
+void by_dtype(const Tensor& t, const F& f) {
+  if (t.scalar_type() == ScalarType::Float)
+    f(float{});
+  else
+    f(double{});
+}
+
 }  // namespace lbgap

@@ -39,4 +39,81 @@ struct Bounds {
   LBGAP_INLINE bool free(T y, T lower, T upper) const { return y > low(lower) && y < high(upper); }
 };
 
+// What the history ops do to one coordinate. Sums start at start(s) and are put together by join(s, a, b).
+
+// A point of the segment from x to z, projected.
+template <typename T>
+struct LineStep {
+  static constexpr int kSums = 0;
+  Bounds<T> bounds;
+  T alpha;
+
+  LBGAP_INLINE T operator()(T x, T z, T lower, T upper, double* /*sums*/) const {
+    return bounds.project(x + alpha * (z - x), lower, upper);
+  }
+};
+
+// Along d = z - x: <g, d>, |d|^2, and the longest step inside the bounds, which is a minimum.
+template <typename T>
+struct Line {
+  static constexpr int kSums = 3;
+  Bounds<T> bounds;
+
+  static LBGAP_INLINE double start(int s) { return s == 2 ? __builtin_inf() : 0.0; }
+  static LBGAP_INLINE double join(int s, double a, double b) { return s == 2 ? (b < a ? b : a) : a + b; }
+
+  LBGAP_INLINE void operator()(T g, T x, T z, T lower, T upper, double* sums) const {
+    const double d = double(z) - double(x);
+    sums[0] += double(g) * d;
+    sums[1] += d * d;
+    const double wall = d > 0 ? double(bounds.high(upper)) : double(bounds.low(lower));
+    const double room = (wall - double(x)) / d;
+    const double step = d == 0 ? __builtin_inf() : (room > 0 ? room : 0.0);
+    sums[2] = step < sums[2] ? step : sums[2];
+  }
+};
+
+// Where the projected gradient path leaves the bounds. `least` and `most` are over the finite breakpoints
+// above zero, `projected` is the largest coordinate of |P(x - g) - x|.
+template <typename T>
+struct Breakpoint {
+  Bounds<T> bounds;
+
+  LBGAP_INLINE T operator()(T x, T g, T lower, T upper, T& least, T& most, T& projected) const {
+    const T t = bounds.breakpoint(x, g, lower, upper);
+    const T size = g < T(0) ? -g : g;
+    const T moved = size * (t < T(1) ? t : T(1));
+    const T finite = t < T(__builtin_inf()) ? t : T(0);
+    const T above = finite > T(0) ? finite : T(__builtin_inf());
+    projected = moved > projected ? moved : projected;
+    least = above < least ? above : least;
+    most = finite > most ? finite : most;
+    return t;
+  }
+};
+
+// The point of the path at t, from the coordinate's own breakpoint.
+template <typename T>
+LBGAP_INLINE T path_point(const Bounds<T>& bounds, double t, T breakpoint, T x, T g, T lower, T upper) {
+  const T inside = bounds.project(x - static_cast<T>(t) * g, lower, upper);
+  const T moved = double(breakpoint) <= t ? bounds.wall(g, lower, upper) : inside;
+  return g == T(0) ? x : moved;
+}
+
+// The subspace step -h / theta, added where the point is free.
+template <typename T>
+struct Combine {
+  Bounds<T> bounds;
+  double theta;
+  bool project;
+
+  LBGAP_INLINE double gradient(T y, T x, T g) const { return double(g) + theta * (double(y) - double(x)); }
+
+  LBGAP_INLINE T operator()(T y, double h, T lower, T upper) const {
+    const T moved = static_cast<T>(double(y) - h / theta);
+    const T end_point = project ? bounds.project(moved, lower, upper) : moved;
+    return bounds.free(y, lower, upper) ? end_point : y;
+  }
+};
+
 }  // namespace lbgap

@@ -14,6 +14,9 @@
 #ifndef LBGAP_FLAGS
 #define LBGAP_FLAGS "unknown"
 #endif
+#ifndef LBGAP_CUDA
+#define LBGAP_CUDA ""
+#endif
 
 namespace {
 
@@ -80,6 +83,9 @@ PYBIND11_MODULE(_host, m) {
   m.doc() = "Build facts, SIMD level and a copy-bandwidth probe.";
   m.def("compiler", &compiler, "Compiler and version that built the libraries.");
   m.def("flags", [] { return std::string(LBGAP_FLAGS); }, "Compiler flags of the CPU library.");
+  m.def(
+      "cuda_architectures", [] { return std::string(LBGAP_CUDA); },
+      "GPU architectures of the CUDA library, empty where it was not built.");
   m.def(
       "simd_level", [] { return std::string(simd_level()); },
       "SIMD level that the loader chose on this machine.");

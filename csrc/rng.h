@@ -23,6 +23,12 @@ struct Stream {
   uint64_t first;
 };
 
+enum Distribution : int64_t { kNormal, kUniform, kRademacher };
+
+inline Stream stream_of(int64_t seed, int64_t stream, int64_t first) {
+  return {static_cast<uint64_t>(seed), static_cast<uint32_t>(stream), static_cast<uint64_t>(first)};
+}
+
 template <int kRounds>
 LBGAP_INLINE void philox_rounds(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t k0,
                                 uint32_t k1) {
@@ -117,6 +123,12 @@ struct Rademacher {
 
   static LBGAP_INLINE float entry(uint32_t w, int bit) {
     return __builtin_bit_cast(float, 0x3f800000u | ((w >> bit) << 31));
+  }
+
+  // The entry times a number.
+  static LBGAP_INLINE double times(uint32_t w, int bit, double value) {
+    return __builtin_bit_cast(double,
+                              __builtin_bit_cast(uint64_t, value) ^ (uint64_t((w >> bit) & 1u) << 63));
   }
 };
 

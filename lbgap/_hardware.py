@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor
 
 CPU_CACHE_BYTES = 32 * 2**20
 GPU_BATCH_BYTES = 2 * 2**30
+BATCH_SHARE = 4  # a micro-batch takes at most a quarter of the free memory of a GPU
+RESIDENT_SHARE = 2  # and the data at most a half of it, or they stay on the host
 
 
 @functools.cache
@@ -52,12 +55,76 @@ def full_float32(device_type: str) -> Iterator[None]:
                 place.fp32_precision = before
 
 
-def batch_budget(device_type: str) -> int:
+@contextlib.contextmanager
+def repeatable(device_type: str) -> Iterator[None]:
+    """Let cuDNN choose kernels that repeat their bits, and not by a timing; the caller's settings are put back."""
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    try:
+        if device_type == "cuda":
+            cudnn.deterministic, cudnn.benchmark = True, False
+        yield
+    finally:
+        if device_type == "cuda":
+            cudnn.deterministic, cudnn.benchmark = before
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that new tensors on a CUDA device may take: those that are free, and those that torch holds unused."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def batch_budget(device: torch.device) -> int:
     """Bytes of activations that one micro-batch may take: the cache of a CPU, a share of a GPU's memory.
 
-    A constant for each kind of device, so that the same call makes the same micro-batches everywhere.
+    A constant for each kind of device, so that the same call makes the same micro-batches everywhere; less where a
+    GPU has little memory left, and then a power of two, so that it does not follow every small change of it.
     """
-    return CPU_CACHE_BYTES if device_type == "cpu" else GPU_BATCH_BYTES
+    if device.type == "cpu":
+        return CPU_CACHE_BYTES
+    if device.type != "cuda":
+        return GPU_BATCH_BYTES
+    share = max(1, free_bytes(device) // BATCH_SHARE)
+    return min(GPU_BATCH_BYTES, 1 << (share.bit_length() - 1))
+
+
+def fit(tensors: Iterable[Tensor], device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether data may lie on a device, floating ones as ``dtype``: always, but on a GPU beside what it computes."""
+    if device.type != "cuda":
+        return True
+    needed = 0
+    for tensor in tensors:
+        there = tensor.device == device and (tensor.dtype == dtype or not tensor.is_floating_point())
+        size = dtype.itemsize if tensor.is_floating_point() else tensor.element_size()
+        needed += 0 if there else size * tensor.numel()
+    return needed <= free_bytes(device) // RESIDENT_SHARE
+
+
+def pinned(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy in host memory that a GPU can read by itself, so that a transfer from there need not be waited for."""
+    return torch.empty_like(tensor, dtype=dtype, device="cpu", pin_memory=True).copy_(tensor)
+
+
+def read(tensor: Tensor) -> list[float]:
+    """Bring a small tensor ``(k,)`` to the host: the one place where a loop waits for its device.
+
+    Only the work enqueued so far is waited for, not all of the device.
+    """
+    if tensor.device.type == "cuda":
+        host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        host.copy_(tensor, non_blocking=True)
+        torch.cuda.current_stream(tensor.device).record_event().synchronize()
+        tensor = host
+    values: list[float] = tensor.tolist()
+    return values
+
+
+def release(device: torch.device) -> None:
+    """Give back the memory that nobody uses any more, after a device ran out of it."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 class SavedBytes:

@@ -69,6 +69,8 @@ def backward(flat: FlatModule, inputs: Tensor, direction: Tensor) -> tuple[Tenso
         along = torch.stack([(part * step).sum() for part, step in pairs if part is not None]).sum()
         _check_whole(along)
         (tangent,) = torch.autograd.grad(along, weights)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise ValueError(
             f"the model has no derivative along a direction, neither forward nor by a second backward pass: "
@@ -89,6 +91,8 @@ def choose(flat: FlatModule, inputs: Callable[[], Tensor], direction: Tensor) ->
     """
     try:
         _, tangent = forward(flat, inputs(), direction)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
         return backward
     output = flat.module(inputs())
@@ -177,6 +181,8 @@ def curvatures(value: Tensor, moving: Sequence[Tensor], vectors: Sequence[Sequen
             for product, step in zip(products, steps, strict=True):
                 if product is not None:
                     result[number] += (product.double() * step.double()).sum()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise ValueError(f"the model cannot be differentiated twice: {first_line(error)}") from error
     return result

@@ -479,7 +479,7 @@ def line(
 
 @app.command()
 def info(as_json: AsJson = False) -> None:
-    """Show versions, backend, compiler, SIMD level, threads and copy bandwidth."""
+    """Show versions, which library serves which device, compiler, SIMD level, threads and copy bandwidth."""
     import torch
 
     from lbgap import _extension, _hardware
@@ -497,12 +497,44 @@ def info(as_json: AsJson = False) -> None:
         "threads": threads,
         "bfloat16 products": _hardware.bfloat16_products("cpu"),
         "copy bandwidth GB/s": round(host.copy_bandwidth(1 << 28, threads) / 1e9, 1) if host else None,
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "CUDA of torch": torch.version.cuda,
+        "GPU kernels": _gpu_kernels(),
+        "GPUs": _gpus(),
     }
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         table.add_row(name, escape("-" if value is None else str(value)))
     _show(as_json, facts, table)
+
+
+def _gpu_kernels() -> str:
+    """For which architectures the CUDA library was compiled, and whether it is loaded."""
+    import torch
+
+    from lbgap import _extension
+
+    compiled = _extension.host.cuda_architectures() if _extension.host else ""
+    if not compiled:
+        return "not built (no CUDA toolkit, or FORCE_CUDA=0)"
+    if "cuda" in _extension.NATIVE_DEVICES:
+        return f"for compute capability {compiled}"
+    return f"for compute capability {compiled}, not loaded: torch {torch.__version__} has no CUDA"
+
+
+def _gpus() -> list[str] | None:
+    """Name, compute capability and backend of every GPU that torch can use."""
+    import torch
+
+    from lbgap import _extension
+
+    if not torch.cuda.is_available():
+        return None
+    found = []
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        backend = _extension.resolve_backend("auto", torch.device("cuda", index))
+        found.append(f"{torch.cuda.get_device_name(index)} ({major}.{minor}): {backend}")
+    return found
 
 
 def _batch_size(text: str) -> int | float:

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lbgap import _hardware, _tangents
 from lbgap._extension import resolve_backend
+from lbgap._graph import Graphs
 from lbgap._hardware import first_line
 from lbgap.flat import FlatModule, Selection, name_patterns
 from lbgap.hessian import products as _products
 from lbgap.losses import Loss, LossFunction, resolve_loss
-from lbgap.samples import as_tensors
+from lbgap.samples import Split, as_tensors, resident, streamed
 
 PRECISIONS = ("float32", "float64", "mixed")
 BATCH_NORM_BATCH = 5000  # what the paper's authors evaluate with
 SMALLEST_BATCH = 32
 PROBE_SAMPLES = 32
+HALVED, STREAMED = "out of memory: ", "the data stay on the host: "  # how notes begin
+
+Result = TypeVar("Result")
 
 
 class Objective:
@@ -32,12 +38,16 @@ class Objective:
     mean over all samples, weighted by sample, accumulated in float64 over micro-batches of a fixed order: the
     same call gives the same bits.
 
+    On a GPU the data are resident where they fit, and streamed from the host otherwise; a gradient that is evaluated
+    again is one CUDA graph where the model allows it; and where memory runs out the micro-batch is halved and the pass
+    repeated. :meth:`settings` says what happened.
+
     Attributes:
         n: Number of parameters that may move.
         samples: Number of samples.
         classes: Number of classes if the targets are class indices and the output ``(batch, classes)``, else
             None.
-        batch_size: Samples in a micro-batch (the last may hold fewer).
+        batch_size: Samples in a micro-batch (the last may hold fewer); halved where memory runs out.
         evaluated: Samples evaluated so far, those of subsets included.
         backend: ``"native"`` or ``"torch"``: who runs the ops of a measure.
         device: Where everything is.
@@ -79,6 +89,8 @@ class Objective:
             ValueError: An argument is out of its range, the data are empty or do not fit the model, the model is
                 random in evaluation mode, or model and data are on different devices.
             TypeError: An argument is of the wrong kind.
+            MemoryError: Not even one sample fits in the device's memory, or with ``batch_norm="batch"`` a batch does
+                not; so do all evaluations.
         """
         self._restricted = False  # to a part of the space, by a class derived from this one
         self._loss = resolve_loss(loss)
@@ -113,16 +125,16 @@ class Objective:
                 raise ValueError(
                     f"the model is on {self.device} and the data on {inputs.device}: move one of them, or pass device="
                 )
-            self._inputs = self._place(inputs)
-            self._targets = self._place(targets)
+            self._load(inputs, targets)
         self._products = _products.Products(
             self._flat, self._loss, by_batch=self.by_batch, bfloat16=self._bfloat16, notes=self.notes
         )
         self.n = self._centre.numel()
         self.samples = len(self._inputs)
+        self._few = self.batch_size = PROBE_SAMPLES
         if self.by_batch:
             self.batch_size = self._statistics_batch(batch_size or loader_batch or BATCH_NORM_BATCH)
-        output, bytes_each = self._probe()
+        output, bytes_each = self._within_memory(self._probe)
         if not self.by_batch:
             self.batch_size = self._micro_batch(batch_size, bytes_each)
         indices = output.dim() == 2 and output.shape[1] > 1 and self._targets.dtype == torch.int64
@@ -197,14 +209,52 @@ class Objective:
             FloatingPointError: The loss is NaN or infinite (the message names the first batch concerned), or its
                 gradient is (the message names the parameter).
         """
-        return self._gradient(theta, out, self._loss, bfloat16=False)
+        return self._evaluate(theta, out, self._loss, bfloat16=False)
 
     def direction(self, theta: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As :meth:`loss_and_gradient`, but only good enough to choose where to go next.
 
         With ``precision="mixed"`` it runs in bfloat16: its value must not be reported.
         """
-        return self._gradient(theta, out, self._loss, bfloat16=self._bfloat16)
+        return self._evaluate(theta, out, self._loss, bfloat16=self._bfloat16)
+
+    def enqueue(self, theta: Tensor, out: Tensor, *, rough: bool = False) -> Tensor:
+        """Let the device evaluate the loss and its gradient, without waiting for it.
+
+        Args:
+            theta: ``(n,)``.
+            out: Where the gradient goes, ``(n,)``.
+            rough: As :meth:`direction`, else as :meth:`loss_and_gradient`.
+
+        Returns:
+            ``(2,)`` float64 on the device: the value, and 1 if value and gradient are finite, else 0. Once the host has
+            read them they go to :meth:`settle`, before anything else is evaluated.
+
+        Raises:
+            ValueError: ``theta`` has the wrong shape, dtype or device.
+            MemoryError: Not even one sample fits in the device's memory.
+        """
+        return self._gradient(theta, out, self._loss, bfloat16=rough and self._bfloat16)[0]
+
+    def settle(self, value: float, finite: float) -> None:
+        """Refuse what the last gradient gave if it is not finite.
+
+        Args:
+            value: As :meth:`enqueue` returned it.
+            finite: The same.
+
+        Raises:
+            FloatingPointError: As :meth:`loss_and_gradient`.
+        """
+        if finite:
+            return
+        self._finite(self._shares)
+        parts = zip(self._flat.names, (parameter.grad for parameter in self._flat.moving), strict=True)
+        bad = next(name for name, part in parts if part is None or not part.isfinite().all())
+        raise FloatingPointError(
+            f"the loss is {value}, but its gradient with respect to {bad!r} is NaN or infinite: look for a "
+            "square root or a logarithm at zero in the model or the loss"
+        )
 
     def log_probability_direction(self, theta: Tensor, label: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean log-probability of one class over all samples, and its gradient, as :meth:`direction`.
@@ -224,7 +274,7 @@ class Objective:
             return output.log_softmax(1)[:, label].mean()
 
         wanted = Loss("log_probability", classification=True, function=log_probability)
-        return self._gradient(theta, out, wanted, bfloat16=self._bfloat16)
+        return self._evaluate(theta, out, wanted, bfloat16=self._bfloat16)
 
     def losses(self, points: Tensor) -> Tensor:
         """Evaluate the loss at several points.
@@ -340,12 +390,17 @@ class Objective:
         with torch.no_grad():
             self._set(theta)
         self._count(self.samples * (1 + len(vectors)))
-        total = torch.zeros(len(vectors), dtype=torch.float64, device=self.device)
         parts = [self._flat.parts(vector) for vector in vectors]
-        with _hardware.full_float32(self.device.type), self._context(False), _tangents.differentiable():
-            for inputs, targets in self._micro_batches():
-                mean = self._loss.total(self._flat.module(inputs), targets)[0] / self.samples
-                total += _tangents.curvatures(mean, self._flat.moving, parts)
+
+        def sweep() -> Tensor:
+            total = torch.zeros(len(vectors), dtype=torch.float64, device=self.device)
+            with self._exact(), self._context(False), _tangents.differentiable():
+                for inputs, targets in self._micro_batches():
+                    mean = self._loss.total(self._flat.module(inputs), targets)[0] / self.samples
+                    total += _tangents.curvatures(mean, self._flat.moving, parts)
+            return total
+
+        total = self._within_memory(sweep)
         if not total.isfinite().all():
             raise FloatingPointError("a second derivative of the loss is NaN or infinite: check the model's weights")
         return total
@@ -393,8 +448,12 @@ class Objective:
         multiply = self._products.multiply_blocks if blocks else self._products.multiply
         passes = len(_products.layers_of(self._flat)) if blocks else 1
         self._count(self.samples * passes * (1 + len(vectors)))
-        with _hardware.full_float32(self.device.type), self._context(False):
-            product = multiply(self._micro_batches, vectors, kind).div_(self.samples)
+
+        def sweep() -> Tensor:
+            with self._exact(), self._context(False):
+                return multiply(self._micro_batches, vectors, kind).div_(self.samples)
+
+        product = self._within_memory(sweep)
         if not product.sum().isfinite() and not (finite := product.isfinite().all(1)).all():
             bad = int((~finite).nonzero()[0])
             raise FloatingPointError(f"the product with vector {bad} is NaN or infinite: check the model's weights")
@@ -444,7 +503,7 @@ class Objective:
             raise ValueError(f"samples must be between 1 and {self.samples}, got {samples}")
         if self.by_batch:
             return None
-        return self._part(torch.arange(samples, device=self.device) * self.samples // samples)
+        return self._part(torch.arange(samples, device="cpu") * self.samples // samples)
 
     @torch.inference_mode(False)
     def sample(self, samples: int, seed: int = 0) -> Objective:
@@ -473,12 +532,13 @@ class Objective:
             # Sorted by class, the order inside a class random: evenly spread places hold each class by its share.
             drawn = drawn[self._targets.cpu()[drawn].argsort(stable=True)]
             drawn = drawn[(torch.arange(samples, device="cpu") * self.samples + self.samples // 2) // samples]
-        return self._part(drawn[:samples].sort().values.to(self.device))
+        return self._part(drawn[:samples].sort().values)
 
     def _part(self, chosen: Tensor) -> Objective:
         """These samples, evaluated with this one's replica and counted here too."""
         samples, smaller = len(chosen), copy.copy(self)
-        smaller._inputs, smaller._targets = self._inputs[chosen], self._targets[chosen]
+        chosen = chosen.to(self._inputs.device)
+        smaller._load(self._inputs[chosen], self._targets[chosen])
         smaller.samples, smaller.evaluated, smaller._whole = samples, 0, self
         smaller.batch_size = min(self.batch_size, samples)
         return smaller
@@ -513,14 +573,32 @@ class Objective:
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "backend": self.backend,
+            "data": "streamed" if self._streamed else "resident",
+            "graph": self._graphs.status,
             "notes": list(self.notes),
         }
 
     # How it is done.
 
+    def _load(self, inputs: Tensor, targets: Tensor) -> None:
+        """Take the samples: to the device where they fit, else to where it can fetch them from."""
+        self._streamed = not _hardware.fit((inputs, targets), self.device, self._flat.theta.dtype)
+        self._inputs, self._targets = self._place(inputs), self._place(targets)
+        none = "cpu" if self.device.type == "cpu" else None if self.device.type == "cuda" else "no CUDA device"
+        if self._streamed:
+            none = "the data are streamed"
+            self._note(STREAMED, f"they are too large for {self.device} and are copied there batch by batch")
+        self._graphs = Graphs(self.device, self.notes, none)
+
     def _place(self, tensor: Tensor) -> Tensor:
         tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
-        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+        dtype = self._flat.theta.dtype if tensor.is_floating_point() else None
+        return _hardware.pinned(tensor, dtype) if self._streamed else tensor.to(self.device, dtype)
+
+    def _note(self, beginning: str, rest: str) -> None:
+        """Write down a fact, in place of what an earlier note of this beginning said."""
+        kept = [note for note in self.notes if not note.startswith(beginning)]
+        self.notes[:] = [*kept, beginning + rest]  # in place: the parts of this objective share the list
 
     def _has_bfloat16(self) -> bool:
         if _hardware.bfloat16_products(self.device.type):
@@ -534,7 +612,7 @@ class Objective:
     def _probe(self) -> tuple[Tensor, int]:
         """Run a few samples: do model, loss and data fit, do they repeat, how large is a sample's activations?"""
         module, devices = self._flat.module, [self.device] if self.device.type == "cuda" else []
-        inputs, targets = self._inputs[:PROBE_SAMPLES].clone(), self._targets[:PROBE_SAMPLES].clone()
+        inputs, targets = self._first_few()
         versions = inputs._version, targets._version
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if buffer.layout == torch.strided}
         saved = _hardware.SavedBytes([*module.parameters(), *module.buffers()])
@@ -543,7 +621,9 @@ class Objective:
                 with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor):
                     output = module(inputs)
                 with torch.no_grad():
-                    once, again = (module(self._inputs[:PROBE_SAMPLES].clone()) for _ in range(2))
+                    once, again = (module(self._first_few().inputs) for _ in range(2))
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:
                 raise ValueError(
                     f"the model does not accept inputs of shape {tuple(inputs.shape)}, {inputs.dtype}: "
@@ -554,7 +634,7 @@ class Objective:
                 raise ValueError(f"the model must return one output per sample, got {len(output)} for {len(inputs)}")
             with torch.enable_grad():
                 self._check_gradient(self._loss.total(output, targets)[0])
-                self._loss.check_mean(once, again, self._targets[:PROBE_SAMPLES])
+                self._loss.check_mean(once, again, self._first_few().targets)
         self._flat.check_views()
         if not torch.allclose(once, again, rtol=1e-5, atol=1e-6, equal_nan=True):
             raise ValueError(
@@ -568,9 +648,13 @@ class Objective:
                     f"the model changes its buffer {name!r} in evaluation mode: its loss would depend on what was "
                     "evaluated before; change it only where self.training"
                 )
-        same = torch.equal(inputs, self._inputs[:PROBE_SAMPLES]) and torch.equal(targets, self._targets[:PROBE_SAMPLES])
+        same = all(torch.equal(*parts) for parts in zip((inputs, targets), self._first_few(), strict=True))
         self._overwrites = not same or (inputs._version, targets._version) != versions
         return output.detach(), max(1, saved.total() // len(inputs))
+
+    def _first_few(self) -> Split:
+        """A fresh copy of a few samples on the device, for trying something out."""
+        return Split(*(part[: self._few].to(self.device, copy=True) for part in (self._inputs, self._targets)))
 
     def _check_gradient(self, total: Tensor) -> None:
         """Refuse a loss without a gradient in the parameters that may move."""
@@ -578,6 +662,8 @@ class Objective:
             found = total.requires_grad and any(
                 part is not None for part in torch.autograd.grad(total, self._flat.moving, allow_unused=True)
             )
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise ValueError(f"the loss cannot be differentiated: {first_line(error)}") from error
         if not found:
@@ -600,8 +686,55 @@ class Objective:
         """A batch that decides about speed and memory alone."""
         if wanted is not None:
             return min(wanted, self.samples)
-        fitting = max(SMALLEST_BATCH, _hardware.batch_budget(self.device.type) // bytes_each)
+        fitting = max(SMALLEST_BATCH, _hardware.batch_budget(self.device) // bytes_each)
+        fitting = fitting if self._few == PROBE_SAMPLES else self._few  # as many as the probe came down to
         return math.ceil(self.samples / math.ceil(self.samples / fitting))
+
+    def _within_memory(self, work: Callable[[], Result]) -> Result:
+        """Do all of some work, with smaller micro-batches once more wherever the device's memory is too small for it.
+
+        Raises:
+            MemoryError: They cannot be smaller.
+        """
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                pass  # on leaving this block the error lets go of all tensors of the work
+            self._empty()
+            if self.by_batch:
+                raise MemoryError(
+                    f"a batch of {self.batch_size} samples does not fit in the memory of {self.device}, and with "
+                    "batch_norm='batch' another size is another function: pass a smaller batch_size, or "
+                    "batch_norm='eval'"
+                )
+            if self.batch_size == 1:
+                raise MemoryError(
+                    f"not even one sample fits in the memory of {self.device}: free some of it, pass device='cpu', or "
+                    "evaluate a smaller model"
+                )
+            self._shrink(self.batch_size // 2)
+
+    def _empty(self) -> None:
+        """Free the memory of graphs, also of the objective that this one is a part of, and what torch keeps."""
+        self._graphs.drop()
+        if self._whole is not None:
+            self._whole._empty()
+        _hardware.release(self.device)
+
+    def _shrink(self, batch_size: int) -> None:
+        """Make micro-batches no larger than this, also those of the objective that this one is a part of."""
+        self.batch_size = min(self.batch_size, batch_size)
+        self._few = min(self._few, batch_size)
+        self._note(HALVED, f"micro-batches were halved, to {batch_size} samples")
+        if self._whole is not None:
+            self._whole._shrink(batch_size)
+
+    @contextlib.contextmanager
+    def _exact(self) -> Iterator[None]:
+        """Products in full float32, by kernels that repeat their bits, whatever the caller allows."""
+        with _hardware.full_float32(self.device.type), _hardware.repeatable(self.device.type):
+            yield
 
     def _context(self, bfloat16: bool) -> torch.autocast:
         """The precision of one pass, whatever the caller's autocast is."""
@@ -630,11 +763,11 @@ class Objective:
             )
         self._check(vector, name)
 
-    def _micro_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, self.samples, self.batch_size):
-            inputs = self._inputs[start : start + self.batch_size]
-            targets = self._targets[start : start + self.batch_size]
-            yield (inputs.clone(), targets.clone()) if self._overwrites else (inputs, targets)
+    def _micro_batches(self) -> Iterator[Split]:
+        data = Split(self._inputs, self._targets)
+        on_device = streamed(data, self.batch_size, self.device) if self._streamed else resident(data, self.batch_size)
+        for batch in on_device:
+            yield Split(batch.inputs.clone(), batch.targets.clone()) if self._overwrites else batch
 
     @torch.inference_mode(False)
     def _along(self, theta: Tensor, direction: Tensor, reduce: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
@@ -643,12 +776,16 @@ class Objective:
         with torch.no_grad():
             self._set(theta)
         self._count(self.samples)
-        found = []
-        with _hardware.full_float32(self.device.type), self._context(False), _tangents.differentiable():
-            tangent_of = _tangents.choose(self._flat, lambda: self._inputs[:PROBE_SAMPLES].clone(), direction)
-            for inputs, targets in self._micro_batches():
-                found.append(reduce(*tangent_of(self._flat, inputs, direction), targets))
-        return torch.cat(found)
+
+        def sweep() -> Tensor:
+            found = []
+            with self._exact(), self._context(False), _tangents.differentiable():
+                tangent_of = _tangents.choose(self._flat, lambda: self._first_few().inputs, direction)
+                for inputs, targets in self._micro_batches():
+                    found.append(reduce(*tangent_of(self._flat, inputs, direction), targets))
+            return torch.cat(found)
+
+        return self._within_memory(sweep)
 
     @torch.inference_mode(False)
     def _pass(
@@ -660,48 +797,83 @@ class Objective:
         bfloat16: bool = False,
         accuracy: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """One pass over the data: each batch's share of the mean loss and its number of correct samples."""
+        """One pass over the data, enqueued on the device.
+
+        Returns:
+            Each batch's share of the mean loss; and with ``gradient`` 1.0 if all of it is finite, else 0.0; with
+            ``accuracy`` each batch's number of correct samples.
+        """
         with torch.no_grad():
             self._set(theta)
         self._count(self.samples)
+        if not gradient:
+            return self._within_memory(lambda: self._values(loss, accuracy))
+
+        def sweep() -> tuple[Tensor, ...]:
+            work = functools.partial(self._slopes, loss, bfloat16)
+            if loss is not self._loss:  # used for a start or two: not worth a graph
+                return work()
+            dtype = torch.bfloat16 if bfloat16 else self._flat.theta.dtype
+            return self._graphs.run((self.batch_size, bfloat16), work, self._flat.gradient, dtype)
+
+        shares, finite = self._within_memory(sweep)
+        return shares, finite
+
+    def _values(self, loss: Loss, accuracy: bool) -> tuple[Tensor, Tensor]:
+        """The batches of a pass without a gradient."""
         shares, correct = [], []
-        if gradient:
-            self._flat.gradient.zero_()
-        with torch.set_grad_enabled(gradient), _hardware.full_float32(self.device.type):
+        with torch.no_grad(), self._exact():
             for inputs, targets in self._micro_batches():
-                with self._context(bfloat16):
-                    output = self._flat.module(inputs)
-                with self._context(False):
-                    output = output.to(self._flat.theta.dtype) if output.is_floating_point() else output
-                    total, value = loss.total(output, targets)
-                    if gradient:
-                        torch.autograd.backward(total / self.samples, inputs=self._flat.moving)
+                output, _, value = self._output(loss, inputs, targets)
                 shares.append(value / self.samples)
                 if accuracy:
                     correct.append((output.argmax(1) == targets).sum(dtype=torch.float64))
         return torch.stack(shares), torch.stack(correct) if accuracy else torch.empty(0)
+
+    def _slopes(self, loss: Loss, bfloat16: bool) -> tuple[Tensor, Tensor]:
+        """The batches of a pass with its gradient, which is left in the replica."""
+        shares = []
+        self._flat.gradient.zero_()
+        with torch.enable_grad(), self._exact():
+            for inputs, targets in self._micro_batches():
+                _, total, value = self._output(loss, inputs, targets, bfloat16)
+                with self._context(False):
+                    torch.autograd.backward(total / self.samples, inputs=self._flat.moving)
+                shares.append(value / self.samples)
+        return torch.stack(shares), self._flat.gradient.isfinite().all().double()
+
+    def _output(
+        self, loss: Loss, inputs: Tensor, targets: Tensor, bfloat16: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The output of a batch, its summed loss with a graph, and in float64."""
+        with self._context(bfloat16):
+            output = self._flat.module(inputs)
+        with self._context(False):
+            output = output.to(self._flat.theta.dtype) if output.is_floating_point() else output
+            return output, *loss.total(output, targets)
 
     def _count(self, samples: int) -> None:
         self.evaluated += samples
         if self._whole is not None:
             self._whole._count(samples)
 
+    def _evaluate(self, theta: Tensor, out: Tensor | None, loss: Loss, *, bfloat16: bool) -> tuple[Tensor, Tensor]:
+        """Enqueue a gradient, wait for its value and judge it."""
+        report, gradient = self._gradient(theta, out, loss, bfloat16=bfloat16)
+        self.settle(*_hardware.read(report))
+        return report[0].clone(), gradient
+
     def _gradient(self, theta: Tensor, out: Tensor | None, loss: Loss, *, bfloat16: bool) -> tuple[Tensor, Tensor]:
-        shares, _ = self._pass(theta, loss, gradient=True, bfloat16=bfloat16)
-        value, gradient = self._finite(shares), self._flat.gradient
-        if not gradient.isfinite().all():
-            parts = zip(self._flat.names, (parameter.grad for parameter in self._flat.moving), strict=True)
-            bad = next(name for name, part in parts if part is None or not part.isfinite().all())
-            raise FloatingPointError(
-                f"the loss is {float(value)}, but its gradient with respect to {bad!r} is NaN or infinite: look for a "
-                "square root or a logarithm at zero in the model or the loss"
-            )
-        return value, gradient.clone() if out is None else out.copy_(gradient)
+        """Enqueue a gradient: a report ``(2,)`` as that of :meth:`enqueue`, and the gradient."""
+        self._shares, finite = self._pass(theta, loss, gradient=True, bfloat16=bfloat16)
+        value, gradient = self._shares.sum(), self._flat.gradient
+        report = torch.stack([value, value.isfinite() * finite])
+        return report, gradient.clone() if out is None else out.copy_(gradient)
 
     def _finite(self, shares: Tensor) -> Tensor:
         """Add the batches up; refuse NaN and infinity by the name of the first batch that has one."""
         value = shares.sum()
-        if not math.isfinite(value):
+        if not math.isfinite(_hardware.read(value[None])[0]):
             bad = int((~shares.isfinite()).nonzero()[0]) if not shares.isfinite().all() else 0
             first, last = bad * self.batch_size, min((bad + 1) * self.batch_size, self.samples) - 1
             raise FloatingPointError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -236,3 +236,47 @@ def _first_not_finite(part: Tensor) -> int | None:
     if torch.isfinite(low) and torch.isfinite(high):
         return None
     return int(torch.isfinite(flat).all(1).logical_not().nonzero()[0])
+
+
+def resident(split: Split, size: int) -> Iterator[Split]:
+    """Yield micro-batches of data that lie where they are used: views, in order, the last as small as it comes."""
+    for start in range(0, len(split.inputs), size):
+        yield Split(split.inputs[start : start + size], split.targets[start : start + size])
+
+
+def streamed(split: Split, size: int, device: torch.device) -> Iterator[Split]:
+    """Yield micro-batches of data in pinned host memory on a GPU, each copied while the one before is computed with.
+
+    The copies run on a stream of their own into two buffers by turns. A batch is overwritten once the work that was
+    enqueued on it is done: what is enqueued after the next batch was asked for must not read it.
+
+    Args:
+        split: Inputs and targets, both in pinned memory.
+        size: Samples in a micro-batch.
+        device: Where the batches go.
+    """
+    copier = torch.cuda.Stream(device)
+    buffers = [Split(*(torch.empty_like(part[:size], device=device) for part in split)) for _ in range(2)]
+    copier.wait_stream(torch.cuda.current_stream(device))  # which may still work in what was freed for the buffers
+    for part in (*buffers[0], *buffers[1]):
+        part.record_stream(copier)  # so that a pass that is broken off does not free them under a copy
+
+    def fetch(number: int) -> Split:
+        """Let the copier fill a buffer, behind the work that it has been told to wait for."""
+        rows = slice(number * size, (number + 1) * size)
+        filled = []
+        with torch.cuda.stream(copier):
+            for part, buffer in zip(split, buffers[number % 2], strict=True):
+                filled.append(buffer[: len(part[rows])])
+                filled[-1].copy_(part[rows], non_blocking=True)
+        return Split(*filled)
+
+    count = -(-len(split.inputs) // size)
+    ahead = fetch(0)
+    for number in range(count):
+        batch, current = ahead, torch.cuda.current_stream(device)
+        current.wait_event(copier.record_event())
+        if number + 1 < count:
+            ahead = fetch(number + 1)
+        yield batch
+        copier.wait_event(torch.cuda.current_stream(device).record_event())

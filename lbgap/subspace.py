@@ -164,7 +164,7 @@ class Manifold(Objective):
 
     def _gradient(self, theta: Tensor, out: Tensor | None, loss: Loss, *, bfloat16: bool) -> tuple[Tensor, Tensor]:
         full = self._flat.gradient  # where it is already: nothing is copied
-        value, _ = super()._gradient(theta, full, loss, bfloat16=bfloat16)
+        report, _ = super()._gradient(theta, full, loss, bfloat16=bfloat16)
         with torch.no_grad():
             gradient = self._ops.subspace_project(full, self.n, *self._matrix) * self._scale
-        return value, gradient if out is None else out.copy_(gradient)
+        return report, gradient if out is None else out.copy_(gradient)

@@ -1,11 +1,13 @@
 """The compiled libraries: found, missing, broken, loaded twice; and what builds them."""
 
 import importlib.machinery
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import types
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,36 @@ def test_what_resolve_backend_chooses(monkeypatch):
 def test_resolve_backend_refuses_unknown_names(backend):
     with pytest.raises(ValueError, match="backend must be one of 'auto', 'native', 'torch', got"):
         _extension.resolve_backend(backend, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "expected"),
+    [
+        ("8.0 9.0+PTX", (8, 0), True),
+        ("8.0 9.0+PTX", (8, 9), True),  # machine code runs on later GPUs of the same major version
+        ("8.6", (8, 0), False),
+        ("8.0", (9, 0), False),
+        ("8.0 9.0+PTX", (7, 5), False),
+        ("8.0 9.0+PTX", (12, 0), True),  # PTX is compiled for any later one
+        ("9.0a", (9, 0), True),
+        ("", (9, 0), False),
+    ],
+)
+def test_which_gpus_the_compiled_code_covers(architectures, capability, expected):
+    assert _extension.covers(architectures, capability) is expected
+
+
+def test_a_gpu_that_no_code_covers_runs_on_the_twins(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset({"cpu", "cuda"}))
+    monkeypatch.setattr(_extension, "host", types.SimpleNamespace(cuda_architectures=lambda: "8.0 9.0"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert _extension.resolve_backend("auto", gpu) == "torch"
+    with pytest.raises(ValueError, match=r"code for GPUs 8.0 9.0, this one is \(7, 5\)\): .* TORCH_CUDA_ARCH_LIST"):
+        _extension.resolve_backend("native", gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert _extension.resolve_backend("native", gpu) == "native"
 
 
 # Missing, broken, twice
@@ -149,6 +181,13 @@ def set_up(**environment):
     return done.returncode, done.stdout + done.stderr
 
 
+def needs_compiler():
+    """Skip where setup.py would not come as far as CUDA."""
+    pytest.importorskip("pybind11")
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+
+
 @in_checkout
 def test_no_compiler_means_a_pure_package_and_says_so():
     status, printed = set_up(LBGAP_BUILD=None, CXX="/nonexistent/c++ -O1")
@@ -178,13 +217,82 @@ def test_build_takes_nothing_else(choice):
 
 
 @in_checkout
+def test_force_cuda_insists(tmp_path):
+    needs_compiler()
+    status, printed = set_up(FORCE_CUDA="1", CUDA_HOME=str(tmp_path))
+    assert status == 1
+    assert printed.strip() == "FORCE_CUDA=1, but there is no nvcc: install CUDA's toolkit or set CUDA_HOME"
+
+
+@in_checkout
+@pytest.mark.parametrize(
+    ("chosen", "reason"), [("0", "FORCE_CUDA=0"), (None, "no CUDA toolkit (nvcc)"), ("", "no CUDA toolkit (nvcc)")]
+)
+def test_without_nvcc_only_the_cpu_s_library_is_built_and_setup_says_so(tmp_path, chosen, reason):
+    needs_compiler()
+    status, printed = set_up(FORCE_CUDA=chosen, CUDA_HOME=str(tmp_path))
+    assert status == 0
+    assert f"lbgap: {reason}: building without GPU kernels" in printed.splitlines()
+
+
+@in_checkout
+def test_force_cuda_takes_nothing_else():
+    needs_compiler()
+    assert set_up(FORCE_CUDA="on") == (1, "FORCE_CUDA must be 0, 1 or unset, got 'on'\n")
+
+
+@pytest.fixture
+def toolkit(tmp_path):
+    """A folder that looks like CUDA's toolkit."""
+    compiler = tmp_path / "bin" / "nvcc"
+    compiler.parent.mkdir()
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    return str(tmp_path)
+
+
+@in_checkout
+@pytest.mark.parametrize("wanted", ["Ampere", "8", "9.0+ptx", "8.0;sm_90"])
+def test_architectures_are_numbers(toolkit, wanted):
+    needs_compiler()
+    status, printed = set_up(CUDA_HOME=toolkit, TORCH_CUDA_ARCH_LIST=wanted)
+    bad = wanted.split(";")[-1]
+    assert status == 1
+    assert printed.splitlines()[-1] == (
+        f"TORCH_CUDA_ARCH_LIST must be compute capabilities such as '8.0;9.0+PTX', got {bad!r}: give numbers"
+    )
+
+
+@in_checkout
+def test_every_architecture_asked_for_is_compiled_for():
+    spec = importlib.util.spec_from_file_location("nvcc", ROOT / "csrc" / "cuda" / "nvcc.py")
+    nvcc = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(nvcc)
+    assert nvcc.gencode(["8.6", "9.0a", "10.0+PTX"]) == [
+        "-gencode=arch=compute_86,code=sm_86",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_100,code=sm_100",
+        "-gencode=arch=compute_100,code=compute_100",
+    ]
+    assert {path.stem for path in nvcc.sources()} >= {"box_step", "history_cauchy", "subspace_gram"}
+
+
+@needs_native
+def test_every_op_of_the_cpu_has_a_kernel():
+    ops = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("lbgap::")}
+    files = [path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.cu")] if SETUP.exists() else []
+    assert len(ops) >= 12
+    if files:
+        assert all(any(f'm.impl("{op}"' in text for text in files) for op in ops)
+
+
+@in_checkout
 @pytest.mark.parametrize("compiler", ["", None])
 def test_an_empty_choice_of_compiler_means_the_default(compiler):
-    pytest.importorskip("pybind11")
-    if shutil.which("c++") is None:
-        pytest.skip("no C++ compiler")
-    status, printed = set_up(LBGAP_BUILD="", CXX=compiler)
-    assert (status, printed.strip()) == (0, "built: ext_modules cmdclass")
+    needs_compiler()
+    status, printed = set_up(LBGAP_BUILD="", CXX=compiler, FORCE_CUDA="0")
+    expected = "built: ext_modules cmdclass\nlbgap: FORCE_CUDA=0: building without GPU kernels"
+    assert (status, printed.strip()) == (0, expected)
 
 
 @in_checkout

@@ -705,6 +705,8 @@ def test_settings_say_what_the_values_depend_on():
         "device": "cpu",
         "threads": 1,
         "backend": "",
+        "data": "resident",
+        "graph": "none: cpu",
         "notes": [],
     }
     assert settings["backend"] in ("native", "torch")

@@ -1,4 +1,4 @@
-// What the history ops share on the CPU: their arguments, checked, and sums over fixed blocks.
+// What the history ops share on the CPU: rows of the history, and sums over fixed blocks.
 
 #pragma once
 
@@ -9,54 +9,6 @@
 #include "loops.h"
 
 namespace lbgap {
-
-// A vector argument must be like x: (n,), contiguous, its dtype, on the CPU.
-inline void check_vector(const Tensor& t, const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 1, name, " must be (n,), got ", t.dim(), " dimensions");
-  check_like(t, x, name);
-  STD_TORCH_CHECK(t.is_cpu(), name, " must be on the CPU");
-}
-
-inline void check_history(const Tensor& S, const Tensor& Y, const Tensor& x) {
-  STD_TORCH_CHECK(S.dim() == 2 && Y.dim() == 2, "S and Y must be (c, n)");
-  const Rows s = rows_of(S, "S");
-  const Rows y = rows_of(Y, "Y");
-  STD_TORCH_CHECK(s.k == y.k && s.n == x.size(0) && y.n == x.size(0), "S and Y must be (c, ", x.size(0),
-                  "), got (", s.k, ", ", s.n, ") and (", y.k, ", ", y.n, ")");
-  STD_TORCH_CHECK(
-      S.scalar_type() == x.scalar_type() && Y.scalar_type() == x.scalar_type() && S.is_cpu() && Y.is_cpu(),
-      "S and Y must have the dtype and device of x");
-}
-
-inline void check_apart(const Tensor& out, const Tensor& in, const char* name) {
-  if (out.numel() == 0 || in.numel() == 0) return;
-  const auto begin = [](const Tensor& t) { return reinterpret_cast<intptr_t>(t.const_data_ptr()); };
-  const auto end = [&](const Tensor& t) {
-    const Rows r = rows_of(t, "t");
-    return begin(t) + ((r.k - 1) * r.stride + r.n) * static_cast<int64_t>(t.element_size());
-  };
-  STD_TORCH_CHECK(end(out) <= begin(in) || end(in) <= begin(out), "the output overlaps ", name,
-                  ": pass a separate tensor");
-}
-
-// x and the bounds, checked; x gives n and the dtype.
-inline void check_bounds(const Tensor& x, const Tensor& lower, const Tensor& upper, double absolute,
-                         double relative) {
-  const ScalarType dtype = x.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, "x must be float32 or float64");
-  check_vector(x, x, "x");
-  check_vector(lower, x, "lower");
-  check_vector(upper, x, "upper");
-  STD_TORCH_CHECK(absolute >= 0 && relative >= 0, "half-widths must not be negative, got absolute ", absolute,
-                  " and relative ", relative);
-}
-
-inline const double* small_matrix(const Tensor& t, int64_t numel, const char* name) {
-  STD_TORCH_CHECK(
-      t.scalar_type() == ScalarType::Double && t.is_cpu() && t.numel() == numel && t.is_contiguous(), name,
-      " must be a contiguous float64 CPU tensor of ", numel, " elements");
-  return t.const_data_ptr<double>();
-}
 
 inline Tensor float64_tensor(const Tensor& like, std::initializer_list<int64_t> shape, const double* values) {
   const std::vector<int64_t> sizes(shape);
@@ -106,15 +58,6 @@ struct Narrow {
 template <typename T>
 LBGAP_INLINE void load(const T* from, Half* to) {
   *to = __builtin_convertvector(*reinterpret_cast<const typename Narrow<T>::Type*>(from), Half);
-}
-
-// Calls f with a T of the tensor's dtype.
-template <typename F>
-void by_dtype(const Tensor& t, const F& f) {
-  if (t.scalar_type() == ScalarType::Float)
-    f(float{});
-  else
-    f(double{});
 }
 
 }  // namespace lbgap

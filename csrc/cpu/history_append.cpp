@@ -64,20 +64,8 @@ LBGAP_CLONES void run(const double* x_new, const double* x, const double* g_new,
 
 Tensor history_append(const Tensor& x_new, const Tensor& x, const Tensor& g_new, const Tensor& g, Tensor S,
                       Tensor Y, int64_t row) {
-  check_bounds(x, x, x, 0.0, 0.0);
-  check_vector(x_new, x, "x_new");
-  check_vector(g_new, x, "g_new");
-  check_vector(g, x, "g");
-  check_history(S, Y, x);
+  check_append(x_new, x, g_new, g, S, Y, row);
   const int64_t c = S.size(0);
-  STD_TORCH_CHECK(row >= 0 && row < c, "row must be below ", c, ", got ", row);
-  check_apart(S, Y, "Y");
-  for (const Tensor* out : {&S, &Y}) {
-    check_apart(*out, x_new, "x_new");
-    check_apart(*out, x, "x");
-    check_apart(*out, g_new, "g_new");
-    check_apart(*out, g, "g");
-  }
   std::vector<double> sums;
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);

@@ -9,58 +9,48 @@ namespace lbgap {
 namespace {
 
 template <typename T>
-LBGAP_INLINE void step_block(Bounds<T> bounds, const T* x, const T* z, T alpha, const T* lower,
-                             const T* upper, T* out, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i)
-    out[i] = bounds.project(x[i] + alpha * (z[i] - x[i]), lower[i], upper[i]);
+LBGAP_INLINE void step_block(LineStep<T> f, const T* x, const T* z, const T* lower, const T* upper, T* out,
+                             int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) out[i] = f(x[i], z[i], lower[i], upper[i], nullptr);
 }
 
-LBGAP_CLONES void step_run(Bounds<float> bounds, const float* x, const float* z, float alpha,
-                           const float* lower, const float* upper, float* out, int64_t begin, int64_t end) {
-  step_block(bounds, x, z, alpha, lower, upper, out, begin, end);
+LBGAP_CLONES void step_run(LineStep<float> f, const float* x, const float* z, const float* lower,
+                           const float* upper, float* out, int64_t begin, int64_t end) {
+  step_block(f, x, z, lower, upper, out, begin, end);
 }
 
-LBGAP_CLONES void step_run(Bounds<double> bounds, const double* x, const double* z, double alpha,
-                           const double* lower, const double* upper, double* out, int64_t begin,
-                           int64_t end) {
-  step_block(bounds, x, z, alpha, lower, upper, out, begin, end);
+LBGAP_CLONES void step_run(LineStep<double> f, const double* x, const double* z, const double* lower,
+                           const double* upper, double* out, int64_t begin, int64_t end) {
+  step_block(f, x, z, lower, upper, out, begin, end);
 }
 
 void history_step(const Tensor& x, const Tensor& z, double alpha, const Tensor& lower, const Tensor& upper,
                   double absolute, double relative, Tensor out) {
-  check_bounds(x, lower, upper, absolute, relative);
-  check_vector(z, x, "z");
-  check_vector(out, x, "out");
-  check_overlap(out, x, "x");
-  check_overlap(out, z, "z");
-  check_overlap(out, lower, "lower");
-  check_overlap(out, upper, "upper");
+  check_segment(x, z, lower, upper, absolute, relative, out);
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
-    const Bounds<T> bounds{static_cast<T>(absolute), static_cast<T>(relative)};
+    const LineStep<T> f{{static_cast<T>(absolute), static_cast<T>(relative)}, static_cast<T>(alpha)};
     sum_blocks(x.size(0), kBlock, 0, [&](int64_t begin, int64_t end, double*) {
-      step_run(bounds, x.const_data_ptr<T>(), z.const_data_ptr<T>(), static_cast<T>(alpha),
-               lower.const_data_ptr<T>(), upper.const_data_ptr<T>(), out.mutable_data_ptr<T>(), begin, end);
+      step_run(f, x.const_data_ptr<T>(), z.const_data_ptr<T>(), lower.const_data_ptr<T>(),
+               upper.const_data_ptr<T>(), out.mutable_data_ptr<T>(), begin, end);
     });
   });
 }
 
 // The longest step is a minimum, the two others are sums.
 template <typename T>
-LBGAP_INLINE void line_block(Bounds<T> bounds, const T* g, const T* x, const T* z, const T* lower,
-                             const T* upper, int64_t begin, int64_t end, double* sums, double* longest) {
+LBGAP_INLINE void line_block(Line<T> f, const T* g, const T* x, const T* z, const T* lower, const T* upper,
+                             int64_t begin, int64_t end, double* sums, double* longest) {
   double slope[kLanes] = {};
   double squares[kLanes] = {};
   double least[kLanes];
   for (int64_t j = 0; j < kLanes; ++j) least[j] = __builtin_inf();
   const auto one = [&](int64_t i, int64_t j) {
-    const double d = double(z[i]) - double(x[i]);
-    slope[j] += double(g[i]) * d;
-    squares[j] += d * d;
-    const double wall = d > 0 ? double(bounds.high(upper[i])) : double(bounds.low(lower[i]));
-    const double room = (wall - double(x[i])) / d;
-    const double step = d == 0 ? __builtin_inf() : (room > 0 ? room : 0.0);
-    least[j] = step < least[j] ? step : least[j];
+    double sums_of[] = {slope[j], squares[j], least[j]};
+    f(g[i], x[i], z[i], lower[i], upper[i], sums_of);
+    slope[j] = sums_of[0];
+    squares[j] = sums_of[1];
+    least[j] = sums_of[2];
   };
   int64_t i = begin;
   for (; i + kLanes <= end; i += kLanes)
@@ -73,16 +63,15 @@ LBGAP_INLINE void line_block(Bounds<T> bounds, const T* g, const T* x, const T* 
   *longest = *std::min_element(least, least + kLanes);
 }
 
-LBGAP_CLONES void line_run(Bounds<float> bounds, const float* g, const float* x, const float* z,
-                           const float* lower, const float* upper, int64_t begin, int64_t end, double* sums,
-                           double* longest) {
-  line_block(bounds, g, x, z, lower, upper, begin, end, sums, longest);
+LBGAP_CLONES void line_run(Line<float> f, const float* g, const float* x, const float* z, const float* lower,
+                           const float* upper, int64_t begin, int64_t end, double* sums, double* longest) {
+  line_block(f, g, x, z, lower, upper, begin, end, sums, longest);
 }
 
-LBGAP_CLONES void line_run(Bounds<double> bounds, const double* g, const double* x, const double* z,
+LBGAP_CLONES void line_run(Line<double> f, const double* g, const double* x, const double* z,
                            const double* lower, const double* upper, int64_t begin, int64_t end, double* sums,
                            double* longest) {
-  line_block(bounds, g, x, z, lower, upper, begin, end, sums, longest);
+  line_block(f, g, x, z, lower, upper, begin, end, sums, longest);
 }
 
 Tensor history_line(const Tensor& g, const Tensor& x, const Tensor& z, const Tensor& lower,
@@ -95,9 +84,9 @@ Tensor history_line(const Tensor& g, const Tensor& x, const Tensor& z, const Ten
   std::vector<double> sums;
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
-    const Bounds<T> bounds{static_cast<T>(absolute), static_cast<T>(relative)};
+    const Line<T> f{{static_cast<T>(absolute), static_cast<T>(relative)}};
     sums = sum_blocks(n, kBlock, 2, [&](int64_t begin, int64_t end, double* partial) {
-      line_run(bounds, g.const_data_ptr<T>(), x.const_data_ptr<T>(), z.const_data_ptr<T>(),
+      line_run(f, g.const_data_ptr<T>(), x.const_data_ptr<T>(), z.const_data_ptr<T>(),
                lower.const_data_ptr<T>(), upper.const_data_ptr<T>(), begin, end, partial,
                longest.data() + begin / kBlock);
     });

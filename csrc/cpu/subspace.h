@@ -13,8 +13,6 @@ constexpr int64_t kTile = 64;
 constexpr int64_t kPanel = 4;
 constexpr int64_t kChunk = 128;  // columns whose sums a block keeps at a time: one group of signs
 
-enum Distribution : int64_t { kNormal, kUniform, kRademacher };
-
 // One tile of A. Panels are asked for in rising order, from a multiple of kChunk columns on.
 template <typename D>
 struct Tile {
@@ -63,26 +61,6 @@ struct Tile {
 };
 
 inline int64_t panels_of(int64_t p) { return (p + kPanel - 1) / kPanel; }
-
-// Arguments that every op on A shares.
-inline void check_matrix(int64_t p, int64_t distribution, int64_t stream, int64_t first) {
-  STD_TORCH_CHECK(p >= 0 && p < (int64_t(1) << 33), "p must be between 0 and 2^33 - 1, got ", p);
-  STD_TORCH_CHECK(distribution >= kNormal && distribution <= kRademacher, "unknown distribution ",
-                  distribution);
-  STD_TORCH_CHECK(stream >= 0 && stream <= int64_t(UINT32_MAX), "stream must be between 0 and 2^32 - 1, got ",
-                  stream);
-  STD_TORCH_CHECK(first >= 0, "first must not be negative, got ", first);
-}
-
-inline void check_floating(const Tensor& t, const char* name) {
-  const ScalarType dtype = t.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name,
-                  " must be float32 or float64");
-}
-
-inline Stream stream_of(int64_t seed, int64_t stream, int64_t first) {
-  return {static_cast<uint64_t>(seed), static_cast<uint32_t>(stream), static_cast<uint64_t>(first)};
-}
 
 // A (p,) or (k, p), or any other shape of float64 zeros, on the device of `like`.
 inline Tensor zeros(const Tensor& like, std::initializer_list<int64_t> shape) {

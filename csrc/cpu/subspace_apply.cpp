@@ -80,18 +80,8 @@ void apply(const Tensor& centre, const Tensor& z, int64_t distribution, const St
 
 void subspace_apply(const Tensor& centre, const Tensor& z, int64_t distribution, int64_t seed, int64_t stream,
                     int64_t first, Tensor out) {
-  const Rows coordinates = rows_of(z, "z");
-  const Rows rows = rows_of(out, "out");
-  check_matrix(coordinates.n, distribution, stream, first);
-  check_floating(out, "out");
-  check_centre(centre, out);
-  STD_TORCH_CHECK(z.scalar_type() == ScalarType::Double, "z must be float64");
-  STD_TORCH_CHECK(z.dim() == out.dim() && coordinates.k == rows.k, "z must have as many rows as out, ",
-                  rows.k, ", got ", coordinates.k);
-  STD_TORCH_CHECK(z.is_cpu() && out.is_cpu(), "z must be on the device of out");
-  STD_TORCH_CHECK(rows.k <= 1 || rows.stride >= rows.n,
-                  "out has rows that overlap each other: pass a fresh tensor");
-  check_overlap(out, centre, "centre");
+  check_apply(centre, z, out);
+  check_matrix(rows_of(z, "z").n, distribution, stream, first);
   const Stream s = stream_of(seed, stream, first);
   if (out.scalar_type() == ScalarType::Float)
     apply<float>(centre, z, distribution, s, out);

@@ -34,6 +34,8 @@ def add_products(flat: FlatModule, loss: Loss, batch: Batch, vectors: Tensor, ou
     try:
         with _tangents.differentiable():
             products(flat, loss, batch, vectors, out, kind)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise ValueError(
             f"the model cannot be differentiated twice ({first_line(error)}): write what stops it in operations that "

@@ -57,6 +57,8 @@ class OutputCurvature:
             try:
                 (self._slope,) = torch.autograd.grad(total, self._leaf, one, create_graph=True)
                 _tangents._check_whole(self._slope.sum())
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 raise self._refusal(error) from error
         self.gradient = self._slope.detach()
@@ -87,6 +89,8 @@ class OutputCurvature:
                 torch.autograd.grad(slope, leaf, tangent, retain_graph=True, materialize_grads=True)[0]
                 for tangent in tangents.unbind(1)
             ]
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise self._refusal(error) from error
         return torch.stack(found, 1)

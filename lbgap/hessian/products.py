@@ -62,6 +62,13 @@ class Products:
         Raises:
             ValueError: Model or loss cannot be differentiated twice.
         """
+        try:
+            return self._multiply(batches, vectors, kind)
+        except torch.OutOfMemoryError:
+            self._engine = None  # with all the memory that it keeps
+            raise
+
+    def _multiply(self, batches: Batches, vectors: Tensor, kind: str) -> Tensor:
         out = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
         engine = self._chosen(batches, kind)
         if engine is None:
@@ -98,6 +105,8 @@ class Products:
                 if not self._compare(next(iter(batches())), kind):
                     return None
                 self._agreed.add(kind)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # in code of the user's, or in ours: the general way decides what is an error
             self._engine, self.way = None, f"general: {first_line(error)}"
             return None

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lbgap.maximize.climb import ENDED, NOT_FINITE, Climb, Maximum, Visited, starting_point, stuck
+from lbgap.maximize.climb import ENDED, NOT_FINITE, Climb, Maximum, Visited, look, starting_point, stuck
 from lbgap.objective import Objective
 from lbgap.region import Box
 
@@ -63,15 +63,13 @@ def maximise(
     step, halved, increases, last, best_before = FIRST_STEP, False, 0, math.inf, math.nan
     for iteration in range(iterations):
         exact = start is None and iteration == 0
-        evaluate = objective.loss_and_gradient if exact else objective.direction
         try:
-            value = float(evaluate(point, out=gradient)[0])
+            value, gap, flips = look(objective, region, point, gradient, new, rough=not exact)
         except FloatingPointError as error:
             if iteration == 0:
                 raise
             return climb.finish(NOT_FINITE.format(error))
         better = climb.visit(point, value)
-        gap, flips = region.vertex(point, gradient, out=new).tolist()
         if better:
             climb.gap = gap
             best_gradient.copy_(gradient)

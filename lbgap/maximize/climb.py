@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lbgap import _hardware
 from lbgap.objective import Objective
 from lbgap.region import Box
 
@@ -112,6 +113,44 @@ class Climb:
 
     def _evaluations(self) -> float:
         return (self._objective.evaluated - self._first) / self._objective.samples
+
+
+def enqueue(
+    objective: Objective, region: Box, point: Tensor, gradient: Tensor, vertex: Tensor, *, rough: bool
+) -> Tensor:
+    """Let the device evaluate a point and find the vertex that its gradient points to, without waiting for it.
+
+    Args:
+        objective: What is climbed.
+        region: Where.
+        point: ``(n,)``.
+        gradient: Where its gradient goes, ``(n,)``.
+        vertex: Where the vertex goes, ``(n,)``.
+        rough: Whether the gradient only chooses a direction; see :meth:`lbgap.objective.Objective.direction`.
+
+    Returns:
+        ``(4,)`` float64 on the device: the value, whether it and the gradient are finite, the Frank-Wolfe gap, and the
+        number of coordinates in which the vertex is another point.
+    """
+    report = objective.enqueue(point, gradient, rough=rough)
+    return torch.cat([report, region.vertex(point, gradient, out=vertex)])
+
+
+def look(
+    objective: Objective, region: Box, point: Tensor, gradient: Tensor, vertex: Tensor, *, rough: bool
+) -> tuple[float, float, float]:
+    """Enqueue as :func:`enqueue`, and wait for it: the only time in an iteration that the host waits for the device.
+
+    Returns:
+        The value, the Frank-Wolfe gap, and the number of coordinates in which the vertex is another point.
+
+    Raises:
+        FloatingPointError: The value or the gradient is NaN or infinite.
+    """
+    report = enqueue(objective, region, point, gradient, vertex, rough=rough)
+    value, finite, gap, flips = _hardware.read(report)
+    objective.settle(value, finite)
+    return value, gap, flips
 
 
 def starting_point(region: Box, start: Tensor | None) -> Tensor:

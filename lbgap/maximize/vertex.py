@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lbgap.maximize.climb import ENDED, NOT_FINITE, Climb, Maximum, Visited, starting_point, stuck
+from lbgap.maximize.climb import ENDED, NOT_FINITE, Climb, Maximum, Visited, look, starting_point, stuck
 from lbgap.objective import Objective
 from lbgap.region import Box
 
@@ -54,13 +54,12 @@ def maximise(
     """
     climb = Climb(objective, region, visited)
     point = starting_point(region, start)
-    gradient = torch.empty_like(point)
+    gradient, vertex = torch.empty_like(point), torch.empty_like(point)
     rough = objective.mixed
     for iteration in range(1, iterations + 1):
         exact = not rough or (start is None and iteration == 1)
-        evaluate = objective.loss_and_gradient if exact else objective.direction
         try:
-            value = float(evaluate(point, out=gradient)[0])
+            value, gap, flips = look(objective, region, point, gradient, vertex, rough=not exact)
         except FloatingPointError as error:
             if iteration == 1:
                 raise
@@ -68,9 +67,9 @@ def maximise(
         base = value if base is None else base
         gain = value - climb.value
         better = climb.visit(point, value)
-        gap, flips = region.vertex(point, gradient, out=point).tolist()
         if better:
             climb.gap = gap
+        point, vertex = vertex, point
         enough = tolerance * (climb.value - base)
         if better and flips == 0:
             status = stuck(gradient, start, iteration)

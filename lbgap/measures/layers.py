@@ -61,9 +61,9 @@ class Layer(Objective):
             view.copy_(value)
 
     def _gradient(self, theta: Tensor, out: Tensor | None, loss: Loss, *, bfloat16: bool) -> tuple[Tensor, Tensor]:
-        value, full = super()._gradient(theta, self._flat.gradient, loss, bfloat16=bfloat16)
+        report, full = super()._gradient(theta, self._flat.gradient, loss, bfloat16=bfloat16)
         own = self._own(full)
-        return value, own if out is None else out.copy_(own)
+        return report, own if out is None else out.copy_(own)
 
 
 def layer_sharpness(

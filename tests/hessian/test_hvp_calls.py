@@ -364,3 +364,24 @@ def test_large_finite_vectors_are_no_error():
     vectors = torch.full((1, objective.n), 3e38)
     with warnings.catch_warnings(), pytest.raises(FloatingPointError, match="product with vector 0"):
         objective.hvp(objective.theta, vectors)
+
+
+@pytest.mark.parametrize("place", ["general", "engine", "trial"])
+def test_smaller_batches_where_memory_is_short(place, monkeypatch):
+    """Out of memory once, which halves the micro-batches, and leaves the engine in use."""
+    objective, expected = built(way="general" if place == "general" else None), built()
+    vectors = vectors_for(objective, 2)
+    if place == "engine":
+        objective.hvp(objective.theta, vectors)
+    owner, name = (products.hvp, "add_products") if place != "engine" else (engine.Engine, "add_products")
+    plain, failures = getattr(owner, name), [torch.OutOfMemoryError("none left")]
+
+    def short(*args, **options):
+        if failures:
+            raise failures.pop()
+        return plain(*args, **options)
+
+    monkeypatch.setattr(owner, name, short)
+    assert_close(objective.hvp(objective.theta, vectors), expected.hvp(expected.theta, vectors))
+    assert objective.batch_size == 20
+    assert objective.hvp_way == ("general: asked for" if place == "general" else "engine")
