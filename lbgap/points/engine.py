@@ -16,7 +16,7 @@ from torch import Tensor
 from lbgap.flat import FlatModule
 from lbgap.losses import Loss
 from lbgap.points.graph import Step, fold_norms, steps_of
-from lbgap.points.rules import Kind, Linear, Run, UnknownError, own
+from lbgap.points.rules import Kind, Run, UnknownError, own
 from lbgap.points.source import Combinations, Separate, Source
 
 PER_CALL = 1_000_000  # operations that a call of a layer costs beside its own: some 10 microseconds
@@ -85,7 +85,7 @@ class Plan:
         Args:
             samples: In a micro-batch.
             source: The points.
-            budget: Bytes.
+            budget: Bytes; half of them are left to weights, data and the loss.
         """
         if self.loops:
             return 1
@@ -99,7 +99,7 @@ class Plan:
             for size, kind in zip(self._sizes, self.kinds, strict=True)
             if kind is Kind.SPANNED
         )
-        return max(1, (budget // source.dtype.itemsize - once) // max(1, each))
+        return max(1, (budget // (2 * source.dtype.itemsize) - once) // max(1, each))
 
     def statistics(self) -> set[str]:
         """Names of the buffers that may go with the points."""
@@ -202,8 +202,6 @@ class Plan:
 
     def _apply(self, run: Run, step: Step, values: Sequence[Tensor | None]) -> Tensor:
         taken = [value for value in (values[source] for source in step.sources) if value is not None]
-        if isinstance(step.rule, Linear) and self.kinds[step.sources[0]] is Kind.SHARED:
-            return step.rule.shared_input(run, taken[0])
         owned = [self._owned(source) for source in step.sources]
         pairs = zip(taken, step.sources, strict=True)
         return step.rule.each(run, owned, *(own(run, value, self.kinds[s], (step.rule, s)) for value, s in pairs))

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from lbgap.points.source import Combinations, Source
 
+NARROW = 32  # outputs of a linear layer
+
 Places = dict[int, slice]
 
 
@@ -83,12 +85,9 @@ def own(run: Run, value: Tensor, kind: Kind, key: Any) -> Tensor:
     if kind is Kind.SHARED:
         return value.expand(run.source.k, *value.shape)
     assert isinstance(run.source, Combinations)
-    # In the order of the memory, whatever the order of the dimensions: a linear layer's features come first.
-    turned = value.dim() == 3 and value.stride(1) < value.stride(2)
-    laid = value.transpose(1, 2) if turned else value.contiguous()
-    out = run.buffer((key, "blend"), (run.source.k, *laid.shape[1:]), laid)
-    torch.mm(run.source.rounded, laid.flatten(1), out=out.view(run.source.k, -1))
-    return out.transpose(1, 2) if turned else out
+    out = run.buffer((key, "blend"), (run.source.k, *value.shape[1:]), value)
+    torch.mm(run.source.rounded, value.reshape(len(value), -1), out=out.view(run.source.k, -1))
+    return out
 
 
 class Rule:
@@ -277,57 +276,40 @@ class Weighted(Rule):
 
 
 class Linear(Weighted):
-    """A linear layer. What it returns lies in memory features first, so that the last one's classes lie together."""
+    """A linear layer. Where it has few outputs, as the last one, they come first in memory: the loss is faster so."""
 
     def once(self, run: Run, kind: Kind, *values: Tensor) -> Tensor:
-        """One product with the weights of all ends."""
+        """One product for each end."""
         x = values[0]
         if kind is Kind.SHARED:
             result: Tensor = self.layer(x)
             return result
         assert isinstance(run.source, Combinations)
-        bias = None if self.bias is None else self.bias.of_ends(run.source)
-        return self._stacked(self.weight.of_ends(run.source), bias, x, None)
+        weight = self.weight.of_ends(run.source)
+        bias = None if self.bias is None else self.bias.of_ends(run.source)[:, None]
+        rows = x.reshape(1, -1, x.shape[-1]).expand(len(weight), -1, -1)
+        out = x.new_empty(*rows.shape[:2], weight.shape[1])
+        return _products(bias, rows, weight.mT, out).view(len(weight), *x.shape[:-1], -1)
 
     def each(self, run: Run, owned: Sequence[bool], *values: Tensor) -> Tensor:
         """One product a point."""
         weight, bias = self.effective(run)
         low = weight.dtype if run.exact else run.low
-        x = values[0].to(low)
-        k, (outputs, inputs) = len(weight), weight.shape[1:]
+        x, weight, bias = values[0].to(low), weight.to(low), None if bias is None else bias[:, None].to(low)
+        k, outputs, inputs = weight.shape
         rows = x.reshape(k, -1, inputs)
-        out = run.buffer(self, (k, outputs, rows.shape[1]), x)
-        weight = weight.to(low)
-        if k == 1:
-            torch.mm(weight[0], rows[0].t(), out=out[0]) if bias is None else torch.addmm(
-                bias[0, :, None].to(low), weight[0], rows[0].t(), out=out[0]
-            )
-        elif bias is None:
-            torch.bmm(weight, rows.transpose(1, 2), out=out)
+        if outputs <= NARROW:
+            out = run.buffer(self, (k, outputs, rows.shape[1]), x)
+            out = _products(None if bias is None else bias.mT, weight, rows.mT, out).mT
         else:
-            torch.baddbmm(bias[..., None].to(low), weight, rows.transpose(1, 2), out=out)
-        result: Tensor = out.transpose(1, 2).unflatten(1, x.shape[1:-1])
-        return result
+            out = run.buffer(self, (k, rows.shape[1], outputs), x)
+            out = _products(bias, rows, weight.mT, out)
+        return out if x.dim() == 3 else out.reshape(*x.shape[:-1], outputs)
 
-    def shared_input(self, run: Run, x: Tensor) -> Tensor:
-        """All points at one input: a single product."""
-        weight, bias = self.effective(run)
-        low = weight.dtype if run.exact else run.low
-        shape = (len(weight), weight.shape[1], x.shape[:-1].numel())
-        out = run.buffer(self, shape, x.new_empty(0, dtype=low))
-        return self._stacked(weight.to(low), None if bias is None else bias.to(low), x.to(low), out)
 
-    @staticmethod
-    def _stacked(weight: Tensor, bias: Tensor | None, x: Tensor, out: Tensor | None) -> Tensor:
-        """Products of ``(m, out, in)`` with one input: ``(m, batch, ..., out)``."""
-        m, outputs, inputs = weight.shape
-        rows = x.reshape(-1, inputs)
-        out = x.new_empty(m, outputs, len(rows)) if out is None else out
-        torch.mm(weight.reshape(-1, inputs), rows.t(), out=out.view(m * outputs, -1))
-        if bias is not None:
-            out += bias[..., None]
-        result: Tensor = out.transpose(1, 2).unflatten(1, x.shape[:-1])
-        return result
+def _products(bias: Tensor | None, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """Batched matrix products, with a bias."""
+    return torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b, out=out)
 
 
 class Convolution(Weighted):
