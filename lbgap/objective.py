@@ -335,6 +335,37 @@ class Objective:
         source = Combinations(coefficients.to(self.device, torch.float64), ends, placed)
         return self._many(source, accuracy, bfloat16=self._bfloat16)
 
+    @torch.inference_mode(False)
+    def statistics(self, theta: Tensor) -> dict[str, Tensor]:
+        """Estimate the statistics of batch-norm on these data at one point; see :meth:`set_buffers`.
+
+        Args:
+            theta: ``(n,)``.
+
+        Returns:
+            Name of each buffer to its value: the mean over even batches of at most 5,000 samples. An evaluation.
+
+        Raises:
+            ValueError: ``theta`` has the wrong shape, dtype or device, or there is one sample only.
+        """
+        if self.samples == 1:
+            raise ValueError("one sample has no statistics: pass more data")
+        with torch.no_grad():
+            self._set(theta)
+        self._count(self.samples)
+        with self._exact(), self._context(False):
+            parts = self._inputs.tensor_split(math.ceil(self.samples / BATCH_NORM_BATCH))
+            return self._flat.statistics(part.to(self.device, copy=self._overwrites) for part in parts)
+
+    def few(self) -> Split:
+        """A fresh copy of some 32 samples, for trying something out."""
+        return self._first_few()
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether statistics of batch-norm enter the output."""
+        return self._flat.has_batch_norm
+
     def _check_rows(self, rows: Tensor, name: str, count: str) -> None:
         if rows.dim() != 2 or rows.shape[1] != self.n:
             raise ValueError(f"{name} must be ({count}, {self.n}), got shape {tuple(rows.shape)}")
