@@ -15,6 +15,7 @@ from lbgap.landscape.path import Ends, check_range, check_rise, columns
 from lbgap.landscape.shape import Shape, shape_of
 from lbgap.losses import LossFunction
 
+SNAP = 1e-12  # of alpha
 Weights = Callable[[float], tuple[float, float]]
 
 
@@ -153,7 +154,7 @@ def evaluate_path(
     check_rise(rise)
     ends = Ends(small, large, [data] if test_data is None else [data, test_data], batch_norm, options)
     checked = ends.check()
-    alphas: list[float] = torch.linspace(low, high, points, dtype=torch.float64).tolist()
+    alphas = [_snapped(alpha) for alpha in torch.linspace(low, high, points, dtype=torch.float64).tolist()]
     missing = [end for end in (0.0, 1.0) if end not in alphas]
     found = ends.evaluate([weights(alpha) for alpha in (*alphas, *missing)], measure, progress)
     shapes = []
@@ -175,3 +176,8 @@ def evaluate_path(
         shape=shapes[0],
         test_shape=shapes[1] if len(shapes) > 1 else None,
     )
+
+
+def _snapped(alpha: float) -> float:
+    """A minimizer itself where rounding has missed it."""
+    return float(round(alpha)) if abs(alpha - round(alpha)) < SNAP else alpha
