@@ -378,6 +378,13 @@ class Objective:
         """Evaluate many points, by a plan of the network where there is one that pays."""
         found = torch.zeros(2, source.k, dtype=torch.float64, device=self.device)
         plan = self._plan(source, bfloat16)
+        if bfloat16 and plan is None and source.k:
+            why = self._plans.get(True)
+            self._note(
+                "combinations ran in float32: ",
+                why if isinstance(why, str) else "buffers besides batch-norm's, or a restricted space",
+            )
+        bfloat16 = bfloat16 and plan is not None
         alone = [end and not bfloat16 for end in source.is_end()] if plan else [True] * source.k
         rest = torch.tensor([i for i, one in enumerate(alone) if not one], dtype=torch.int64, device=self.device)
         if plan is not None and len(rest):

@@ -242,6 +242,14 @@ class TestValues:
         torch.testing.assert_close(losses, expected, rtol=0.05, atol=0)
         assert not torch.equal(losses, expected)
 
+    def test_what_cannot_run_in_bfloat16_says_so(self, monkeypatch):
+        monkeypatch.setattr("lbgap._hardware.bfloat16_products", lambda _: True)
+        mixed, exact = (objective_of("unusual", precision=precision) for precision in ("mixed", "float32"))
+        ends, coefficients = ends_of(mixed, 2), coefficients_of(3, 2)
+        found = [objective.combination_losses(coefficients, ends)[0] for objective in (mixed, exact)]
+        assert torch.equal(*found)
+        assert mixed.notes == ["combinations ran in float32: the operation 'sin'"]
+
     def test_points_take_one_pass_of_the_data_each_in_the_count(self):
         objective = objective_of("batch-norm")
         objective.combination_losses(coefficients_of(7, 2), ends_of(objective, 2))

@@ -207,10 +207,9 @@ class Norm(Rule):
             return run.source.buffer(name).to(value.dtype)
         return value.expand(run.source.k, *value.shape)
 
-    def affine_map(self, run: Run, mean: Tensor | None = None, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scale and shift ``(k, channels)`` that it amounts to."""
-        mean = self._statistic(run, "running_mean") if mean is None else mean
-        variance = self._statistic(run, "running_var") if variance is None else variance
+    def affine_map(self, run: Run) -> tuple[Tensor, Tensor]:
+        """Scale and shift ``(k, channels)`` that running statistics amount to."""
+        mean, variance = self._statistic(run, "running_mean"), self._statistic(run, "running_var")
         scale, shift = self._scale_shift(run)
         s = (variance + self.layer.eps).rsqrt()
         s = s if scale is None else s * scale
@@ -220,30 +219,24 @@ class Norm(Rule):
     def each(self, run: Run, owned: Sequence[bool], *values: Tensor) -> Tensor:
         """One scale and one shift a point and channel."""
         x = values[0]
-        if self.batch and x.dim() == 3:
-            variance, mean = torch.var_mean(x.to(run.source.dtype), 1, correction=0)
-            s, t = self.affine_map(run, mean, variance)
-        elif self.batch:
-            scale, shift = self._scale_shift(run)
-            parts = [
-                F.batch_norm(
-                    x[i],
-                    None,
-                    None,
-                    None if scale is None else scale[i],
-                    None if shift is None else shift[i],
-                    True,
-                    0.0,
-                    self.layer.eps,
-                )
-                for i in range(run.source.k)
-            ]
-            return parts[0][None] if len(parts) == 1 else torch.stack(parts)
-        else:
-            s, t = self.affine_map(run)
+        if self.batch:
+            return self._by_batch(run, x, owned[0])
+        s, t = self.affine_map(run)
         shape = (len(x), 1, -1, *(1,) * (x.dim() - 3))
         s, t = s.to(x.dtype).view(shape), t.to(x.dtype).view(shape)
         return torch.addcmul(t, x, s, out=x) if owned[0] else torch.addcmul(t, x, s)
+
+    def _by_batch(self, run: Run, x: Tensor, owned: bool) -> Tensor:
+        """Point by point: torch's own kernel reads the batch in one go, where a reduction of all points does not."""
+        scale, shift = self._scale_shift(run)
+        parts = zip(x, *(part if part is not None else [None] * len(x) for part in (scale, shift)), strict=True)
+        done = (F.batch_norm(one, None, None, s, t, training=True, eps=self.layer.eps) for one, s, t in parts)
+        if len(x) == 1:
+            return next(done)[None]
+        out = x if owned else torch.empty_like(x)
+        for target, one in zip(out, done, strict=True):
+            target.copy_(one)
+        return out
 
 
 class Weighted(Rule):
