@@ -417,7 +417,9 @@ class Objective:
         if spans not in self._plans:
             try:
                 with self._exact(), self._context(False):
-                    self._plans[spans] = make_plan(self._flat, self._first_few().inputs, spans)
+                    self._plans[spans] = self._within_memory(
+                        lambda: make_plan(self._flat, self._first_few().inputs, spans)
+                    )
             except UnknownError as error:
                 self._plans[spans] = str(error)
         plan = self._plans[spans]

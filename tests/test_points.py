@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lbgap import Objective
-from lbgap.points import Combinations, Separate, make_plan
+from lbgap.points import Combinations, Plan, Separate, make_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -297,6 +297,24 @@ class TestChoice:
         objective = objective_of("batch-norm", precision="float32")
         point = ends_of(objective, 1)
         assert float(objective.losses(point)) == float(objective.loss(point[0]))
+
+
+def test_where_memory_runs_out_the_batches_are_halved(monkeypatch):
+    objective, smaller = objective_of("batch-norm", batch_size=20), objective_of("batch-norm", batch_size=10)
+    ends, coefficients = ends_of(objective, 2), coefficients_of(30, 2)
+    sweep = Plan.sweep
+
+    def hungry(plan, source, batches, loss, **options):
+        kept = list(batches)
+        if len(kept[0].inputs) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sweep(plan, source, kept, loss, **options)
+
+    monkeypatch.setattr(Plan, "sweep", hungry)
+    found, expected = (one.combination_losses(coefficients, ends)[0] for one in (objective, smaller))
+    assert torch.equal(found, expected)
+    assert objective.batch_size == 10
+    assert objective.notes == ["out of memory: micro-batches were halved, to 10 samples"]
 
 
 class TestFallback:
