@@ -47,7 +47,7 @@ test-gpu: gpu
 # Without torch's pool of memory every tensor is an allocation of its own, so that no access beyond one goes unseen.
 sanitize-gpu: gpu
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
-		$(PYTHON) -m pytest -q tests/gpu/test_kernels.py tests/gpu/test_launch.py -k "not captured and not compiled and not goes_on"
+		$(PYTHON) -m pytest -q tests/gpu/test_*_kernels.py tests/gpu/test_launch.py -k "not captured and not compiled and not goes_on"
 	compute-sanitizer --tool racecheck --error-exitcode 1 \
 		$(PYTHON) -m pytest -q tests/gpu/test_launch.py -k "bits_again"
 

@@ -1,7 +1,16 @@
-"""The tests of the CPU's ops on a GPU: calls of the raw ops move there, memory and all, and come back."""
+"""What the tests of the kernels ask for, on a GPU: calls of the raw ops move there, memory and all, and come back."""
 
 import pytest
 import torch
+
+from lbgap import ops as wrappers
+
+pytest.register_assert_rewrite(
+    "tests.test_ops", "tests.test_history", "tests.test_subspace", "tests.test_rng", "tests.cuda_on_cpu.emulated"
+)
+
+if not torch.cuda.is_available():
+    collect_ignore_glob = ["test_*_kernels.py"]  # thousands of them; the other files say that they are skipped
 
 SMALL_MATRICES = {"K", "q"}  # arguments that stay on the host
 
@@ -49,7 +58,35 @@ class OpsOnGpu:
         return OnGpu(getattr(self._ops, name).default)
 
 
+@pytest.fixture(scope="module")
+def native():
+    """The compiled ops of the CPU, beside which those of the GPU are put."""
+    return torch.ops.lbgap
+
+
+@pytest.fixture(scope="module")
+def kernels(native):
+    """Let every call of a compiled op run on a GPU, wherever its tensors are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.ops, "lbgap", OpsOnGpu(native))
+        yield
+
+
 @pytest.fixture
-def ops_on_gpu(monkeypatch):
-    """Let the compiled ops run on a GPU, whatever the device of their tensors."""
-    monkeypatch.setattr(torch.ops, "lbgap", OpsOnGpu(torch.ops.lbgap))
+def launched():
+    pytest.skip("only the emulator says which kernels were launched")
+
+
+@pytest.fixture
+def sparse():
+    pytest.skip("a GPU's memory is taken when it is asked for")
+
+
+@pytest.fixture
+def backend():
+    return "native"
+
+
+@pytest.fixture
+def where():
+    return wrappers

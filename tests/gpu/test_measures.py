@@ -38,7 +38,6 @@ def both(measure, model, data, **options):
     """The result on the CPU and that on a GPU, in float64."""
     here = measure(model, data, precision="float64", **options)
     there = measure(copy.deepcopy(model).cuda(), on_gpu(data), precision="float64", **options)
-    assert (here.settings["device"], there.settings["device"]) == ("cpu", "cuda:0")
     return here, there
 
 
@@ -54,6 +53,7 @@ def test_a_sharpness_in_float64_is_that_of_the_cpu(model, mnist1d_train, method,
     here, there = both(lbgap.fast_sharpness, model, mnist1d_train, **search)
     assert there.base_loss == pytest.approx(here.base_loss, rel=EXACT)
     assert there.value == pytest.approx(here.value, rel=tolerance)
+    assert (here.settings["device"], there.settings["device"]) == ("cpu", "cuda:0")
     assert there.point.is_cuda
 
 
@@ -99,12 +99,18 @@ def test_every_other_measure_is_that_of_the_cpu(model, mnist1d_train, name):
     assert there.value == pytest.approx(here.value, rel=DIVIDED)
 
 
-def test_curves_layers_and_lines_are_those_of_the_cpu(minimizers, mnist1d_train):
-    model, data = minimizers["LB"], tuple(mnist1d_train)
-    for measure in (functools.partial(lbgap.sharpness_curve, epsilons=(5e-4, 1e-3)), lbgap.layer_sharpness):
-        here = measure(model, data, precision="float64").to_dict()
-        there = measure(copy.deepcopy(model).cuda(), on_gpu(data), precision="float64").to_dict()
-        assert there.keys() == here.keys()
+def test_curves_and_layers_are_those_of_the_cpu(model, mnist1d_train):
+    here, there = both(lbgap.sharpness_curve, model, mnist1d_train, epsilons=(5e-4, 1e-3))
+    assert there.values == pytest.approx(here.values, rel=EXACT)
+    here, there = both(lbgap.layer_sharpness, model, mnist1d_train, iterations=5)
+    assert there.keys() == here.keys()
+    assert [found.value for found in there.values()] == pytest.approx(
+        [found.value for found in here.values()], rel=EXACT
+    )
+
+
+def test_a_line_is_that_of_the_cpu(minimizers, mnist1d_train):
+    data = tuple(mnist1d_train)
     here = lbgap.line(*minimizers.values(), data, points=5, precision="float64")
     moved = [copy.deepcopy(model).cuda() for model in minimizers.values()]
     there = lbgap.line(*moved, on_gpu(data), points=5, precision="float64")
