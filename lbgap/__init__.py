@@ -1,6 +1,6 @@
 """How sharp the minima of neural networks are, and why large-batch training generalises worse."""
 
-from lbgap.landscape import Line, line
+from lbgap.landscape import Line, Shape, curve, line
 from lbgap.measures import (
     Measure,
     SharpnessCurve,
@@ -22,11 +22,13 @@ __all__ = [
     "Measure",
     "Objective",
     "Run",
+    "Shape",
     "Sharpness",
     "SharpnessCurve",
     "average_sharpness",
     "ball_sharpness",
     "critical_sharpness",
+    "curve",
     "fast_sharpness",
     "fisher_rao_norm",
     "layer_sharpness",

@@ -1,4 +1,4 @@
-"""The command line: ``lbgap demo | train | sharpness | measure | line | info``."""
+"""The command line: ``lbgap demo | train | sharpness | measure | line | curve | info``."""
 
 from __future__ import annotations
 
@@ -408,76 +408,6 @@ def sharpness(
 
 
 @app.command()
-def line(
-    runs: Runs = None,
-    points: Annotated[int, typer.Option(help="Values of alpha.")] = 25,
-    low: Annotated[float, typer.Option(help="Smallest alpha.")] = -1.0,
-    high: Annotated[float, typer.Option(help="Largest alpha.")] = 2.0,
-    batch_norm: BatchNorm = "batch",
-    batch_size: BatchSize = None,
-    model: ModelPath = None,
-    weights: Weights = None,
-    data: DataName = None,
-    data_dir: DataDir = None,
-    seed: Annotated[int, typer.Option(help="Nothing here is random; only recorded.")] = 0,
-    device: Device = None,
-    out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("."),
-    as_json: AsJson = False,
-) -> None:
-    """Draw loss and accuracy on the line from a small- to a large-batch minimizer, given in this order.
-
-    Give two run folders, or a model of your own by --model, --data and twice
-    --weights. Writes line.json, line.png and line.svg into --out; earlier
-    results are kept, the next ones are line-2.json and so on.
-    """
-    import torch
-
-    from lbgap import _files, plotting
-    from lbgap.landscape import line as evaluate_line
-
-    minimizers = _minimizers(runs, model, weights, data, data_dir)
-    if len(minimizers) != 2:
-        raise ValueError(
-            f"a line needs two minimizers, small-batch first, got {len(minimizers)}: give two runs or --weights"
-        )
-    (small_name, small, samples), (large_name, large, others) = minimizers
-    if samples is not others and not all(map(torch.equal, samples.train, others.train)):
-        raise ValueError(f"{small_name} and {large_name} were trained on different data: name those to use with --data")
-    _writable(out)
-    result = evaluate_line(
-        small,
-        large,
-        samples.train,
-        test_data=samples.test,
-        points=points,
-        low=low,
-        high=high,
-        loss="cross_entropy" if samples.classes else "mse",
-        batch_norm=batch_norm,
-        batch_size=batch_size,
-        device=device,
-        progress=errors.is_terminal,
-    )
-    stem = _fresh(out, "line")
-    record = {"small": small_name, "large": large_name, "data": samples.name, "seed": seed, **result.to_dict()}
-    _files.write_json(stem.with_suffix(".json"), record)
-    plotting.save(plotting.plot_line(result), stem)
-    columns = {
-        "train loss": result.train_loss,
-        "train acc. %": result.train_accuracy,
-        "test loss": result.test_loss,
-        "test acc. %": result.test_accuracy,
-    }
-    shown = {name: values for name, values in columns.items() if values is not None}
-    title = f"The line: alpha = 0 is {escape(small_name)}, alpha = 1 is {escape(large_name)}\n"
-    note = f"Loss: mean {result.settings['loss']}; batch-norm: {result.settings['batch_norm']}"
-    table = _table("alpha", *(name.replace(" ", "\n", 1) for name in shown))
-    for index, alpha in enumerate(result.alphas):
-        table.add_row(f"{alpha:.4g}", *(f"{values[index]:.4g}" for values in shown.values()))
-    _show(as_json, record, title, table, "", note, f"Written: {escape(str(stem))}.json, .png and .svg")
-
-
-@app.command()
 def info(as_json: AsJson = False) -> None:
     """Show versions, which library serves which device, compiler, SIMD level, threads and copy bandwidth."""
     import torch
@@ -599,7 +529,8 @@ def _minimizers(
     return [(str(path), read_weights(network(), path), load(data, data_dir)) for path in weights]
 
 
-import lbgap.cli_measure  # noqa: E402  it registers `lbgap measure` on the app of lbgap.cli
+import lbgap.cli_landscape  # noqa: E402  these register their commands on the app of lbgap.cli
+import lbgap.cli_measure  # noqa: E402
 
 if __name__ == "__main__":
     lbgap.cli.main()

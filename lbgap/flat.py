@@ -165,6 +165,40 @@ class FlatModule:
         """Whether the statistics of batches or of training enter the output."""
         return any(isinstance(module, _BatchNorm) for module in self.module.modules())
 
+    def statistics(self, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+        """Estimate the statistics of all batch-norms at theta: the mean of those of the batches.
+
+        As ``torch.optim.swa_utils.update_bn`` does (Izmailov et al. 2018, arXiv 1803.05407); each batch-norm sees what
+        those before it make with the statistics of the batch.
+
+        Args:
+            batches: Inputs ``(batch, ...)``, two samples or more in each.
+
+        Returns:
+            Name of each buffer to its value; the replica's own stay as they are.
+        """
+        norms = {n: m for n, m in self.module.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
+        kept = {name: ({k: v.clone() for k, v in m.named_buffers()}, m.momentum) for name, m in norms.items()}
+        found = {}
+        try:
+            for norm in norms.values():
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean over the batches
+                norm.train()
+            with torch.no_grad():
+                for inputs in batches:
+                    self.module(inputs)
+            for name, norm in norms.items():
+                for key in ("running_mean", "running_var"):
+                    found[f"{name}.{key}".lstrip(".")] = norm.get_buffer(key).clone()
+        finally:
+            for name, norm in norms.items():
+                norm.eval()
+                norm.momentum = kept[name][1]
+                for key, value in kept[name][0].items():
+                    norm.get_buffer(key).copy_(value)
+        return found
+
     def check_views(self) -> None:
         """Check that theta is still what the replica computes with.
 

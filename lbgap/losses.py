@@ -58,6 +58,31 @@ class Loss:
         total = mean.reshape(()) * len(output)
         return total, mean.detach().reshape(()).double() * len(output)
 
+    def totals(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Sum the loss over the samples of one batch, for the outputs of several networks.
+
+        Args:
+            outputs: ``(k, batch, ...)``.
+            target: What each of them should have returned, ``(batch, ...)``.
+
+        Returns:
+            ``(k,)`` float64, each as :meth:`total` gives it, without a gradient.
+
+        Raises:
+            TypeError: As :meth:`total`.
+            ValueError: As :meth:`total`.
+        """
+        if self.function is not None:
+            return torch.stack([self.total(output, target)[1] for output in outputs])
+        targets = target.expand(len(outputs), *target.shape)
+        if not self.classification:
+            each = F.mse_loss(outputs, targets, reduction="none")
+        else:  # the classes in the place where torch wants them
+            targets = targets.movedim(2, 1) if target.is_floating_point() else targets
+            each = F.cross_entropy(outputs.movedim(2, 1), targets, reduction="none")
+        each = each.flatten(2).mean(2) if each.dim() > 2 else each
+        return each.sum(1, dtype=torch.float64)
+
     def _each(self, output: Tensor, target: Tensor) -> Tensor:
         """One loss per sample, ``(batch,)``; extra dimensions of a sample are averaged."""
         if self.classification:

@@ -20,6 +20,7 @@ from lbgap._hardware import first_line
 from lbgap.flat import FlatModule, Selection, name_patterns
 from lbgap.hessian import products as _products
 from lbgap.losses import Loss, LossFunction, resolve_loss
+from lbgap.points import Combinations, Plan, Separate, Source, UnknownError, make_plan
 from lbgap.samples import Split, as_tensors, resident, streamed
 
 PRECISIONS = ("float32", "float64", "mixed")
@@ -107,6 +108,7 @@ class Objective:
         self.notes: list[str] = []
         self.evaluated = 0
         self._whole: Objective | None = None
+        self._plans: dict[bool, Plan | str] = {}  # for points as they are and for combinations; or why there is none
         with torch.inference_mode(False), torch.no_grad():
             self._flat = FlatModule(
                 model,
@@ -277,21 +279,159 @@ class Objective:
         return self._evaluate(theta, out, wanted, bfloat16=self._bfloat16)
 
     def losses(self, points: Tensor) -> Tensor:
-        """Evaluate the loss at several points.
+        """Evaluate the loss at several points, in one pass over the data where that is faster than one for each.
 
         Args:
             points: ``(k, n)``.
 
         Returns:
-            ``(k,)`` float64. A loss that is NaN or infinite is returned as it is.
+            ``(k,)`` float64, each as :meth:`loss` gives it but for rounding; NaN and infinite ones as they are.
 
         Raises:
             ValueError: ``points`` has the wrong shape, dtype or device.
         """
-        if points.dim() != 2:
-            raise ValueError(f"points must be (k, {self.n}), got shape {tuple(points.shape)}")
-        values = [self._pass(point, self._loss)[0].sum() for point in points]
-        return torch.stack(values) if values else torch.empty(0, dtype=torch.float64, device=self.device)
+        self._check_rows(points, "points", "k")
+        return self._many(Separate(points))[0]
+
+    def combination_losses(
+        self,
+        coefficients: Tensor,
+        ends: Tensor,
+        *,
+        buffers: Mapping[str, Tensor] | None = None,
+        accuracy: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Evaluate the loss at combinations of a few points, ``coefficients @ ends``, which are never formed.
+
+        A network of usual layers is evaluated layer by layer for all combinations, with j products in its first layer
+        instead of k, where by a count of the operations that is faster than one point after the other. A row of the
+        coefficients that is a unit vector gives the end's :meth:`loss` to the bit; the others agree with that of the
+        combined point but for rounding. With ``precision="mixed"`` products run in bfloat16, but for the first and the
+        last layer's, and all rows agree only to its rounding.
+
+        Args:
+            coefficients: ``(k, j)``, finite.
+            ends: ``(j, n)``.
+            buffers: Name to ``(j, *shape)``: buffers that are combined too, in float64, variances no lower than zero.
+            accuracy: Whether to return the accuracies too.
+
+        Returns:
+            The losses, ``(k,)`` float64, NaN and infinite ones as they are; the accuracies in percent, ``(k,)``
+            float64, or None.
+
+        Raises:
+            ValueError: A tensor has the wrong shape, dtype or device, a coefficient is not finite, the model has no
+                such buffer, or it is no classifier.
+        """
+        self._check_rows(ends, "ends", "j")
+        j = len(ends)
+        if coefficients.dim() != 2 or coefficients.shape[1] != j or not j:
+            raise ValueError(f"coefficients must be (k, {j}), one an end, got {tuple(coefficients.shape)}")
+        if not coefficients.isfinite().all():
+            raise ValueError("coefficients must be finite, got NaN or infinity")
+        if accuracy and self.classes is None:
+            raise ValueError("accuracy needs class indices as targets and an output (batch, classes)")
+        own = dict(self._flat.module.named_buffers())
+        for name, value in (buffers or {}).items():
+            if name not in own or value.shape != (j, *own[name].shape):
+                raise ValueError(f"the model has no buffer {name!r} of shape {tuple(value.shape[1:])} for {j} ends")
+        placed = {name: value.to(self.device, torch.float64) for name, value in (buffers or {}).items()}
+        source = Combinations(coefficients.to(self.device, torch.float64), ends, placed)
+        return self._many(source, accuracy, bfloat16=self._bfloat16)
+
+    @torch.inference_mode(False)
+    def statistics(self, theta: Tensor) -> dict[str, Tensor]:
+        """Estimate the statistics of batch-norm on these data at one point; see :meth:`set_buffers`.
+
+        Args:
+            theta: ``(n,)``.
+
+        Returns:
+            Name of each buffer to its value: the mean over even batches of at most 5,000 samples. An evaluation.
+
+        Raises:
+            ValueError: ``theta`` has the wrong shape, dtype or device, or there is one sample only.
+        """
+        if self.samples == 1:
+            raise ValueError("one sample has no statistics: pass more data")
+        with torch.no_grad():
+            self._set(theta)
+        self._count(self.samples)
+        with self._exact(), self._context(False):
+            parts = self._inputs.tensor_split(math.ceil(self.samples / BATCH_NORM_BATCH))
+            return self._flat.statistics(part.to(self.device, copy=self._overwrites) for part in parts)
+
+    def few(self) -> Split:
+        """A fresh copy of some 32 samples, for trying something out."""
+        return self._first_few()
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether statistics of batch-norm enter the output."""
+        return self._flat.has_batch_norm
+
+    def _check_rows(self, rows: Tensor, name: str, count: str) -> None:
+        if rows.dim() != 2 or rows.shape[1] != self.n:
+            raise ValueError(f"{name} must be ({count}, {self.n}), got shape {tuple(rows.shape)}")
+        if len(rows):
+            self._check(rows[0], name)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _many(self, source: Source, accuracy: bool = False, bfloat16: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Evaluate many points, by a plan of the network where there is one that pays."""
+        found = torch.zeros(2, source.k, dtype=torch.float64, device=self.device)
+        plan = self._plan(source, bfloat16)
+        if bfloat16 and plan is None and source.k:
+            why = self._plans.get(True)
+            self._note(
+                "combinations ran in float32: ",
+                why if isinstance(why, str) else "buffers besides batch-norm's, or a restricted space",
+            )
+        bfloat16 = bfloat16 and plan is not None
+        alone = [end and not bfloat16 for end in source.is_end()] if plan else [True] * source.k
+        rest = torch.tensor([i for i, one in enumerate(alone) if not one], dtype=torch.int64, device=self.device)
+        if plan is not None and len(rest):
+            low = torch.bfloat16 if bfloat16 else self._flat.theta.dtype
+
+            def sweep() -> tuple[Tensor, Tensor]:
+                chunk = plan.chunk(self.batch_size, source, _hardware.batch_budget(self.device))
+                with torch.no_grad(), self._exact(), self._context(False):
+                    batches = self._micro_batches()
+                    return plan.sweep(source[rest], batches, self._loss, chunk=chunk, low=low, accuracy=accuracy)
+
+            self._count(self.samples * len(rest))
+            totals, correct = self._within_memory(sweep)
+            found[0, rest], found[1, rest] = totals / self.samples, correct
+        before = {name: self._flat.module.get_buffer(name).clone() for name in source.buffers}
+        try:
+            for index in (i for i, one in enumerate(alone) if one):
+                self.set_buffers(source.buffers_at(index))
+                shares, correct = self._pass(source.point(index), self._loss, accuracy=accuracy)
+                found[0, index], found[1, index] = shares.sum(), correct.sum()
+        finally:
+            self.set_buffers(before)
+        return found[0], 100.0 * found[1] / self.samples if accuracy else None
+
+    def _plan(self, source: Source, bfloat16: bool) -> Plan | None:
+        """The plan for these points; None where one pass a point is as fast, or the only way."""
+        if self._restricted or source.k < 2 - bfloat16:
+            return None
+        spans = source.j > 0
+        if spans not in self._plans:
+            try:
+                with self._exact(), self._context(False):
+                    self._plans[spans] = self._within_memory(
+                        lambda: make_plan(self._flat, self._first_few().inputs, spans)
+                    )
+            except UnknownError as error:
+                self._plans[spans] = str(error)
+        plan = self._plans[spans]
+        if isinstance(plan, str) or not source.buffers <= plan.statistics():
+            return None
+        chunk = plan.chunk(self.batch_size, source, _hardware.batch_budget(self.device))
+        batches = math.ceil(self.samples / self.batch_size)
+        return plan if bfloat16 or plan.better(source, self.samples, batches, chunk) else None
 
     def loss_and_accuracy(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate loss and accuracy at one point.

@@ -168,7 +168,7 @@ class OneProcess(contextlib.nullcontext):
 
 
 class TestHelp:
-    @pytest.mark.parametrize("command", ["demo", "train", "sharpness", "line", "info"])
+    @pytest.mark.parametrize("command", ["demo", "train", "sharpness", "line", "curve", "info"])
     def test_every_option_is_explained_and_every_file_named(self, succeed, command):
         out = succeed(command, "--help")
         assert_readable(out)
@@ -177,6 +177,7 @@ class TestHelp:
             "train": ["config.json", "metrics.jsonl", "state.safetensors", "model.safetensors", "result.json"],
             "sharpness": ["sharpness.json"],
             "line": ["line.json", "line.png", "line.svg"],
+            "curve": ["curve.json", "curve.png", "curve.svg"],
             "info": [],
         }[command]
         assert all(file in out for file in files)
@@ -318,6 +319,22 @@ class TestSharpness:
         code, _, err = run("sharpness", "sb", "--precision", "mixed", "--epsilon", "1e-3", "--json")
         assert code == 0
         assert re.fullmatch(r"lbgap: note: precision='mixed' ran in float32[^\n]*\n", err)
+
+
+class TestCurve:
+    def test_as_a_table(self, succeed, here):
+        out = succeed("curve", "sb", "lb", "--points", "4", "--batch-norm", "eval", "--out", "results")
+        assert_readable(out)
+        assert "The curve: alpha = 0 is sb, alpha = 1 is lb" in out
+        assert "barrier" in out
+        assert sorted(os.listdir("results")) == ["curve.json", "curve.png", "curve.svg"]
+        found = pure_json((here / "results" / "curve.json").read_text())
+        losses = [read_run(here / name).result["metrics"]["train_loss"] for name in ("sb", "lb")]
+        assert found["train_loss"][1:3] == pytest.approx(losses, rel=1e-6)
+        assert found["shape"]["barrier"] >= 0
+
+    def test_one_minimizer_is_refused(self, fail, here):
+        fail("a curve needs two minimizers, small-batch first, got 1", "curve", "sb")
 
 
 class TestLine:

@@ -568,7 +568,7 @@ CALLS = {
 def test_a_pass_is_repeated_with_smaller_batches(name, monkeypatch):
     released = []
     monkeypatch.setattr(_hardware, "release", released.append)
-    small, objective = Objective(network(), data(), batch_size=5), starved(7, batch_size=40)
+    small, objective = Objective(Hungry(10**9), data(), batch_size=5), starved(7, batch_size=40)
     v = torch.linspace(-1, 1, small.n)
     expected = CALLS[name](small, small.theta, v)
     found = CALLS[name](objective, objective.theta, v)

@@ -1,0 +1,170 @@
+"""The commands ``lbgap line`` and ``lbgap curve``: the loss along paths between two minimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from lbgap.cli import (
+    AsJson,
+    BatchSize,
+    DataDir,
+    DataName,
+    Device,
+    ModelPath,
+    Precision,
+    Runs,
+    Weights,
+    _fresh,
+    _minimizers,
+    _show,
+    _table,
+    _writable,
+    app,
+    errors,
+)
+
+Points = Annotated[int, typer.Option(help="Values of alpha.")]
+Low = Annotated[float, typer.Option(help="Smallest alpha.")]
+High = Annotated[float, typer.Option(help="Largest alpha.")]
+Rise = Annotated[float, typer.Option(help="Of the loss, up to which the width of a minimizer goes.")]
+Statistics = Annotated[
+    str,
+    typer.Option(help="batch (of each evaluation batch), eval (interpolated), freeze (the first's) or recalibrate."),
+]
+NotRandom = Annotated[int, typer.Option(help="Nothing here is random; only recorded.")]
+Out = Annotated[Path, typer.Option(help="Folder for the result.")]
+
+
+@app.command()
+def line(
+    runs: Runs = None,
+    points: Points = 25,
+    low: Low = -1.0,
+    high: High = 2.0,
+    rise: Rise = 0.1,
+    batch_norm: Statistics = "batch",
+    precision: Precision = "float32",
+    batch_size: BatchSize = None,
+    model: ModelPath = None,
+    weights: Weights = None,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    seed: NotRandom = 0,
+    device: Device = None,
+    out: Out = Path("."),
+    as_json: AsJson = False,
+) -> None:
+    """Draw loss and accuracy on the line from a small- to a large-batch minimizer, given in this order.
+
+    Give two run folders, or a model of your own by --model, --data and twice
+    --weights. Writes line.json, line.png and line.svg into --out; earlier
+    results are kept, the next ones are line-2.json and so on.
+    """
+    from lbgap.landscape import line as evaluate
+
+    named = _minimizers(runs, model, weights, data, data_dir)
+    grid = {"points": points, "low": low, "high": high, "rise": rise}
+    how = {"batch_norm": batch_norm, "precision": precision, "batch_size": batch_size, "device": device}
+    _path("line", evaluate, named, {**grid, **how}, seed, out, as_json)
+
+
+@app.command()
+def curve(
+    runs: Runs = None,
+    points: Points = 25,
+    low: Low = -1.0,
+    high: High = 2.0,
+    rise: Rise = 0.1,
+    batch_norm: Statistics = "batch",
+    precision: Precision = "float32",
+    batch_size: BatchSize = None,
+    model: ModelPath = None,
+    weights: Weights = None,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    seed: NotRandom = 0,
+    device: Device = None,
+    out: Out = Path("."),
+    as_json: AsJson = False,
+) -> None:
+    """Draw loss and accuracy on the curve sin(a pi/2) x_l + cos(a pi/2) x_s, the small-batch minimizer given first.
+
+    As lbgap line. Writes curve.json, curve.png and curve.svg into --out;
+    earlier results are kept, the next ones are curve-2.json and so on.
+    """
+    from lbgap.landscape import curve as evaluate
+
+    named = _minimizers(runs, model, weights, data, data_dir)
+    grid = {"points": points, "low": low, "high": high, "rise": rise}
+    how = {"batch_norm": batch_norm, "precision": precision, "batch_size": batch_size, "device": device}
+    _path("curve", evaluate, named, {**grid, **how}, seed, out, as_json)
+
+
+def _path(
+    name: str,
+    evaluate: Callable[..., Any],
+    minimizers: list[tuple[str, Any, Any]],
+    options: dict[str, Any],
+    seed: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Evaluate a path, write it down and show it."""
+    import torch
+
+    from lbgap import _files, plotting
+
+    if len(minimizers) != 2:
+        raise ValueError(
+            f"a {name} needs two minimizers, small-batch first, got {len(minimizers)}: give two runs or --weights"
+        )
+    (small_name, small, samples), (large_name, large, others) = minimizers
+    if samples is not others and not all(map(torch.equal, samples.train, others.train)):
+        raise ValueError(f"{small_name} and {large_name} were trained on different data: name those to use with --data")
+    _writable(out)
+    loss = "cross_entropy" if samples.classes else "mse"
+    result = evaluate(
+        small, large, samples.train, test_data=samples.test, loss=loss, progress=errors.is_terminal, **options
+    )
+    stem = _fresh(out, name)
+    record = {"small": small_name, "large": large_name, "data": samples.name, "seed": seed, **result.to_dict()}
+    _files.write_json(stem.with_suffix(".json"), record)
+    plotting.save(plotting.plot_line(result), stem)
+    title = f"The {name}: alpha = 0 is {escape(small_name)}, alpha = 1 is {escape(large_name)}\n"
+    note = f"Loss: mean {result.settings['loss']}; batch-norm: {result.settings['batch_norm']}"
+    written = f"Written: {escape(str(stem))}.json, .png and .svg"
+    _show(as_json, record, title, _values(result), "", _shapes(result), "", note, written)
+
+
+def _values(result: Any) -> Table:
+    columns = {
+        "train loss": result.train_loss,
+        "train acc. %": result.train_accuracy,
+        "test loss": result.test_loss,
+        "test acc. %": result.test_accuracy,
+    }
+    shown = {name: values for name, values in columns.items() if values is not None}
+    table = _table("alpha", *(name.replace(" ", "\n", 1) for name in shown))
+    for index, alpha in enumerate(result.alphas):
+        table.add_row(f"{alpha:.4g}", *(f"{values[index]:.4g}" for values in shown.values()))
+    return table
+
+
+def _shapes(result: Any) -> Table:
+    """Barrier and widths, by the training and the test loss."""
+    table = _table(
+        "by loss", "barrier", "at\nalpha", "width 0,\nouter", "width 0,\ninner", "width 1,\ninner", "width 1,\nouter"
+    )
+    for name, shape in (("train", result.shape), ("test", result.test_shape)):
+        if shape is not None:
+            widths = (shape.small_outer, shape.small_inner, shape.large_inner, shape.large_outer)
+            shown = ("beyond" if width is None else f"{width:.4g}" for width in widths)
+            table.add_row(name, f"{shape.barrier:.4g}", f"{shape.barrier_alpha:.4g}", *shown)
+    table.caption = f"Widths in units of alpha, up to a rise of {result.shape.rise:g}; beyond: past the last point."
+    return table

@@ -1,0 +1,78 @@
+"""Loss and accuracy on the curve through two minimizers (Keskar et al. 2016, figure 7)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from lbgap.landscape.line import Line, evaluate_path
+from lbgap.losses import LossFunction
+
+TURNS = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))
+
+
+def curve(
+    small: nn.Module,
+    large: nn.Module,
+    data: Any,
+    *,
+    test_data: Any = None,
+    points: int = 25,
+    low: float = -1.0,
+    high: float = 2.0,
+    rise: float = 0.1,
+    loss: str | LossFunction = "cross_entropy",
+    batch_norm: str = "batch",
+    precision: str = "float32",
+    batch_size: int | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> Line:
+    """Evaluate ``f(sin(alpha pi / 2) x_l + cos(alpha pi / 2) x_s)`` on training and test data.
+
+    Keskar et al. 2016 (arXiv 1609.04836), figure 7. Between minimizers of about the same length, orthogonal to each
+    other, the curve keeps that length where a line goes closer to the origin. Floating-point buffers follow the same
+    curve, but for the statistics of batch-norm with ``batch_norm`` other than ``"eval"``. That both ends have the
+    models' own losses is checked on a few samples, where the statistics are those of the ends.
+
+    Args:
+        small: The small-batch minimizer x_s, at alpha = 0; never changed.
+        large: The large-batch minimizer x_l, at alpha = 1, of the same architecture; never changed.
+        data: Training data, as for :func:`lbgap.fast_sharpness`.
+        test_data: Test data, or None.
+        points: How many values of alpha, evenly spaced.
+        low: Smallest alpha.
+        high: Largest alpha.
+        rise: For the widths: by how much the loss may rise above that of a minimizer.
+        loss: ``"cross_entropy"``, ``"mse"`` or ``loss(output, target) -> mean over the batch``.
+        batch_norm: ``"batch"``: statistics of each evaluation batch, as in the paper's scripts; ``"eval"``: running
+            statistics, combined as the parameters are, variances no lower than zero; ``"freeze"``: those of x_s
+            everywhere; ``"recalibrate"``: estimated anew on the training data at each point.
+        precision: ``"float32"``, ``"float64"``, or ``"mixed"``: products in bfloat16 where the network allows it, so
+            that all values are exact to some 0.1 % only.
+        batch_size: Samples in a micro-batch; with ``batch_norm="batch"`` part of the result, 5,000 by default.
+        device: Where to compute; the small model's device by default.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        The curve, as :func:`lbgap.line` returns a line.
+
+    Raises:
+        ValueError: The models differ in architecture or in what is frozen, or are identical; they keep more than
+            parameters and floating-point buffers; ``points``, ``rise`` or the range is not usable; the data do not fit.
+        TypeError: An argument is of the wrong kind.
+    """
+    options = {"loss": loss, "precision": precision, "batch_size": batch_size, "device": device}
+    return evaluate_path(
+        "curve", turn, small, large, data, test_data, (points, low, high, rise), batch_norm, options, progress
+    )
+
+
+def turn(alpha: float) -> tuple[float, float]:
+    """``cos(alpha pi / 2)`` and ``sin(alpha pi / 2)``, exact where alpha is whole."""
+    if alpha == int(alpha):
+        return TURNS[int(alpha) % 4]
+    return math.cos(alpha * math.pi / 2), math.sin(alpha * math.pi / 2)

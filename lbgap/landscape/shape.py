@@ -1,0 +1,72 @@
+"""How high the barrier between two minimizers is, and how wide each of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lbgap._result import plain
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a path through two minimizers, at 0 and at 1, says about them; lengths are in units of alpha.
+
+    Attributes:
+        barrier: How far the loss between them rises above the straight line between their own losses, at the points
+            evaluated (Entezari et al. 2022, arXiv 2110.06296, equation 1). Where both losses are equal this is the
+            barrier of Frankle et al. 2020 (arXiv 1912.05671), who subtract their mean: zero, or close to it, where the
+            minimizers are linearly mode-connected. Infinite where a loss overflows.
+        barrier_alpha: Where; 0 if there is no barrier.
+        rise: By how much the loss rises within a width.
+        small_outer: Width of x_s on the side away from x_l: how far one can go until the loss has risen by ``rise``
+            above that of x_s, between two points by interpolation; None where it does not in the range.
+        small_inner: The same on the side of x_l.
+        large_inner: Width of x_l on the side of x_s.
+        large_outer: The same on the other side.
+    """
+
+    barrier: float
+    barrier_alpha: float
+    rise: float
+    small_outer: float | None
+    small_inner: float | None
+    large_inner: float | None
+    large_outer: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {name: plain(value) for name, value in vars(self).items()}
+
+
+def shape_of(alphas: Sequence[float], losses: Sequence[float], ends: tuple[float, float], rise: float) -> Shape:
+    """Find barrier and widths.
+
+    Args:
+        alphas: Where the loss was evaluated, increasing.
+        losses: What it is there.
+        ends: The losses at 0 and 1.
+        rise: For the widths, above zero.
+    """
+    points = sorted({**dict(zip(alphas, losses, strict=True)), 0.0: ends[0], 1.0: ends[1]}.items())
+    between = [(loss - ((1 - a) * ends[0] + a * ends[1]), a) for a, loss in points if 0 < a < 1]
+    between = [(math.inf if math.isnan(height) else height, a) for height, a in between]
+    barrier, place = max([(0.0, 0.0), *between], key=lambda pair: pair[0])
+    up = [(a, loss) for a, loss in points if a >= 0], [(a, loss) for a, loss in points if a >= 1]
+    down = [(a, loss) for a, loss in points[::-1] if a <= 0], [(a, loss) for a, loss in points[::-1] if a <= 1]
+    widths = [_width(side, rise) for side in (down[0], up[0], down[1], up[1])]
+    return Shape(barrier, place, rise, *widths)
+
+
+def _width(points: Sequence[tuple[float, float]], rise: float) -> float | None:
+    """How far from the first point the loss first reaches its own there plus ``rise``."""
+    (begin, base), before = points[0], points[0]
+    for point in points[1:]:
+        alpha, loss = point
+        if not loss < base + rise:
+            share = (base + rise - before[1]) / (loss - before[1]) if math.isfinite(loss) else 1.0
+            return abs(before[0] + share * (alpha - before[0]) - begin)
+        before = point
+    return None
