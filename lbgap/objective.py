@@ -15,7 +15,7 @@ from lbgap import _hardware, _tangents
 from lbgap._extension import resolve_backend
 from lbgap._hardware import first_line
 from lbgap.flat import FlatModule, Selection, name_patterns
-from lbgap.hessian import hvp as _hvp
+from lbgap.hessian import products as _products
 from lbgap.losses import Loss, LossFunction, resolve_loss
 from lbgap.samples import as_tensors
 
@@ -115,6 +115,9 @@ class Objective:
                 )
             self._inputs = self._place(inputs)
             self._targets = self._place(targets)
+        self._products = _products.Products(
+            self._flat, self._loss, by_batch=self.by_batch, bfloat16=self._bfloat16, notes=self.notes
+        )
         self.n = self._centre.numel()
         self.samples = len(self._inputs)
         if self.by_batch:
@@ -348,39 +351,80 @@ class Objective:
         return total
 
     @torch.inference_mode(False)
-    def hvp(self, theta: Tensor, vectors: Tensor, *, kind: str = "hessian") -> Tensor:
-        """Multiply k vectors by a matrix of second derivatives, in one pass over the data.
+    def hvp(self, theta: Tensor, vectors: Tensor, *, kind: str = "hessian", blocks: bool = False) -> Tensor:
+        """Multiply k vectors by a matrix of second derivatives of the loss, in one pass over the data.
 
-        The gradient counts as one pass over the data, and so does each vector.
+        Networks of usual layers run through an engine that shares all but the vectors' own work (see
+        :mod:`lbgap.hessian.engine`), others by differentiating the gradient once more; :attr:`hvp_way` says which.
+        With ``precision="mixed"`` the engine rounds to bfloat16; :attr:`hvp_error` says what that does. The gradient
+        counts as one pass over the data, and so does each vector, for each layer with ``blocks``; none if k is 0.
 
         Args:
             theta: ``(n,)``.
             vectors: ``(k, n)``.
-            kind: ``"hessian"``.
+            kind: ``"hessian"``; ``"ggn"``, the Gauss-Newton matrix J' H J with the Hessian H of the loss in the
+                outputs; or ``"fisher"``, the mean of g g' with the gradient g of each sample's loss.
+            blocks: Multiply by the diagonal blocks of the layers alone: zero across layers.
 
         Returns:
             ``(k, n)``, of the objective's dtype.
 
         Raises:
-            ValueError: ``theta`` or ``vectors`` has the wrong shape, dtype or device, or the model cannot be
-                differentiated twice.
+            ValueError: ``theta`` or ``vectors`` has the wrong shape, dtype or device, or ``vectors`` holds NaN; the
+                model or the loss cannot be differentiated twice; or the statistics of a batch-norm couple the
+                samples of a micro-batch.
+            TypeError: ``vectors`` is not a tensor.
             FloatingPointError: A product is NaN or infinite.
         """
-        if vectors.dim() != 2:
-            raise ValueError(f"vectors must be (k, {self.n}), got shape {tuple(vectors.shape)}")
-        for vector in vectors:
-            self._check_direction(vector, "vectors")
+        self._check_direction(theta, "theta")
+        _products.check(vectors, self._centre, kind)
+        if self.by_batch and self.batch_size < self.samples:
+            raise ValueError(
+                "products with second derivatives need a loss that is a mean over single samples, but with "
+                f"batch_norm='batch' {self.samples} samples in micro-batches of {self.batch_size} are coupled by their "
+                "statistics: use batch_norm='eval', or a batch_size that holds all samples"
+            )
+        if self.by_batch and kind == "fisher":
+            raise ValueError("kind='fisher' needs the gradient of each sample, got batch_norm='batch': use 'eval'")
+        if len(vectors) == 0:
+            return torch.empty_like(vectors)
         with torch.no_grad():
             self._set(theta)
-        self._count(self.samples * (1 + len(vectors)))
-        total = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
-        with _hardware.full_float32(self.device.type), self._context(False), _tangents.differentiable():
-            for batch in self._micro_batches():
-                _hvp.add_products(self._flat, self._loss, batch, vectors, total)
-        total /= self.samples
-        if not total.isfinite().all():
-            raise FloatingPointError("a product with the Hessian is NaN or infinite: check the model's weights")
-        return total
+        multiply = self._products.multiply_blocks if blocks else self._products.multiply
+        passes = len(_products.layers_of(self._flat)) if blocks else 1
+        self._count(self.samples * passes * (1 + len(vectors)))
+        with _hardware.full_float32(self.device.type), self._context(False):
+            product = multiply(self._micro_batches, vectors, kind) / self.samples
+        if not product.isfinite().all():
+            bad = int((~product.isfinite()).any(1).nonzero()[0])
+            raise FloatingPointError(f"the product with vector {bad} is NaN or infinite: check the model's weights")
+        return product
+
+    @property
+    def hvp_way(self) -> str:
+        """How :meth:`hvp` computes: ``"engine"``, or ``"general: "`` and the reason, or ``"not used yet"``."""
+        return self._products.way
+
+    @property
+    def hvp_error(self) -> float | None:
+        """Relative error that bfloat16 made in one product of the last :meth:`hvp`, on a few samples; None without."""
+        return self._products.error
+
+    def check_hvp(self, theta: Tensor, *, kind: str = "hessian", seed: int = 0) -> float:
+        """Check that :meth:`hvp` multiplies by a symmetric matrix, on two random vectors.
+
+        Args:
+            theta: ``(n,)``.
+            kind: As in :meth:`hvp`.
+            seed: Of the vectors.
+
+        Returns:
+            ``|u'Hv - v'Hu| / (|u| |Hv| + |v| |Hu|)``: some rounding errors of the dtype where all is well.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        u, v = torch.randn(2, self.n, generator=generator, dtype=torch.float64).to(self.device)
+        hu, hv = self.hvp(theta, torch.stack((u, v)).to(self.dtype), kind=kind).double()
+        return float((u @ hv - v @ hu).abs() / (u.norm() * hv.norm() + v.norm() * hu.norm()).clamp_min(1e-300))
 
     @torch.inference_mode(False)
     def subset(self, samples: int) -> Objective | None:

@@ -1,0 +1,129 @@
+"""Products with k vectors at once for chains and residual networks of usual layers.
+
+Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 6 (1994): the derivative along a vector is
+carried through the network forwards and backwards beside the values. One pass of values and gradients serves all
+vectors, and each layer multiplies the tangents of all vectors in one product; see :mod:`lbgap.hessian.weighted`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lbgap.flat import FlatModule
+from lbgap.hessian.graph import Step, steps_of
+from lbgap.hessian.output import OutputCurvature
+from lbgap.hessian.rules import Run
+from lbgap.losses import Loss
+
+Batch = tuple[Tensor, Tensor]
+BATCH_BYTES = {"cpu": 48 * 2**20}
+GPU_BATCH_BYTES = 2 * 2**30
+SMALLEST_BATCH = 32
+
+
+class Engine:
+    """A network as a list of layers whose tangent rules are known."""
+
+    def __init__(self, flat: FlatModule, loss: Loss) -> None:
+        """Find the layers.
+
+        Args:
+            flat: The replica.
+            loss: The loss.
+
+        Raises:
+            UnknownError: Something in the network has no rule; the message says what.
+        """
+        self._flat, self._loss = flat, loss
+        self._steps = steps_of(flat)
+        self._floats = 0  # of one sample's values, counted at its first batch
+
+    @torch.no_grad()
+    def add_products(
+        self,
+        batches: Iterable[Batch],
+        vectors: Tensor,
+        out: Tensor,
+        kind: str,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Add the products of the summed loss of some batches.
+
+        Args:
+            batches: Inputs and targets of each; they are cut into smaller ones that fit the cache.
+            vectors: ``(k, n)``.
+            out: ``(k, n)``, added to.
+            kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
+            dtype: Of the tangents and of the values that meet them in products; that of the vectors by default.
+
+        Raises:
+            ValueError: The loss cannot be differentiated twice in the outputs.
+            UnknownError: A layer has no rule for the shape that it meets.
+        """
+        k = len(vectors)
+        run = Run(k, kind == "hessian", dtype or vectors.dtype, self._by_parameter(vectors), self._by_parameter(out))
+        for step in self._steps:
+            step.rule.begin(run)
+        for inputs, targets in batches:
+            for piece in self._cut(inputs, targets, k):
+                self._add(run, *piece, kind)
+        for step in self._steps:
+            step.rule.finish()
+
+    def _by_parameter(self, vectors: Tensor) -> list[Tensor]:
+        moving = self._flat.moving
+        pieces = vectors.split([parameter.numel() for parameter in moving], 1)
+        return [piece.view(-1, *parameter.shape) for piece, parameter in zip(pieces, moving, strict=True)]
+
+    def _cut(self, inputs: Tensor, targets: Tensor, k: int) -> Iterable[Batch]:
+        """Cut a batch into even pieces whose tangents fit the cache."""
+        size = SMALLEST_BATCH
+        if self._floats:
+            budget = BATCH_BYTES.get(inputs.device.type, GPU_BATCH_BYTES)
+            size = max(size, budget // (self._floats * (1 + k) * self._flat.theta.element_size()))
+        size = math.ceil(len(inputs) / math.ceil(len(inputs) / size))
+        return zip(inputs.split(size), targets.split(size), strict=True)
+
+    def _add(self, run: Run, inputs: Tensor, targets: Tensor, kind: str) -> None:
+        """One batch: values and their tangents forwards, gradients and their tangents backwards."""
+        values, saved = [inputs], []
+        tangents: list[Tensor | None] = [None]
+        for step in self._steps:
+            value, kept = step.rule.forward(*(values[source] for source in step.sources))
+            tangents.append(step.rule.tangent(kept, _of(tangents, step), step.owned))
+            values.append(value)
+            saved.append(kept)
+        self._floats = sum(value[0].numel() for value in values)
+        last = tangents[-1]
+        if last is None:
+            return
+        curvature = OutputCurvature(self._loss, values[-1], targets, kind)
+        pushed = curvature(last.to(curvature.gradient.dtype)).to(run.dtype)
+        self._backward(saved, tangents, curvature.gradient if run.second else None, pushed)
+
+    def _backward(self, saved: list[Any], tangents: list[Tensor | None], gradient: Tensor | None, push: Tensor) -> None:
+        """Gradients and their tangents, from the outputs back to the first layer that has a parameter that moves."""
+        last = len(self._steps)
+        gradients, pushes = {last: gradient}, {last: push}
+        for step in reversed(self._steps):
+            kept, g, r = saved.pop(), gradients.pop(last, None), pushes.pop(last, None)
+            last -= 1
+            if r is None or not (step.wanted or step.rule.moves):
+                continue
+            further = step.rule.backward(kept, g) if step.wanted and g is not None else ()
+            back = step.rule.backward_tangent(kept, g, r, _of(tangents, step), step.owned, step.wanted)
+            for source, other in zip(step.sources, further, strict=False):
+                before = gradients.get(source)
+                gradients[source] = other if before is None else before + other
+            for source, part in zip(step.sources, back, strict=True):
+                if part is not None:
+                    pushes[source] = pushes[source].add_(part) if source in pushes else part
+
+
+def _of(tangents: list[Tensor | None], step: Step) -> tuple[Tensor | None, ...]:
+    return tuple(tangents[source] for source in step.sources)

@@ -1,0 +1,98 @@
+"""The last step of every product: from the derivative of the outputs along a vector back to a gradient in them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lbgap import _tangents
+from lbgap._hardware import first_line
+from lbgap.losses import Loss
+
+KINDS = ("hessian", "ggn", "fisher")
+
+
+class OutputCurvature:
+    """What the summed loss of one batch is made of in the outputs: its gradient, and a matrix for each sample.
+
+    The matrix is the Hessian H of the loss in the outputs, for the Hessian and for the Gauss-Newton matrix J' H J
+    (Schraudolph, "Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent", Neural Computation 14
+    (2002), eq. 9); for the empirical Fisher matrix it is g g', g the gradient in the outputs.
+
+    Attributes:
+        gradient: Of the loss in the outputs, ``(batch, ...)``.
+    """
+
+    def __init__(self, loss: Loss, output: Tensor, targets: Tensor, kind: str) -> None:
+        """Evaluate the gradient.
+
+        Args:
+            loss: The loss.
+            output: ``(batch, ...)``, without a graph.
+            targets: ``(batch, ...)``.
+            kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
+
+        Raises:
+            ValueError: The loss cannot be differentiated twice in the outputs; or, for ``"fisher"``, the term of a
+                sample depends on the others of its batch.
+        """
+        self._loss, self._kind, self._probabilities = loss, kind, None
+        if kind == "fisher":
+            with torch.enable_grad():
+                _tangents.check_terms(loss, output, targets)
+                self.gradient = _tangents.output_gradient(loss, output, targets)
+        elif loss.name == "cross_entropy" and loss.function is None and output.dim() == 2 and targets.dim() == 1:
+            self._probabilities = output.softmax(1)
+            self.gradient = self._probabilities.clone()
+            self.gradient[torch.arange(len(output), device=output.device), targets] -= 1
+        else:
+            self._differentiate(output, targets)
+
+    def _differentiate(self, output: Tensor, targets: Tensor) -> None:
+        self._leaf = output.detach().requires_grad_()
+        with torch.enable_grad():
+            total, _ = self._loss.total(self._leaf.view_as(self._leaf), targets)
+            try:
+                (self._slope,) = torch.autograd.grad(total, self._leaf, create_graph=True)
+                if self._slope.requires_grad:
+                    _tangents._check_whole(self._slope.sum())
+            except RuntimeError as error:
+                raise self._refusal(error) from error
+        self.gradient = self._slope.detach()
+
+    def __call__(self, tangents: Tensor) -> Tensor:
+        """Multiply by the matrices of the samples.
+
+        Args:
+            tangents: ``(batch, k, ...)``, derivatives of the outputs along k vectors.
+
+        Returns:
+            The same shape.
+
+        Raises:
+            ValueError: The loss cannot be differentiated twice in the outputs.
+        """
+        if self._kind == "fisher":
+            along = (tangents * self.gradient.unsqueeze(1)).flatten(2).sum(2)
+            return along.view(*along.shape, *[1] * (tangents.dim() - 2)) * self.gradient.unsqueeze(1)
+        if self._probabilities is not None:
+            weighted = tangents * self._probabilities.unsqueeze(1)
+            return weighted.sub_(self._probabilities.unsqueeze(1) * weighted.sum(2, keepdim=True))
+        if self._loss.name == "mse" and self._loss.function is None:
+            return tangents * (2 / max(1, self.gradient[:1].numel()))
+        if not self._slope.requires_grad:  # linear in the outputs
+            return torch.zeros_like(tangents)
+        try:
+            found = [
+                torch.autograd.grad(self._slope, self._leaf, tangent, retain_graph=True)[0]
+                for tangent in tangents.unbind(1)
+            ]
+        except RuntimeError as error:
+            raise self._refusal(error) from error
+        return torch.stack(found, 1)
+
+    def _refusal(self, error: RuntimeError) -> ValueError:
+        return ValueError(
+            f"the loss {self._loss.name!r} cannot be differentiated twice in the outputs ({first_line(error)}): use a "
+            "loss that can, or kind='fisher', which needs only its gradient"
+        )

@@ -1,0 +1,179 @@
+"""Choose how products with second derivatives are computed, and say how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from lbgap._hardware import first_line
+from lbgap.flat import FlatModule
+from lbgap.hessian import hvp
+from lbgap.hessian.engine import Engine
+from lbgap.hessian.output import KINDS
+from lbgap.losses import Loss
+
+Batches = Callable[[], Iterable[hvp.Batch]]
+CHUNK_BYTES = 2**30  # of the engine's copies of the vectors and of their products
+COPIES = 4
+LARGEST_CHUNK = 64
+TRIED_SAMPLES = 8
+TRIED_VECTORS = 2
+TOLERANCE = 1e-9  # against the general way, in float64
+MEASURED_SAMPLES = 64
+
+
+class Products:
+    """Products for one objective: by the engine where it is known to be right, else the general way.
+
+    Attributes:
+        way: ``"engine"``, or ``"general: "`` and the reason; before the first product ``"not used yet"``.
+        error: With bfloat16 the relative error of one product, on a few samples of the last call; else None.
+    """
+
+    def __init__(self, flat: FlatModule, loss: Loss, *, by_batch: bool, bfloat16: bool, notes: list[str]) -> None:
+        """Begin; nothing is computed yet.
+
+        Args:
+            flat: The replica.
+            loss: The loss.
+            by_batch: Whether the loss of a sample depends on its batch.
+            bfloat16: Whether tangents may be rounded to bfloat16.
+            notes: Takes a sentence on what bfloat16 did to the products.
+        """
+        self._flat, self._loss, self._notes, self._bfloat16 = flat, loss, notes, bfloat16
+        self._engine: Engine | None = None
+        self._agreed: set[str] = set()  # kinds
+        self.way = "general: batch-norm with statistics of the batch" if by_batch else "not used yet"
+        self.error: float | None = None
+
+    def multiply(self, batches: Batches, vectors: Tensor, kind: str) -> Tensor:
+        """Multiply vectors by the matrix of the summed loss.
+
+        Args:
+            batches: Gives inputs and targets of every micro-batch.
+            vectors: ``(k, n)``.
+            kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
+
+        Returns:
+            ``(k, n)``.
+
+        Raises:
+            ValueError: Model or loss cannot be differentiated twice.
+        """
+        out = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
+        engine = self._chosen(batches, kind)
+        if engine is None:
+            self._note(f"Hessian products ran in float32 ({self.way})")
+            for batch in batches():
+                hvp.add_products(self._flat, self._loss, batch, vectors, out, kind)
+            return out
+        if self._bfloat16:
+            self.error = _rounding(engine, next(iter(batches())), vectors, kind)
+            self._note(f"Hessian products ran in bfloat16, at first with a relative error of {self.error:.1g}")
+        size = min(LARGEST_CHUNK, max(1, CHUNK_BYTES // (COPIES * self._flat.theta.nbytes)))
+        for some, products in zip(vectors.split(size), out.split(size), strict=True):
+            engine.add_products(batches(), some, products, kind, torch.bfloat16 if self._bfloat16 else None)
+        return out
+
+    def multiply_blocks(self, batches: Batches, vectors: Tensor, kind: str) -> Tensor:
+        """Do the same with the blocks of the matrix on its diagonal, one a layer, and zero elsewhere."""
+        out = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
+        for block in layers_of(self._flat):
+            out += self.multiply(batches, vectors * block, kind) * block
+        return out
+
+    def _note(self, note: str) -> None:
+        if self._bfloat16 and not any(one.startswith("Hessian products") for one in self._notes):
+            self._notes.append(note)
+
+    def _chosen(self, batches: Batches, kind: str) -> Engine | None:
+        """The engine, tried on a few samples before its first use for each kind; None for the general way."""
+        if self.way.startswith("general"):
+            return None
+        try:
+            self._engine = self._engine or Engine(self._flat, self._loss)
+            if kind not in self._agreed:
+                self._compare(next(iter(batches())), kind)
+                self._agreed.add(kind)
+        except Exception as error:  # in code of the user's, or in ours: the general way decides what is an error
+            self._engine, self.way = None, f"general: {first_line(error)}"
+            return None
+        self.way = "engine"
+        return self._engine
+
+    def _compare(self, batch: hvp.Batch, kind: str) -> None:
+        """Compare the engine with the general way, both in float64, in every parameter.
+
+        Raises:
+            ArithmeticError: They disagree.
+        """
+        flat = FlatModule(self._flat.module, dtype=torch.float64)
+        few = [part[:TRIED_SAMPLES].clone() for part in batch]
+        inputs, targets = (part.double() if part.is_floating_point() else part for part in few)
+        generator = torch.Generator().manual_seed(0)
+        vectors = torch.randn(TRIED_VECTORS, len(flat.theta), dtype=torch.float64, generator=generator)
+        vectors = vectors.to(flat.theta.device)
+        found, expected = torch.zeros_like(vectors), torch.zeros_like(vectors)
+        Engine(flat, self._loss).add_products([(inputs.clone(), targets.clone())], vectors, found, kind)
+        hvp.add_products(flat, self._loss, (inputs, targets), vectors, expected, kind)
+        for name, one, other in zip(flat.names, _parts(flat, found), _parts(flat, expected), strict=True):
+            if not (one - other).norm() <= TOLERANCE * (other.norm() + 1e-3 * expected.norm()):
+                raise ArithmeticError(f"another product in {name!r} than by differentiating twice")
+
+
+def _parts(flat: FlatModule, vectors: Tensor) -> list[Tensor]:
+    return list(vectors.split([parameter.numel() for parameter in flat.moving], 1))
+
+
+def _rounding(engine: Engine, batch: hvp.Batch, vectors: Tensor, kind: str) -> float:
+    """Relative error that bfloat16 makes in one product over a few samples."""
+    batch = (batch[0][:MEASURED_SAMPLES], batch[1][:MEASURED_SAMPLES])
+    vector = vectors[vectors.abs().amax(1).argmax()][None]
+    exact, rounded = torch.zeros_like(vector), torch.zeros_like(vector)
+    engine.add_products([batch], vector, exact, kind)
+    engine.add_products([batch], vector, rounded, kind, torch.bfloat16)
+    return float((rounded - exact).norm() / exact.norm().clamp_min(torch.finfo(exact.dtype).tiny))
+
+
+def layers_of(flat: FlatModule) -> list[Tensor]:
+    """For each layer with parameters of its own a mask ``(n,)``, true where they are."""
+    masks: dict[str, Tensor] = {}
+    start = 0
+    for name, parameter in zip(flat.names, flat.moving, strict=True):
+        mask = masks.setdefault(name.rpartition(".")[0], torch.zeros_like(flat.theta, dtype=torch.bool))
+        mask[start : start + parameter.numel()] = True
+        start += parameter.numel()
+    return list(masks.values())
+
+
+def check(vectors: Tensor, like: Tensor, kind: str) -> None:
+    """Refuse what cannot be multiplied.
+
+    Args:
+        vectors: Should be ``(k, n)``, finite.
+        like: ``(n,)``, of the dtype and on the device that they should have.
+        kind: One of ``KINDS``.
+
+    Raises:
+        ValueError: The shape, dtype, device or a value of the vectors, or the kind.
+        TypeError: The vectors are no tensor.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
+    if not isinstance(vectors, Tensor):
+        raise TypeError(f"vectors must be a tensor (k, {len(like)}), got {type(vectors).__name__}: use torch.stack")
+    if vectors.dim() != 2 or vectors.shape[1] != len(like):
+        raise ValueError(
+            f"vectors must be (k, {len(like)}), one column for each parameter that may move, got "
+            f"{tuple(vectors.shape)}: pass one row for each vector"
+        )
+    if vectors.dtype != like.dtype or vectors.device != like.device:
+        raise ValueError(
+            f"vectors must be {like.dtype} on {like.device}, got {vectors.dtype} on {vectors.device}: convert them "
+            "with .to(theta)"
+        )
+    finite = vectors.isfinite().all(1)
+    if not finite.all():
+        raise ValueError(f"vectors must be finite, but row {int((~finite).nonzero()[0])} holds NaN or infinity")
