@@ -6,7 +6,7 @@ from lbgap.hessian.eigenvalues import Eigenvalues, eigenvalues
 from lbgap.hessian.mass import positive_mass
 from lbgap.hessian.stability import edge_of_stability
 from lbgap.hessian.trace import hessian_trace
-from lbgap.landscape import Line, line
+from lbgap.landscape import Asymmetry, Line, asymmetry, line
 from lbgap.measures import (
     Measure,
     SharpnessCurve,
@@ -26,6 +26,7 @@ from lbgap.sharpness import Sharpness, fast_sharpness
 from lbgap.training import Run, read_run, train
 
 __all__ = [
+    "Asymmetry",
     "Density",
     "Diagonal",
     "Eigenvalues",
@@ -35,6 +36,7 @@ __all__ = [
     "Run",
     "Sharpness",
     "SharpnessCurve",
+    "asymmetry",
     "average_sharpness",
     "ball_sharpness",
     "batch_sharpness",

@@ -1,4 +1,4 @@
-"""The command line: ``lbgap demo | train | sharpness | measure | line | info``."""
+"""The command line: ``lbgap demo | train | sharpness | measure | spectrum | line | info``."""
 
 from __future__ import annotations
 
@@ -568,6 +568,7 @@ def _minimizers(
 
 
 import lbgap.cli_measure  # noqa: E402  it registers `lbgap measure` on the app of lbgap.cli
+import lbgap.cli_spectrum  # noqa: E402  it registers `lbgap spectrum`
 
 if __name__ == "__main__":
     lbgap.cli.main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from lbgap._progress import products_bar
 from lbgap._result import plain
-from lbgap.hessian._products import AT_ONCE, LARGEST, Products, check_limits
+from lbgap.hessian._probes import AT_ONCE, LARGEST, Products, check_limits
 from lbgap.hessian.eigenvalues import Eigenvalues
 from lbgap.hessian.lanczos import project_out, span, tridiagonals
 from lbgap.measures._call import Call, Options, call, flag, positive, whole
@@ -22,7 +23,7 @@ STREAM = 0x5DEECE66D  # mixed into the seed: probes drawn like the start of the 
 FEWEST_PROBES = 4  # before a standard error is believed
 TOLD_APART = 1.25  # two Gaussians one resolution apart: each has fallen by this factor in the middle
 NO_WEIGHT = 1e-20  # of a node beyond the end of a Krylov space
-TAILS = 4.0  # widths that the grid goes beyond the outermost node
+TAILS = 6.0  # widths that the grid goes beyond the outermost node
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,30 @@ class Density:
         """
         values = self.each(function)
         return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+
+    @property
+    def resolution(self) -> float:
+        """Distance at which two eigenvalues can be told apart."""
+        return self.width * 2 * math.sqrt(2 * math.log(TOLD_APART))
+
+    def at(self, resolution: float) -> Density:
+        """The same quadrature, smoothed for another resolution: densities are compared at the same one.
+
+        Args:
+            resolution: Distance at which two eigenvalues can be told apart, above zero.
+        """
+        resolution = positive("resolution", resolution, "0.01")
+        shape = resolution, self.settings["points"]
+        grid, density, error, width, relative = _smooth(self.nodes, self.weights, self.known, self.n, 1, *shape)
+        return dataclasses.replace(
+            self,
+            grid=tuple(grid.tolist()),
+            density=tuple(density.tolist()),
+            standard_error=tuple(error.tolist()),
+            width=width,
+            relative_error=relative,
+            settings={**self.settings, "resolution": resolution},
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; NaN and infinity become None."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lbgap._progress import products_bar
 from lbgap._result import plain
-from lbgap.hessian._products import FEWEST, Products, check_limits, ended, share
+from lbgap.hessian._probes import FEWEST, Products, check_limits, ended, share
 from lbgap.measures._call import Options, call, flag, positive
 from lbgap.objective import Objective
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lbgap._progress import products_bar
 from lbgap._result import plain
-from lbgap.hessian._products import LARGEST, Products, check_limits, dots
+from lbgap.hessian._probes import LARGEST, Products, check_limits, dots
 from lbgap.hessian.lanczos import Basis
 from lbgap.measures._call import Options, call, flag, positive, whole
 from lbgap.objective import Objective

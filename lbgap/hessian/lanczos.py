@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lbgap.hessian._products import Products
+from lbgap.hessian._probes import Products
 
 COLUMNS = 1 << 18  # of a basis that are rotated at a time
 ROUNDING = 16  # in units of the dtype's epsilon and of the largest product: what is shorter has no direction

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lbgap.hessian._products import check_limits
+from lbgap.hessian._probes import check_limits
 from lbgap.hessian.density import Density, spectral_density
 from lbgap.hessian.eigenvalues import Eigenvalues, eigenvalues
 from lbgap.measures._call import Options, call, flag, positive, whole

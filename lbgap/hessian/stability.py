@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from lbgap.hessian._products import check_limits
+from lbgap.hessian._probes import check_limits
 from lbgap.hessian.eigenvalues import eigenvalues
 from lbgap.measures._call import Options, call, flag, positive
 from lbgap.measures.result import Measure

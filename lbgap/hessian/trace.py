@@ -8,7 +8,7 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 
 from lbgap._progress import products_bar
-from lbgap.hessian._products import Mean, Products, check_limits, dots, ended
+from lbgap.hessian._probes import Mean, Products, check_limits, dots, ended
 from lbgap.hessian.lanczos import project_out, span
 from lbgap.measures._call import Options, call, flag, positive, whole
 from lbgap.measures.result import Measure
