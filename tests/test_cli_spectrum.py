@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with data and runs: ``sb`` and ``lb`` of one network, ``other`` of a smaller one, ``v`` of no classes."""
+    """A folder with data and runs: ``sb``, ``lb`` of one network, ``other`` of a smaller one, ``v`` without classes."""
     folder = tmp_path_factory.mktemp("made")
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, 6))
