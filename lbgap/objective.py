@@ -394,9 +394,9 @@ class Objective:
         passes = len(_products.layers_of(self._flat)) if blocks else 1
         self._count(self.samples * passes * (1 + len(vectors)))
         with _hardware.full_float32(self.device.type), self._context(False):
-            product = multiply(self._micro_batches, vectors, kind) / self.samples
-        if not product.isfinite().all():
-            bad = int((~product.isfinite()).any(1).nonzero()[0])
+            product = multiply(self._micro_batches, vectors, kind).div_(self.samples)
+        if not product.sum().isfinite() and not (finite := product.isfinite().all(1)).all():
+            bad = int((~finite).nonzero()[0])
             raise FloatingPointError(f"the product with vector {bad} is NaN or infinite: check the model's weights")
         return product
 

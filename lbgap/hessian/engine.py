@@ -21,7 +21,7 @@ from lbgap.hessian.rules import Run
 from lbgap.losses import Loss
 
 Batch = tuple[Tensor, Tensor]
-BATCH_BYTES = {"cpu": 48 * 2**20}
+CPU_BATCH_BYTES = 96 * 2**20  # of a batch's values and tangents: half as much slows the products with bfloat16
 GPU_BATCH_BYTES = 2 * 2**30
 SMALLEST_BATCH = 32
 
@@ -41,7 +41,7 @@ class Engine:
         """
         self._flat, self._loss = flat, loss
         self._steps = steps_of(flat)
-        self._floats = 0  # of one sample's values, counted at its first batch
+        self._floats = 0  # of one sample's values, counted at the first call
 
     @torch.no_grad()
     def add_products(
@@ -70,7 +70,7 @@ class Engine:
         for step in self._steps:
             step.rule.begin(run)
         for inputs, targets in batches:
-            for piece in self._cut(inputs, targets, k):
+            for piece in self._cut(inputs, targets, run):
                 self._add(run, *piece, kind)
         for step in self._steps:
             step.rule.finish()
@@ -80,14 +80,21 @@ class Engine:
         pieces = vectors.split([parameter.numel() for parameter in moving], 1)
         return [piece.view(-1, *parameter.shape) for piece, parameter in zip(pieces, moving, strict=True)]
 
-    def _cut(self, inputs: Tensor, targets: Tensor, k: int) -> Iterable[Batch]:
-        """Cut a batch into even pieces whose tangents fit the cache."""
-        size = SMALLEST_BATCH
-        if self._floats:
-            budget = BATCH_BYTES.get(inputs.device.type, GPU_BATCH_BYTES)
-            size = max(size, budget // (self._floats * (1 + k) * self._flat.theta.element_size()))
+    def _cut(self, inputs: Tensor, targets: Tensor, run: Run) -> Iterable[Batch]:
+        """Cut a batch into even pieces, small enough for their tangents."""
+        budget = CPU_BATCH_BYTES if inputs.device.type == "cpu" else GPU_BATCH_BYTES
+        self._floats = self._floats or self._count(inputs[:1])
+        each = self._floats * (self._flat.theta.element_size() + run.k * run.dtype.itemsize)
+        size = max(SMALLEST_BATCH, budget // each)
         size = math.ceil(len(inputs) / math.ceil(len(inputs) / size))
         return zip(inputs.split(size), targets.split(size), strict=True)
+
+    def _count(self, sample: Tensor) -> int:
+        """Numbers in all values of one sample."""
+        values = [sample]
+        for step in self._steps:
+            values.append(step.rule.forward(*(values[source] for source in step.sources))[0])
+        return sum(value.numel() for value in values)
 
     def _add(self, run: Run, inputs: Tensor, targets: Tensor, kind: str) -> None:
         """One batch: values and their tangents forwards, gradients and their tangents backwards."""
@@ -98,7 +105,6 @@ class Engine:
             tangents.append(step.rule.tangent(kept, _of(tangents, step), step.owned))
             values.append(value)
             saved.append(kept)
-        self._floats = sum(value[0].numel() for value in values)
         last = tangents[-1]
         if last is None:
             return

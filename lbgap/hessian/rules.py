@@ -30,7 +30,7 @@ class Run:
     Attributes:
         k: Number of vectors.
         second: Whether the second derivatives of the layers count (the Hessian), or only those of the loss.
-        dtype: Of the tangents.
+        dtype: Of the tangents, and of values and gradients where they enter products with them.
         parts: For each parameter that moves the vectors' part, ``(k, *shape)``.
         out: The same views of the result, added to at the end.
     """
