@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,16 +40,17 @@ SHOWN = 5  # eigenvalues in the table
 KEPT = ("kind", "batch_norm", "precision", "n", "samples", "device")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Spectrum:
-    """What was measured at one minimizer."""
+    """What is measured at one minimizer, as far as it has been."""
 
     name: str
     data: str
+    objective: Objective
     loss: float
     top: Eigenvalues
-    density: Density
-    sides: Asymmetry | None
+    density: Density = field(init=False)
+    sides: Asymmetry | None = None
 
 
 @app.command()
@@ -88,7 +89,8 @@ def spectrum(
     figure asymmetry for each minimizer); earlier results are kept, the next
     one is spectrum-2.json.
     """
-    from lbgap import Objective
+    from lbgap import Objective, eigenvalues, spectral_density
+    from lbgap.hessian.mass import default_threshold
 
     _judge(top, threshold, kind, tolerance, steps, relative_error, most)
     minimizers = _minimizers(runs, model, weights, data, data_dir)
@@ -100,14 +102,22 @@ def spectrum(
         "batch_size": batch_size,
         "device": device,
     }
-    shared = {"kind": kind, "most": most, "seed": seed, "progress": errors.is_terminal}
-    limits = {"steps": steps, "relative_error": relative_error}
+    shared: dict[str, Any] = {"kind": kind, "most": most, "seed": seed, "progress": errors.is_terminal}
+    limits: dict[str, Any] = {"steps": steps, "relative_error": relative_error}
     found: list[Spectrum] = []
-    others = [(name, module) for name, module, _ in minimizers] if asymmetry else None
     for name, module, samples in minimizers:
         objective = Objective(module, samples.train, loss="cross_entropy" if samples.classes else "mse", **options)
-        found.append(_measure(name, samples.name, objective, top, tolerance, limits, shared, others))
-    _report(found, threshold, out, as_json)
+        loss = float(objective.loss(objective.theta))
+        largest = eigenvalues(objective, k=min(top, max(1, objective.n - 1)), tolerance=tolerance, **shared)
+        found.append(Spectrum(name, samples.name, objective, loss, largest))
+    # Only now is the threshold known, and with it what the densities must be good for.
+    limit = default_threshold([each.top for each in found]) if threshold is None else threshold
+    for each in found:
+        known = each.top if each.objective.n > 1 else None
+        each.density = spectral_density(each.objective, known=known, threshold=limit, **limits, **shared)
+        if asymmetry:
+            each.sides = _sides(each, [(name, module) for name, module, _ in minimizers], shared)
+    _report(found, limit, out, as_json)
 
 
 def _judge(
@@ -143,39 +153,24 @@ def _theta(module: Any, objective: Objective) -> Any:
     return torch.cat([own[name].detach().flatten() for name in parts]).to(objective.theta)
 
 
-def _measure(
-    name: str,
-    data: str,
-    objective: Objective,
-    top: int,
-    tolerance: float,
-    limits: dict[str, Any],
-    shared: dict[str, Any],
-    others: list[tuple[str, Any]] | None,
-) -> Spectrum:
-    """The largest eigenvalues of one minimizer, the density of the rest, and both sides of some directions."""
-    from lbgap import asymmetry, eigenvalues, spectral_density
+def _sides(each: Spectrum, minimizers: list[tuple[str, Any]], shared: dict[str, Any]) -> Asymmetry:
+    """Both sides of the directions to other minimizers, of eigenvectors and of random directions."""
+    from lbgap import asymmetry
+    from lbgap.landscape.asymmetry import oriented
 
-    loss = float(objective.loss(objective.theta))
-    largest = eigenvalues(objective, k=min(top, max(1, objective.n - 1)), tolerance=tolerance, **shared)
-    density = spectral_density(objective, known=largest if objective.n > 1 else None, **limits, **shared)
-    sides = None
-    if others is not None:
-        x = objective.theta
-        points = {other: _theta(module, objective) for other, module in others}
-        along = {f"to {other}": y - x for other, y in points.items() if y is not None and not y.equal(x)}
-        sides = asymmetry(
-            objective, directions=along, top=min(3, top, objective.n), seed=shared["seed"], progress=shared["progress"]
-        )
-    return Spectrum(name, data, loss, largest, density, sides)
+    x = each.objective.theta
+    points = {name: _theta(module, each.objective) for name, module in minimizers}
+    along = {f"to {name}": y - x for name, y in points.items() if y is not None and not y.equal(x)}
+    options = {name: shared[name] for name in ("seed", "progress")}
+    top = {f"top {index + 1}": oriented(vector) for index, vector in enumerate(each.top.vectors[:3])}
+    return asymmetry(each.objective, directions={**along, **top}, top=0, **options)
 
 
-def _report(found: list[Spectrum], threshold: float | None, out: Path, as_json: bool) -> None:
+def _report(found: list[Spectrum], limit: float, out: Path, as_json: bool) -> None:
     """Write the results and the figures, and print the tables."""
     from lbgap import _files, plotting
-    from lbgap.hessian.mass import default_threshold, mass
+    from lbgap.hessian.mass import mass
 
-    limit = default_threshold([each.top for each in found]) if threshold is None else threshold
     masses = [mass(each.density, limit) for each in found]
     results = [
         {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lbgap._progress import products_bar
 from lbgap._result import plain
-from lbgap.hessian._probes import AT_ONCE, LARGEST, Products, check_limits
+from lbgap.hessian._probes import AT_ONCE, LARGEST, Products, check_limits, share
 from lbgap.hessian.eigenvalues import Eigenvalues
 from lbgap.hessian.lanczos import project_out, span, tridiagonals
 from lbgap.measures._call import Call, Options, call, flag, positive, whole
@@ -132,6 +132,47 @@ class Density:
         )
 
 
+@dataclass(frozen=True)
+class Rule:
+    """When probes are enough.
+
+    Attributes:
+        relative_error: Largest error that is asked for; None to go on to the limit.
+        threshold: Above which the sum of eigenvalues must be known as well; None without.
+        known: Eigenvalues that were taken out.
+        n: Number of eigenvalues.
+    """
+
+    relative_error: float | None
+    threshold: float | None
+    known: tuple[float, ...]
+    n: int
+
+    def reached(self, nodes: Tensor, weights: Tensor, relative: float) -> bool:
+        """Whether they are; ``relative`` is the error of the density."""
+        if self.relative_error is None or len(nodes) < FEWEST_PROBES or relative > self.relative_error:
+            return False
+        return self.threshold is None or self.of_sum(nodes, weights) <= self.relative_error
+
+    def of_sum(self, nodes: Tensor, weights: Tensor) -> float:
+        """Relative standard error of the sum of the eigenvalues above the threshold."""
+        limit = self.threshold or 0.0
+        exact = math.fsum(value for value in self.known if value > limit)
+        each = exact + (self.n - len(self.known)) * (weights * nodes * (nodes > limit)).sum(1)
+        return share(float(each.std()) / math.sqrt(len(each)), float(each.mean()))
+
+    def status(self, nodes: Tensor, weights: Tensor, relative: float) -> str:
+        """Why it ended, and what to try for a better estimate."""
+        size = f"the standard error of the density is {100 * relative:.2g} % of its integral"
+        if self.threshold is not None:
+            size += f", that of the sum above {self.threshold:.4g} {100 * self.of_sum(nodes, weights):.2g} % of it"
+        if self.reached(nodes, weights, relative):
+            return f"{len(nodes)} probes: {size}, within the {100 * (self.relative_error or 0):g} % asked for"
+        if self.relative_error is None:
+            return f"{len(nodes)} probes, all that were asked for: {size}"
+        return f"{len(nodes)} probes, the limit: {size}; try a larger most"
+
+
 def spectral_density(
     model: nn.Module | Objective,
     data: Any = None,
@@ -142,6 +183,7 @@ def spectral_density(
     resolution: float | None = None,
     points: int = 512,
     relative_error: float | None = 0.05,
+    threshold: float | None = None,
     most: int = 320,
     seed: int = 0,
     progress: bool = False,
@@ -170,6 +212,8 @@ def spectral_density(
         points: Of the grid, two or more.
         relative_error: Stop after four probes or more once the integral of the standard error is at most this; None to
             use all products.
+        threshold: Stop only once the sum of the eigenvalues above it is known to ``relative_error``, too: near a
+            minimizer nearly all eigenvalues are near zero, so that the density is known long before those that matter.
         most: Products at most, enough for two probes or more.
         seed: Of the probes.
         progress: Show a progress bar on standard error.
@@ -200,6 +244,8 @@ def spectral_density(
         resolution = positive("resolution", resolution, "0.01")
     if relative_error is not None:
         relative_error = positive("relative_error", relative_error, "0.05")
+    if threshold is not None:
+        threshold = positive("threshold", threshold, "0.1")
     with call("spectral_density", model, data, options) as this, products_bar("density", most, progress) as told:
         against = None if known is None else _taken_out(known, this, kind)
         values = () if known is None else known.values
@@ -207,9 +253,10 @@ def spectral_density(
         if most < 2 * steps:
             raise ValueError(f"most must be at least {2 * steps}, two probes of {steps} steps, got {most}")
         products = Products(this, kind, most, seed ^ STREAM, told)
-        rule = (relative_error, resolution, points)
-        nodes, weights, smooth = _run(products, steps, against, values, *rule)
-        grid, density, error, width, relative = smooth
+        rule = Rule(relative_error, threshold, values, this.objective.n)
+        nodes, weights = _run(products, steps, against, rule, resolution, points)
+        shape = steps, resolution, points
+        grid, density, error, width, relative = _smooth(nodes, weights, values, this.objective.n, *shape)
         own = {
             "kind": kind,
             "steps": steps,
@@ -217,10 +264,10 @@ def spectral_density(
             "resolution": resolution,
             "points": points,
             "relative_error": relative_error,
+            "threshold": threshold,
             "most": most,
             "seed": seed,
         }
-        reached = relative_error is not None and len(nodes) >= FEWEST_PROBES and relative <= relative_error
         return Density(
             grid=tuple(grid.tolist()),
             density=tuple(density.tolist()),
@@ -233,7 +280,7 @@ def spectral_density(
             n=this.objective.n,
             products=products.count,
             evaluations=this.evaluations,
-            status=_status(len(nodes), relative, relative_error, reached),
+            status=rule.status(nodes, weights, relative),
             settings=this.settings(own),
             seconds=this.seconds,
         )
@@ -259,12 +306,11 @@ def _run(
     products: Products,
     steps: int,
     against: Tensor | None,
-    known: tuple[float, ...],
-    relative_error: float | None,
+    rule: Rule,
     resolution: float | None,
     points: int,
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, float, float]]:
-    """Probe until the density is known well enough; nodes, weights and the smoothed density."""
+) -> tuple[Tensor, Tensor]:
+    """Probe until the density is known well enough, or the products run out; nodes and weights."""
     n = len(products.like)
     at_once = max(1, min(AT_ONCE // 2, LARGEST // (steps * n)))
     nodes, weights = [], []
@@ -280,12 +326,12 @@ def _run(
         nodes.append(found[0])
         weights.append(found[1])
         joined = torch.cat(nodes), torch.cat(weights)
-        enough = products.left < steps
-        if len(joined[0]) < 2:
-            continue
-        smooth = _smooth(*joined, known, n, steps, resolution, points)
-        if enough or (relative_error is not None and len(joined[0]) >= FEWEST_PROBES and smooth[-1] <= relative_error):
-            return *joined, smooth
+        if products.left < steps:
+            return joined
+        if len(joined[0]) >= FEWEST_PROBES:
+            relative = _smooth(*joined, rule.known, n, steps, resolution, points)[-1]
+            if rule.reached(*joined, relative):
+                return joined
 
 
 def quadrature(diagonal: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
@@ -334,12 +380,3 @@ def _smooth(
     each = (1 - len(known) / n) * each + gaussians(exact).sum(0) / n
     error = each.std(0) / math.sqrt(len(each))
     return grid, each.mean(0), error, width, float(torch.trapezoid(error, grid))
-
-
-def _status(probes: int, relative: float, asked: float | None, reached: bool) -> str:
-    size = f"the standard error of the density is {100 * relative:.2g} % of its integral"
-    if reached:
-        return f"{probes} probes: {size}, within the {100 * (asked or 0):g} % asked for"
-    if asked is None:
-        return f"{probes} probes, all that were asked for: {size}"
-    return f"{probes} probes, the limit: {size}; try a larger most"

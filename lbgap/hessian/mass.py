@@ -46,7 +46,8 @@ def positive_mass(
         top: Eigenvalues to find one by one, at most one less than there are parameters.
         kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``, as in ``Objective.hvp``.
         steps: Products for each probe of the density.
-        relative_error: Stopping rule of the density, see :func:`lbgap.spectral_density`.
+        relative_error: Stop after four probes or more once the standard errors of the density and of the sum above the
+            threshold are at most this share; None to use all products.
         most: Products at most, for the density; as many again for the eigenvalues.
         seed: Of the random vectors.
         progress: Show progress bars on standard error.
@@ -85,8 +86,9 @@ def positive_mass(
         top = min(top, this.objective.n - 1)
         shared: dict[str, Any] = {"kind": kind, "most": most, "seed": seed, "progress": progress}
         found = eigenvalues(this.objective, k=top, **shared)
-        rest = spectral_density(this.objective, known=found, steps=steps, relative_error=relative_error, **shared)
         limit = default_threshold([found]) if threshold is None else threshold
+        rule: dict[str, Any] = {"relative_error": relative_error, "threshold": limit}
+        rest = spectral_density(this.objective, known=found, steps=steps, **rule, **shared)
         details = mass(rest, limit)
         count, error = details.pop("count"), details.pop("count_standard_error")
         own = {
@@ -146,7 +148,9 @@ def mass(density: Density, threshold: float) -> dict[str, float]:
 
 
 def _status(found: Eigenvalues, threshold: float, rest: Density) -> str:
+    if not all(found.converged):
+        return f"the eigenvalues found one by one are not exact: {found.status}; of the rest: {rest.status}"
     last = found.values[-1] + found.residuals[-1]
-    if all(found.converged) and last < threshold:
+    if last < threshold:
         return f"all of them are among the {len(found.values)} eigenvalues found one by one; of the rest: {rest.status}"
     return f"beyond {len(found.values)} eigenvalues found one by one it is an estimate: {rest.status}"

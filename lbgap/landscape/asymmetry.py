@@ -193,7 +193,7 @@ def _directions(
     added: dict[str, Tensor] = {}
     if top:
         vectors = eigenvalues(this.objective, k=top, seed=seed, progress=progress).vectors
-        added |= {f"top {index + 1}": _oriented(vector) for index, vector in enumerate(vectors)}
+        added |= {f"top {index + 1}": oriented(vector) for index, vector in enumerate(vectors)}
     added |= {f"random {i + 1}": vector for i, vector in zip(range(random), normals(this.centre, seed), strict=False)}
     twice = [name for name in found if name in added]
     if twice:
@@ -210,7 +210,8 @@ def _unit(name: str, vector: Tensor) -> Tensor:
     return (vector.double() / length).to(vector)
 
 
-def _oriented(vector: Tensor) -> Tensor:
+def oriented(vector: Tensor) -> Tensor:
+    """An eigenvector, whose sign means nothing, with its largest entry positive."""
     return vector * vector[vector.abs().argmax()].sign()
 
 

@@ -100,6 +100,19 @@ def test_it_stops_by_its_rule(quadratic):
     assert loose.products + tight.products == sum(objective.calls)
 
 
+def test_it_goes_on_until_the_sum_above_a_threshold_is_known(quadratic):
+    values = [3.0] * 5 + [1e-3] * 300
+    without, with_it = (
+        lbgap.spectral_density(quadratic(values), steps=5, relative_error=0.1, threshold=threshold, most=5000)
+        for threshold in (None, 1.0)
+    )
+    assert without.products < with_it.products < 5000
+    value, error = with_it.sum(lambda x: x * (x > 1))
+    assert error <= 0.1 * value
+    assert abs(value - 15) < 4 * error
+    assert f"that of the sum above 1 {100 * error / value:.2g} % of it" in with_it.status
+
+
 @pytest.mark.parametrize(("most", "probes"), [(20, 2), (29, 2), (30, 3), (57, 5)])
 def test_the_limit_is_kept(quadratic, most, probes):
     objective = quadratic(torch.linspace(-1, 3, 80))
@@ -202,6 +215,7 @@ def test_the_limit_is_where_descent_diverges(quadratic, momentum, nesterov):
 REFUSED = [
     (lbgap.spectral_density, {"steps": 0}, ValueError, "steps must be at least 1"),
     (lbgap.spectral_density, {"points": 1}, ValueError, "points must be at least 2"),
+    (lbgap.spectral_density, {"threshold": 0}, ValueError, "threshold must be finite and above zero, got 0"),
     (lbgap.spectral_density, {"resolution": -1}, ValueError, "resolution must be finite and above zero, got -1"),
     (lbgap.spectral_density, {"most": 19}, ValueError, "most must be at least 20, two probes of 10 steps, got 19"),
     (lbgap.spectral_density, {"known": [1.0]}, TypeError, "known must be what lbgap.eigenvalues returned, got list"),
