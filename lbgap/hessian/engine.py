@@ -41,6 +41,7 @@ class Engine:
         """
         self._flat, self._loss = flat, loss
         self._steps = steps_of(flat)
+        self._buffers: dict[tuple[int, str, torch.dtype], Tensor] = {}
         self._floats = 0  # of one sample's values, counted at the first call
 
     @torch.no_grad()
@@ -65,8 +66,8 @@ class Engine:
             ValueError: The loss cannot be differentiated twice in the outputs.
             UnknownError: A layer has no rule for the shape that it meets.
         """
-        k = len(vectors)
-        run = Run(k, kind == "hessian", dtype or vectors.dtype, self._by_parameter(vectors), self._by_parameter(out))
+        parts, products = self._by_parameter(vectors), self._by_parameter(out)
+        run = Run(len(vectors), kind == "hessian", dtype or vectors.dtype, parts, products, self._buffers)
         for step in self._steps:
             step.rule.begin(run)
         for inputs, targets in batches:

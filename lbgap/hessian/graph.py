@@ -93,7 +93,7 @@ def _trace(module: nn.Module) -> fx.Graph:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return fx.Tracer().trace(copy.deepcopy(module, dict(shared)))
+            return fx.Tracer().trace(nn.Sequential(copy.deepcopy(module, dict(shared))))  # a lone layer is one, too
     except Exception as error:  # whatever the model's code raises when what it meets is no tensor
         raise UnknownError(f"code that torch.fx cannot trace ({first_line(error)})") from error
 
@@ -102,7 +102,7 @@ class _Builder:
     """Turns the nodes of a graph into steps."""
 
     def __init__(self, flat: FlatModule) -> None:
-        self._module = flat.module
+        self._module = nn.Sequential(flat.module)
         self._places: Places = {id(parameter): place for place, parameter in enumerate(flat.moving)}
         self._steps: list[Step] = []
         self._values: dict[fx.Node, int] = {}
@@ -120,7 +120,7 @@ class _Builder:
             if self._source(node.args[0]) != len(self._steps) or not self._steps:
                 raise UnknownError("an output that is not that of the last layer")
         elif node.op == "get_attr":
-            raise UnknownError(f"the tensor {node.target!r} outside of a layer")
+            raise UnknownError(f"the tensor {str(node.target).removeprefix('0.')!r} outside of a layer")
         elif self._is_size(node):
             self._sizes.add(node)
         elif node.op == "call_module":
@@ -147,7 +147,7 @@ class _Builder:
         layer = self._module.get_submodule(name)
         for parameter in layer.parameters():
             if id(parameter) in self._parameters:
-                raise UnknownError(f"a parameter that serves twice, in {name!r}")
+                raise UnknownError(f"a parameter that serves twice, in {name.removeprefix('0.')!r}")
             self._parameters.add(id(parameter))
         return layer
 
@@ -245,7 +245,7 @@ class _Builder:
         elif node.target in RESHAPES:
             self._take_reshape(node)
         elif node.target is F.dropout and not node.kwargs.get("training", True) and len(arguments) < 2:
-            self._take_module(node, nn.Identity())
+            self._take_module(node, nn.Identity().eval())
         elif node.target in FUNCTIONS and len(node.all_input_nodes) == 1 and node.args:
             try:
                 layer = FUNCTIONS[node.target](*arguments, **node.kwargs)

@@ -45,7 +45,9 @@ def _hessian(flat: FlatModule, loss: Loss, batch: Batch, vectors: Tensor, out: T
     """Differentiate ``<gradient, v>``, by Pearlmutter (1994); the graph of the gradient serves all vectors."""
     inputs, targets = batch
     total, _ = loss.total(flat.module(inputs), targets)
-    slopes = torch.autograd.grad(total, flat.moving, create_graph=True, allow_unused=True)
+    # From a one that has a gradient itself: a once_differentiable function would pass for a constant otherwise.
+    one = torch.ones_like(total, requires_grad=True)
+    slopes = torch.autograd.grad(total, flat.moving, one, create_graph=True, allow_unused=True)
     for vector, product in zip(vectors, out, strict=True):
         along = _inner(slopes, flat.parts(vector))
         if along is not None:

@@ -52,10 +52,11 @@ class OutputCurvature:
         self._leaf = output.detach().requires_grad_()
         with torch.enable_grad():
             total, _ = self._loss.total(self._leaf.view_as(self._leaf), targets)
+            # From a one that has a gradient itself: a once_differentiable loss would pass for a linear one otherwise.
+            one = torch.ones_like(total, requires_grad=True)
             try:
-                (self._slope,) = torch.autograd.grad(total, self._leaf, create_graph=True)
-                if self._slope.requires_grad:
-                    _tangents._check_whole(self._slope.sum())
+                (self._slope,) = torch.autograd.grad(total, self._leaf, one, create_graph=True)
+                _tangents._check_whole(self._slope.sum())
             except RuntimeError as error:
                 raise self._refusal(error) from error
         self.gradient = self._slope.detach()
@@ -80,11 +81,10 @@ class OutputCurvature:
             return weighted.sub_(self._probabilities.unsqueeze(1) * weighted.sum(2, keepdim=True))
         if self._loss.name == "mse" and self._loss.function is None:
             return tangents * (2 / max(1, self.gradient[:1].numel()))
-        if not self._slope.requires_grad:  # linear in the outputs
-            return torch.zeros_like(tangents)
+        slope, leaf = self._slope, self._leaf
         try:
             found = [
-                torch.autograd.grad(self._slope, self._leaf, tangent, retain_graph=True)[0]
+                torch.autograd.grad(slope, leaf, tangent, retain_graph=True, materialize_grads=True)[0]
                 for tangent in tangents.unbind(1)
             ]
         except RuntimeError as error:

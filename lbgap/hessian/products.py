@@ -15,10 +15,10 @@ from lbgap.hessian.output import KINDS
 from lbgap.losses import Loss
 
 Batches = Callable[[], Iterable[hvp.Batch]]
-CHUNK_BYTES = 2**30  # of the engine's copies of the vectors and of their products
+CHUNK_BYTES = 2**28  # of the engine's copies of the vectors and of their products, which it keeps
 COPIES = 4
-LARGEST_CHUNK = 64
-TRIED_SAMPLES = 8
+SMALLEST_CHUNK, LARGEST_CHUNK = 8, 64
+TRIED_SAMPLES, TRIED_PIECE = 8, 3
 TRIED_VECTORS = 2
 TOLERANCE = 1e-9  # against the general way, in float64
 MEASURED_SAMPLES = 64
@@ -72,7 +72,7 @@ class Products:
         if self._bfloat16:
             self.error = _rounding(engine, next(iter(batches())), vectors, kind)
             self._note(f"Hessian products ran in bfloat16, at first with a relative error of {self.error:.1g}")
-        size = min(LARGEST_CHUNK, max(1, CHUNK_BYTES // (COPIES * self._flat.theta.nbytes)))
+        size = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, CHUNK_BYTES // (COPIES * self._flat.theta.nbytes)))
         for some, products in zip(vectors.split(size), out.split(size), strict=True):
             engine.add_products(batches(), some, products, kind, torch.bfloat16 if self._bfloat16 else None)
         return out
@@ -95,7 +95,8 @@ class Products:
         try:
             self._engine = self._engine or Engine(self._flat, self._loss)
             if kind not in self._agreed:
-                self._compare(next(iter(batches())), kind)
+                if not self._compare(next(iter(batches())), kind):
+                    return None
                 self._agreed.add(kind)
         except Exception as error:  # in code of the user's, or in ours: the general way decides what is an error
             self._engine, self.way = None, f"general: {first_line(error)}"
@@ -103,8 +104,13 @@ class Products:
         self.way = "engine"
         return self._engine
 
-    def _compare(self, batch: hvp.Batch, kind: str) -> None:
+    def _compare(self, batch: hvp.Batch, kind: str) -> bool:
         """Compare the engine with the general way, both in float64, in every parameter.
+
+        The engine, which cuts batches further, meets the samples in pieces: these must not depend on each other.
+
+        Returns:
+            Whether that says anything: not where the products are NaN.
 
         Raises:
             ArithmeticError: They disagree.
@@ -116,11 +122,15 @@ class Products:
         vectors = torch.randn(TRIED_VECTORS, len(flat.theta), dtype=torch.float64, generator=generator)
         vectors = vectors.to(flat.theta.device)
         found, expected = torch.zeros_like(vectors), torch.zeros_like(vectors)
-        Engine(flat, self._loss).add_products([(inputs.clone(), targets.clone())], vectors, found, kind)
+        pieces = zip(inputs.clone().split(TRIED_PIECE), targets.clone().split(TRIED_PIECE), strict=True)
+        Engine(flat, self._loss).add_products(pieces, vectors, found, kind)
         hvp.add_products(flat, self._loss, (inputs, targets), vectors, expected, kind)
+        if not expected.isfinite().all():
+            return False
         for name, one, other in zip(flat.names, _parts(flat, found), _parts(flat, expected), strict=True):
             if not (one - other).norm() <= TOLERANCE * (other.norm() + 1e-3 * expected.norm()):
                 raise ArithmeticError(f"another product in {name!r} than by differentiating twice")
+        return True
 
 
 def _parts(flat: FlatModule, vectors: Tensor) -> list[Tensor]:

@@ -33,6 +33,7 @@ class Run:
         dtype: Of the tangents, and of values and gradients where they enter products with them.
         parts: For each parameter that moves the vectors' part, ``(k, *shape)``.
         out: The same views of the result, added to at the end.
+        buffers: Memory, kept from one set of vectors to the next.
     """
 
     k: int
@@ -40,14 +41,17 @@ class Run:
     dtype: torch.dtype
     parts: list[Tensor]
     out: list[Tensor]
-    _buffers: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    buffers: dict[tuple[int, str, torch.dtype], Tensor] = field(default_factory=dict)
 
-    def buffer(self, owner: object, role: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Uninitialised memory that the same owner gets again for the next batch: fresh pages cost much."""
-        key, count = (id(owner), role), torch.Size(shape).numel()
-        if key not in self._buffers or self._buffers[key].numel() < count:
-            self._buffers[key] = torch.empty(count, dtype=self.dtype, device=like.device)
-        return self._buffers[key][:count].view(shape)
+    def buffer(
+        self, owner: object, role: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Uninitialised memory that the same owner gets again the next time: fresh pages cost much."""
+        dtype, count = dtype or self.dtype, torch.Size(shape).numel()
+        key = (id(owner), role, dtype)
+        if key not in self.buffers or self.buffers[key].numel() < count:
+            self.buffers[key] = torch.empty(count, dtype=dtype, device=like.device)
+        return self.buffers[key][:count].view(shape)
 
 
 class Rule:

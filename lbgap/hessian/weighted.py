@@ -25,7 +25,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lbgap.hessian.rules import Rule, Run, Tangents, UnknownError
 
-COLUMNS = 8
 Places = dict[int, int]  # id of a parameter that moves -> its place among those
 
 
@@ -217,40 +216,36 @@ class BatchNorm(Rule):
 
 
 class Dense(Weighted):
-    """A linear layer. The bias is one more column of the weight, met by an input that is always one.
-
-    Columns of zeros make the width a multiple of ``COLUMNS``: products of an odd width were seen to run at two thirds
-    of the speed.
-    """
+    """A linear layer. The bias is one more column of the weight, met by an input that is always one."""
 
     def begin(self, run: Run) -> None:
         """Lay weight and vectors out for the products."""
         super().begin(run)
         weight, bias = self.effective()
         self._outputs, self._inputs = weight.shape
-        self._width = -(-(self._inputs + 1) // COLUMNS) * COLUMNS
-        self._whole = self._with_bias(weight, bias)
+        self._whole = torch.cat([weight, bias[:, None]], 1)
         self._low = weight.to(run.dtype)
         self._sum = torch.zeros_like(self._whole) if self._gradient_counts else None
         if not self.moves:
             return
         v, u = self.effective_vectors(run)
-        whole = self._with_bias(v, u).to(run.dtype)
-        self._across = whole.view(-1, self._width)  # (k out, width)
-        self._along = whole[..., : self._inputs].transpose(0, 1).reshape(self._outputs, -1)  # (out, k in)
-        self._first = torch.zeros_like(self._across, dtype=weight.dtype)
-        self._second = torch.zeros_like(self._along, dtype=weight.dtype)
-
-    def _with_bias(self, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.pad(torch.cat([weight, bias[..., None]], -1), (0, self._width - self._inputs - 1))
+        k, outputs, inputs = v.shape
+        across = run.buffer(self, "across", (k, outputs, inputs + 1), weight)
+        across[..., :inputs].copy_(v)
+        across[..., inputs].copy_(u)
+        self._across = across.flatten(0, 1)  # (k out, in + 1)
+        along = run.buffer(self, "along", (outputs, k, inputs), weight)
+        self._along = along.copy_(v.transpose(0, 1)).flatten(1)  # (out, k in)
+        # Sums of x' R{g}, not of its transpose: products with few columns, an odd number of them, were seen to run at
+        # two thirds of the speed.
+        self._first = run.buffer(self, "first", (inputs + 1, k * outputs), weight, weight.dtype).zero_()
+        self._second = run.buffer(self, "second", (outputs, k * inputs), weight, weight.dtype).zero_()
 
     def forward(self, *x: Tensor) -> tuple[Tensor, Any]:
         """Return the value; saved is the input with the ones, as the tangents meet it."""
         if x[0].dim() != 2:
             raise UnknownError(f"a linear layer on inputs of shape {tuple(x[0].shape)}")
-        ones = x[0].new_zeros(len(x[0]), self._width - self._inputs)
-        ones[:, 0] = 1
-        ones = torch.cat([x[0], ones], 1)
+        ones = torch.cat([x[0], x[0].new_ones(len(x[0]), 1)], 1)
         return ones @ self._whole.t(), ones.to(self.run.dtype)
 
     def tangent(self, saved: Any, rx: Tangents, owned: bool) -> Tensor | None:
@@ -274,11 +269,11 @@ class Dense(Weighted):
     def backward_tangent(
         self, saved: Any, g: Tensor | None, r: Tensor, rx: Tangents, owned: bool, wanted: bool
     ) -> Tangents:
-        """R{g_x} = R{g} W + g V; gathered are g' x, R{g}' x and g' R{x}."""
+        """R{g_x} = R{g} W + g V; gathered are g' x, x' R{g} and g' R{x}."""
         x, batch, k = saved, len(saved), self.run.k
         low = None if g is None else g.to(r.dtype)
         if self.moves:
-            _accumulate(self._first, r.reshape(batch, -1).t(), x)
+            _accumulate(self._first, x.t(), r.reshape(batch, -1))
             if low is not None and rx[0] is not None:
                 _accumulate(self._second, low.t(), rx[0].reshape(batch, -1))
             if low is not None and self._sum is not None:
@@ -298,7 +293,7 @@ class Dense(Weighted):
         """Add what was gathered to the result."""
         if self.moves:
             k, bias = self.run.k, self._inputs
-            r = self._first.view(k, self._outputs, -1)
+            r = self._first.view(-1, k, self._outputs).permute(1, 2, 0).contiguous()
             weight = r[..., :bias].add_(self._second.view(self._outputs, k, -1).transpose(0, 1))
             g = None if self._sum is None else (self._sum[:, :bias], self._sum[:, bias])
             self.pull_back(self.run, g, (weight, r[..., bias]))
