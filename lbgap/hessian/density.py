@@ -257,17 +257,8 @@ def spectral_density(
         nodes, weights = _run(products, steps, against, rule, resolution, points)
         shape = steps, resolution, points
         grid, density, error, width, relative = _smooth(nodes, weights, values, this.objective.n, *shape)
-        own = {
-            "kind": kind,
-            "steps": steps,
-            "known": len(values),
-            "resolution": resolution,
-            "points": points,
-            "relative_error": relative_error,
-            "threshold": threshold,
-            "most": most,
-            "seed": seed,
-        }
+        own: dict[str, Any] = {"kind": kind, "steps": steps, "known": len(values), "resolution": resolution}
+        own |= {"points": points, "relative_error": relative_error, "threshold": threshold, "most": most, "seed": seed}
         return Density(
             grid=tuple(grid.tolist()),
             density=tuple(density.tolist()),
