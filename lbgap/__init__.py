@@ -1,14 +1,22 @@
 """How sharp the minima of neural networks are, and why large-batch training generalises worse."""
 
-from lbgap.landscape import Line, Shape, curve, line
+from lbgap.hessian.density import Density, spectral_density
+from lbgap.hessian.diagonal import Diagonal, hessian_diagonal
+from lbgap.hessian.eigenvalues import Eigenvalues, eigenvalues
+from lbgap.hessian.mass import positive_mass
+from lbgap.hessian.stability import edge_of_stability
+from lbgap.hessian.trace import hessian_trace
+from lbgap.landscape import Asymmetry, Line, Shape, asymmetry, curve, line
 from lbgap.measures import (
     Measure,
     SharpnessCurve,
     average_sharpness,
     ball_sharpness,
+    batch_sharpness,
     critical_sharpness,
     fisher_rao_norm,
     layer_sharpness,
+    noise_scale,
     pac_bayes_sigma,
     relative_flatness,
     sharpness_curve,
@@ -18,6 +26,10 @@ from lbgap.sharpness import Sharpness, fast_sharpness
 from lbgap.training import Run, read_run, train
 
 __all__ = [
+    "Asymmetry",
+    "Density",
+    "Diagonal",
+    "Eigenvalues",
     "Line",
     "Measure",
     "Objective",
@@ -25,17 +37,26 @@ __all__ = [
     "Shape",
     "Sharpness",
     "SharpnessCurve",
+    "asymmetry",
     "average_sharpness",
     "ball_sharpness",
+    "batch_sharpness",
     "critical_sharpness",
     "curve",
+    "edge_of_stability",
+    "eigenvalues",
     "fast_sharpness",
     "fisher_rao_norm",
+    "hessian_diagonal",
+    "hessian_trace",
     "layer_sharpness",
     "line",
+    "noise_scale",
     "pac_bayes_sigma",
+    "positive_mass",
     "read_run",
     "relative_flatness",
     "sharpness_curve",
+    "spectral_density",
     "train",
 ]

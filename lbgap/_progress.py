@@ -42,3 +42,27 @@ def evaluations_bar(title: str, total: int, show: bool) -> Iterator[Callable[[fl
             progress.update(task, advance=1, largest=largest)
 
         yield visited
+
+
+@contextmanager
+def products_bar(title: str, total: int, show: bool) -> Iterator[Callable[[int], None] | None]:
+    """Show Hessian-vector products done, of so many at most.
+
+    Args:
+        title: What is measured.
+        total: Products at most.
+        show: Whether to show anything.
+
+    Yields:
+        What hears of each number of products as they are done, or None.
+    """
+    if not show:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"{title}: products", total=total)
+        yield lambda count: progress.update(task, advance=count)

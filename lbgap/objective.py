@@ -674,6 +674,28 @@ class Objective:
             drawn = drawn[(torch.arange(samples, device="cpu") * self.samples + self.samples // 2) // samples]
         return self._part(drawn[:samples].sort().values)
 
+    @torch.inference_mode(False)
+    def part(self, chosen: Tensor) -> Objective:
+        """The same function on these samples; as :meth:`subset`.
+
+        With ``batch_norm="batch"`` it is that of a batch of them, with its own statistics.
+
+        Args:
+            chosen: Their indices, ``(samples,)`` int64, in the order in which they are evaluated.
+
+        Raises:
+            ValueError: It is empty, or an index is out of range; or with ``batch_norm="batch"`` there is only one
+                sample, or more than fit into one batch.
+        """
+        if chosen.dim() != 1 or not len(chosen) or not 0 <= int(chosen.min()) <= int(chosen.max()) < self.samples:
+            raise ValueError(f"chosen must be one or more indices below {self.samples}, got {chosen.tolist()[:5]}")
+        if self.by_batch and not 2 <= len(chosen) <= self.batch_size:
+            raise ValueError(
+                f"batch_norm='batch' needs 2 to batch_size = {self.batch_size} samples for their own statistics, got "
+                f"{len(chosen)}"
+            )
+        return self._part(chosen.to(self.device))
+
     def _part(self, chosen: Tensor) -> Objective:
         """These samples, evaluated with this one's replica and counted here too."""
         samples, smaller = len(chosen), copy.copy(self)

@@ -14,11 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lbgap import _files
+from lbgap.hessian.density import Density
+from lbgap.landscape.asymmetry import Asymmetry
 from lbgap.landscape.line import Line
 from lbgap.measures import SharpnessCurve
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+COLORS = (BLUE, VERMILION, GREEN, ORANGE, GREY, "#CC79A7", "#56B4E9")
+STYLES = ("-", "--", ":", "-.")
+SIDES = (r"ahead, $x + r\,d$", r"behind, $x - r\,d$")
 
 
 def plot_line(line: Line, title: str = "") -> Figure:
@@ -110,14 +115,13 @@ def plot_curves(curves: Mapping[str, SharpnessCurve], title: str = "") -> Figure
     """
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
-    colors = (BLUE, VERMILION, GREEN, ORANGE, GREY, "#CC79A7", "#56B4E9")
     drawn = False
     for index, (label, curve) in enumerate(curves.items()):
-        style = ("-", "--", ":", "-.")[index // len(colors) % 4]
+        style = STYLES[index // len(COLORS) % len(STYLES)]
         heights = [value if 0 < value < math.inf else math.nan for value in curve.values]
         drawn |= not all(map(math.isnan, heights))
         axes.plot(
-            curve.epsilons, heights, f"o{style}", color=colors[index % len(colors)], markersize=4, label=_plain(label)
+            curve.epsilons, heights, f"o{style}", color=COLORS[index % len(COLORS)], markersize=4, label=plain(label)
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -132,7 +136,83 @@ def plot_curves(curves: Mapping[str, SharpnessCurve], title: str = "") -> Figure
     return figure
 
 
-def _plain(label: str) -> str:
+def plot_densities(densities: Mapping[str, Density], threshold: float | None = None, title: str = "") -> Figure:
+    """Draw spectral densities on a logarithmic axis, with a band of one standard error to either side.
+
+    Args:
+        densities: A label and a density for each minimizer; seven can be told apart by colour.
+        threshold: Of a large eigenvalue, a dotted line; none by default.
+        title: Above the axes.
+
+    Returns:
+        The figure. The axis begins a little below the height that a single eigenvalue has. Ticks below the curves are
+        eigenvalues that are known one by one.
+    """
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    single = min(1 / (d.n * d.width * math.sqrt(2 * math.pi)) for d in densities.values())
+    floor = single / 10
+    for index, (label, found) in enumerate(densities.items()):
+        color, style = COLORS[index % len(COLORS)], STYLES[index // len(COLORS) % len(STYLES)]
+        axes.plot(found.grid, [max(y, floor / 10) for y in found.density], style, color=color, label=plain(label))
+        pairs = list(zip(found.density, found.standard_error, strict=True))
+        low, high = ([max(y + sign * e, floor / 10) for y, e in pairs] for sign in (-1, 1))
+        axes.fill_between(found.grid, low, high, color=color, alpha=0.2, linewidth=0)
+        height = 0.035 + 0.045 * (index % len(COLORS))
+        axes.plot(found.known, [height] * len(found.known), "|", color=color, transform=axes.get_xaxis_transform())
+    if threshold is not None:
+        axes.axvline(threshold, color=GREY, linewidth=0.8, linestyle=":", label=f"large: above {threshold:.3g}")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=floor)
+    axes.set_xlabel("eigenvalue of the Hessian")
+    axes.set_ylabel("share of the eigenvalues per unit")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    if title:
+        axes.set_title(title)
+    return figure
+
+
+def plot_asymmetry(found: Asymmetry, title: str = "") -> Figure:
+    """Draw the sharpness of both sides against the distance, one panel a direction, all axes logarithmic.
+
+    Args:
+        found: What :func:`lbgap.asymmetry` returned.
+        title: Above the panels.
+
+    Returns:
+        The figure. Where the loss does not rise, or is not finite, a curve has a gap.
+    """
+    columns = min(3, len(found.names))
+    rows = math.ceil(len(found.names) / columns)
+    figure = Figure(figsize=(max(4.8, 2.6 * columns), 0.9 + 2.1 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    drawn = False
+    for panel, name, index, *sides in zip(
+        panels, found.names, found.index, found.sharpness_ahead, found.sharpness_behind, strict=False
+    ):
+        for side, label, color, style in zip(sides, SIDES, (BLUE, VERMILION), ("o-", "s--"), strict=True):
+            heights = [value if 0 < value < math.inf else math.nan for value in side]
+            drawn |= not all(map(math.isnan, heights))
+            panel.plot(found.distances, heights, style, color=color, markersize=3.5, label=label)
+        panel.set_title(f"{plain(name)}: index {index:+.2f}", fontsize="medium")
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.grid(alpha=0.3)
+    if not drawn:
+        panels[0].set_ylim(0.1, 10)  # of nothing, matplotlib makes no logarithmic axis
+    for empty in panels[len(found.names) :]:
+        empty.set_visible(False)
+    for lowest in panels[max(0, len(found.names) - columns) : len(found.names)]:
+        lowest.tick_params(labelbottom=True)
+    panels[0].legend(loc="upper left", fontsize="small", frameon=False)
+    figure.supxlabel("distance from the minimizer", fontsize="medium")
+    figure.supylabel("rise in percent of 1 + loss", fontsize="medium")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def plain(label: str) -> str:
     """A label as it is: matplotlib hides those that begin with an underscore and sets what stands between dollars."""
     return f" {label}".replace("$", r"\$") if label.startswith("_") else label.replace("$", r"\$")
 

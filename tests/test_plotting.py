@@ -7,9 +7,10 @@ import xml.etree.ElementTree as ElementTree
 
 import matplotlib
 import pytest
+import torch
 from matplotlib.image import imread
 
-from lbgap import plotting
+from lbgap import Asymmetry, Density, plotting
 from lbgap.landscape import Line
 from lbgap.measures import SharpnessCurve
 
@@ -135,6 +136,65 @@ class TestCurves:
         assert len(set(looks)) == count
         assert len(figure.legends[0].get_texts()) == count
         assert len({color for color, _ in looks[:7]}) == 7
+
+
+def make_density(values, known=(), n=100):
+    nodes, weights = torch.tensor([values, values]).double(), torch.full((2, len(values)), 1 / len(values)).double()
+    fields = {"grid": (0.0,), "density": (0.0,), "standard_error": (0.0,), "width": 1.0, "relative_error": 0.0}
+    kept = {"products": 0, "evaluations": 0.0, "status": "", "settings": {"points": 200}, "seconds": 0.0}
+    return Density(**fields, nodes=nodes, weights=weights, known=known, n=n, **kept).at(0.5)
+
+
+class TestDensities:
+    def test_curves_bands_ticks_and_threshold(self):
+        densities = {"sb": make_density([0.0, 1.0], (5.0,)), "lb": make_density([0.0, 3.0], (9.0, 7.0))}
+        figure = plotting.plot_densities(densities, 0.5, "a title")
+        (axes,) = figure.axes
+        lines = {line.get_label(): line for line in axes.lines}
+        for label, found in densities.items():
+            assert tuple(lines[label].get_xdata()) == found.grid
+            assert max(lines[label].get_ydata()) == pytest.approx(max(found.density))
+        assert sorted(tuple(line.get_xdata()) for line in axes.lines if line.get_marker() == "|") == [
+            (5.0,),
+            (9.0, 7.0),
+        ]
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sb", "lb", "large: above 0.5"]
+        assert (axes.get_yscale(), axes.get_title()) == ("log", "a title")
+        single = 1 / (100 * densities["sb"].width * math.sqrt(2 * math.pi))
+        assert axes.get_ylim()[0] == pytest.approx(single / 10)
+
+    @pytest.mark.parametrize("values", [[0.0], [1e-12], [-1e9, 1e9]])
+    def test_extreme_values(self, values):
+        for kind in ("png", "svg"):
+            assert plotting.encode(plotting.plot_densities({"_a$b$": make_density(values)}), kind)
+
+
+def make_asymmetry(ahead, behind):
+    names = tuple(f"d {index}" for index in range(len(ahead)))
+    ladder = tuple(10.0 ** (index - 2) for index in range(len(ahead[0])))
+    empty = ((),) * len(names)
+    return Asymmetry(names, ladder, empty, empty, ahead, behind, empty, (0.25,) * len(names), 0.0, 0.0, "", {}, 0.0)
+
+
+class TestAsymmetry:
+    @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+    def test_one_panel_a_direction(self, count):
+        found = make_asymmetry(((1.0, 2.0, 8.0),) * count, ((2.0, 3.0, 4.0),) * count)
+        figure = plotting.plot_asymmetry(found, "a title")
+        panels = [axes for axes in figure.axes if axes.get_visible()]
+        assert [panel.get_title() for panel in panels] == [f"d {index}: index +0.25" for index in range(count)]
+        for panel in panels:
+            assert [tuple(line.get_ydata()) for line in panel.lines] == [(1.0, 2.0, 8.0), (2.0, 3.0, 4.0)]
+            assert (panel.get_xscale(), panel.get_yscale()) == ("log", "log")
+        assert "percent" in figure.get_supylabel()
+        plotting.encode(figure, "png")
+
+    @pytest.mark.parametrize("side", [(0.0, 0.0), (inf, inf), (0.0, inf), (1.0, inf)])
+    def test_what_has_no_place_leaves_a_gap(self, side):
+        figure = plotting.plot_asymmetry(make_asymmetry((side,), ((0.0, 0.0),)))
+        drawn = figure.axes[0].lines[0].get_ydata()
+        assert [math.isnan(y) for y in drawn] == [not 0 < y < inf for y in side]
+        plotting.encode(figure, "svg")
 
 
 class TestFiles:

@@ -2,6 +2,7 @@
 
 from lbgap.measures.average import average_sharpness
 from lbgap.measures.ball import ball_sharpness
+from lbgap.measures.batch import batch_sharpness, noise_scale
 from lbgap.measures.critical import critical_sharpness
 from lbgap.measures.curve import SharpnessCurve, sharpness_curve
 from lbgap.measures.fisher_rao import fisher_rao_norm
@@ -15,9 +16,11 @@ __all__ = [
     "SharpnessCurve",
     "average_sharpness",
     "ball_sharpness",
+    "batch_sharpness",
     "critical_sharpness",
     "fisher_rao_norm",
     "layer_sharpness",
+    "noise_scale",
     "pac_bayes_sigma",
     "relative_flatness",
     "sharpness_curve",

@@ -26,8 +26,13 @@ MEASURES = {
     "relative flatness of the first layer": partial(lbgap.relative_flatness, draws=6, exact=False, layer="0"),
     "exact relative flatness": partial(lbgap.relative_flatness, exact=True),
     "critical": lbgap.critical_sharpness,
+    "batch": partial(lbgap.batch_sharpness, batch=8, draws=6),
+    "noise scale": partial(lbgap.noise_scale, batch=8, draws=6),
+    "trace": partial(lbgap.hessian_trace, most=8),
+    "edge": partial(lbgap.edge_of_stability, learning_rate=0.1),
 }
-NOT_INVARIANT = ("box", "ball", "average", "critical")
+NOT_INVARIANT = ("box", "ball", "average", "critical", "batch", "noise scale", "trace", "edge")
+SINGLE_SAMPLES = ("noise scale", "trace", "edge")  # whose mean they need
 MEASURES_HERE = [name for name in MEASURES if "box" not in name and "first" not in name]
 
 
@@ -107,7 +112,7 @@ def test_the_same_seed_gives_the_same_bits(name):
     assert same(first, third)
 
 
-@pytest.mark.parametrize("name", ["ball", "average", "pac-bayes", "relative flatness"])
+@pytest.mark.parametrize("name", ["ball", "average", "pac-bayes", "relative flatness", "batch", "noise scale", "trace"])
 def test_another_seed_gives_another_draw(name):
     objective = Objective(seeded(dense), data())
     one, other = (MEASURES[name](objective, seed=seed) for seed in (0, 1))
@@ -150,11 +155,17 @@ def test_the_same_bits_in_any_context(name, context, caller_state):
     assert same(inside, outside)
 
 
-@pytest.mark.parametrize("name", MEASURES_HERE)
+@pytest.mark.parametrize("name", [name for name in MEASURES_HERE if name not in SINGLE_SAMPLES])
 def test_batch_statistics(name):
     found = MEASURES[name](seeded(dense), data(), batch_norm="batch", batch_size=20)
     assert found.settings["batch_norm"] == "batch"
     assert math.isfinite(found.value)
+
+
+@pytest.mark.parametrize("name", SINGLE_SAMPLES)
+def test_samples_that_depend_on_each_other(name):
+    with pytest.raises(ValueError, match="use batch_norm='eval'"):
+        MEASURES[name](seeded(dense), data(), batch_norm="batch", batch_size=20)
 
 
 # The result.

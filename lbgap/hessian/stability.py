@@ -1,0 +1,89 @@
+"""Where the largest eigenvalue stands against what a learning rate tolerates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Unpack
+
+from torch import nn
+
+from lbgap.hessian._probes import check_limits
+from lbgap.hessian.eigenvalues import eigenvalues
+from lbgap.measures._call import Options, call, flag, positive
+from lbgap.measures.result import Measure
+from lbgap.objective import Objective
+
+
+def edge_of_stability(
+    model: nn.Module | Objective,
+    data: Any = None,
+    *,
+    learning_rate: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    tolerance: float = 1e-3,
+    most: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
+    **options: Unpack[Options],
+) -> Measure:
+    """Divide the largest eigenvalue of the Hessian by the one at which gradient descent ceases to be stable.
+
+    On a quadratic, gradient descent with learning rate eta diverges along an eigenvector whose eigenvalue is above
+    ``2 / eta``; with Polyak momentum beta above ``(2 + 2 beta) / eta``, with Nesterov's above ``(2 + 2 beta) / (eta (1
+    + 2 beta))``. Cohen et al. 2021 (arXiv 2103.00065) saw full-batch training hover at that edge. It says nothing about
+    adaptive methods such as ADAM, whose steps are preconditioned; for mini-batches see :func:`lbgap.batch_sharpness`.
+
+    Args:
+        model: Any ``torch.nn.Module`` that can be differentiated twice, never changed; or an
+            :class:`~lbgap.objective.Objective`.
+        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        learning_rate: eta.
+        momentum: beta, from 0 to below 1.
+        nesterov: Whether the momentum is Nesterov's.
+        tolerance: Residual of the eigenvalue, relative to it.
+        most: Products at most.
+        seed: Of the random start.
+        progress: Show a progress bar on standard error.
+        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
+            in :func:`lbgap.fast_sharpness`.
+
+    Returns:
+        The ratio: one at the edge, above it where gradient descent would leave the minimizer. In ``details``:
+        ``lambda_max``, its ``residual``, the ``limit`` and ``products``.
+
+    Raises:
+        ValueError: An argument is out of its range, or the model cannot be differentiated twice.
+        TypeError: An argument is of the wrong kind.
+        FloatingPointError: The loss or a product is NaN or infinite.
+
+    Example:
+        >>> import torch, lbgap
+        >>> data = torch.eye(2), torch.tensor([0, 1])
+        >>> lbgap.edge_of_stability(torch.nn.Linear(2, 2), data, learning_rate=0.1).value < 1
+        True
+    """
+    check_limits("hessian", most, seed)
+    learning_rate = positive("learning_rate", learning_rate, "0.1")
+    momentum = positive("momentum", momentum, "0.9", zero=True)
+    if momentum >= 1:
+        raise ValueError(f"momentum must be below one, got {momentum}: try 0.9")
+    flag("nesterov", nesterov)
+    limit = (2 + 2 * momentum) / learning_rate / (1 + 2 * momentum if nesterov else 1)
+    with call("edge_of_stability", model, data, options) as this:
+        base = float(this.objective.loss(this.centre))
+        found = eigenvalues(this.objective, k=1, tolerance=tolerance, most=most, seed=seed, progress=progress)
+        (largest,), (residual,) = found.values, found.residuals
+        ratio = largest / limit if limit else math.inf
+        side = "above" if largest - residual > limit else "below" if largest + residual < limit else "at"
+        own = {
+            "learning_rate": learning_rate,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "tolerance": tolerance,
+            "most": most,
+            "seed": seed,
+        }
+        details = {"lambda_max": largest, "residual": residual, "limit": limit, "products": found.products}
+        status = f"{side} the edge; the eigenvalue {found.status}"
+        return this.result(ratio, base_loss=base, status=status, own=own, details=details)

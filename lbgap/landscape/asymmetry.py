@@ -1,0 +1,255 @@
+"""The two sides of a direction: a minimizer need not be a cone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from lbgap._progress import evaluations_bar
+from lbgap._result import plain
+from lbgap.hessian.eigenvalues import eigenvalues
+from lbgap.measures._call import Call, Options, call, flag, normals, positive, whole
+from lbgap.objective import Objective
+
+LARGEST = 1 << 26  # numbers in points that are evaluated in one call, at most
+LADDER = 13  # distances unless the caller gives them, from a thousandth of |x| to |x|
+ROUNDING = 16  # in units of epsilon and of the loss: a rise below it is none
+
+
+@dataclass(frozen=True, eq=False)
+class Asymmetry:
+    """The loss on both sides of a minimizer x, along unit vectors d at distances r: ``f(x + r d)`` and ``f(x - r d)``.
+
+    Attributes:
+        names: Of the directions.
+        distances: Ascending, in units of the parameters.
+        ahead: ``f(x + r d)`` for each direction and distance; infinite or NaN where it overflows.
+        behind: ``f(x - r d)``.
+        sharpness_ahead: ``100 (max f - f(x)) / (1 + f(x))`` over the distances up to r, in percent; never falling.
+        sharpness_behind: The same behind.
+        indices: ``(ahead - behind) / (ahead + behind)`` of the sharpnesses, from -1 to 1; 0 where neither side rises.
+        index: Mean of the indices of each direction over the distances at which the loss rises on a side; 0 without.
+        base_loss: f(x).
+        evaluations: Passes over the data, as the objective counts them.
+        status: What to try where the distances do not fit.
+        settings: Everything that the result depends on.
+        seconds: Wall-clock time of the call.
+    """
+
+    names: tuple[str, ...]
+    distances: tuple[float, ...] = field(repr=False)
+    ahead: tuple[tuple[float, ...], ...] = field(repr=False)
+    behind: tuple[tuple[float, ...], ...] = field(repr=False)
+    sharpness_ahead: tuple[tuple[float, ...], ...] = field(repr=False)
+    sharpness_behind: tuple[tuple[float, ...], ...] = field(repr=False)
+    indices: tuple[tuple[float, ...], ...] = field(repr=False)
+    index: tuple[float, ...]
+    base_loss: float
+    evaluations: float
+    status: str
+    settings: dict[str, Any] = field(repr=False)
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON; NaN and infinity become None."""
+        return {name: plain(getattr(self, name)) for name in self.__dataclass_fields__}
+
+    def __str__(self) -> str:
+        """A line for each direction: its index, and the sharpness of either side at the largest distance."""
+        sides = zip(self.names, self.index, self.sharpness_ahead, self.sharpness_behind, strict=True)
+        s = self.settings
+        return "\n".join(
+            (
+                f"asymmetry of a minimizer, at a loss of {self.base_loss:.6g}, up to a distance of "
+                f"{self.distances[-1]:.4g}",
+                *(f"  {name}: index {i:+.3f}, {a[-1]:.4g} % ahead, {b[-1]:.4g} % behind" for name, i, a, b in sides),
+                f"  {s['n']:,} parameters, {s['samples']:,} samples, batch-norm {s['batch_norm']}, "
+                f"{self.evaluations:.4g} evaluations, {self.seconds:.2f} s, {s['precision']} on {s['device']}",
+                f"  {self.status}",
+                *(f"  note: {note}" for note in s["notes"]),
+            )
+        )
+
+
+def asymmetry(
+    model: nn.Module | Objective,
+    data: Any = None,
+    directions: Mapping[str, Tensor] | None = None,
+    *,
+    top: int = 3,
+    random: int = 3,
+    distances: Sequence[float] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    **options: Unpack[Options],
+) -> Asymmetry:
+    """Measure how differently the loss rises on the two sides of a minimizer.
+
+    Sharpness as in Metric 2.1 of Keskar et al. 2016 (arXiv 1609.04836), but along one direction and on one side at a
+    time; after He, Huang and Yuan 2019, "Asymmetric Valleys" (arXiv 1902.00744). Useful directions are those to another
+    minimizer, ``other - x``, and to the point that :func:`lbgap.fast_sharpness` found, ``found.point - x``.
+
+    Args:
+        model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`.
+        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        directions: A name and a vector ``(n,)`` for each, in the order of ``Objective.theta``; of any length.
+        top: How many eigenvectors of the largest eigenvalues of the Hessian to add, "top 1" and so on. Their signs mean
+            nothing: the largest entry is made positive.
+        random: How many random directions to add, "random 1" and so on.
+        distances: Above zero and increasing; by default 13 from a thousandth of the length of x to that length.
+        seed: Of random directions and of the start of the eigenvectors.
+        progress: Show progress bars on standard error.
+        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
+            in :func:`lbgap.fast_sharpness`.
+
+    Returns:
+        The losses, the sharpness of each side and the indices.
+
+    Raises:
+        ValueError: An argument is out of its range, there is no direction, or one is zero or does not fit.
+        TypeError: An argument is of the wrong kind.
+        FloatingPointError: The loss is NaN or infinite at the minimizer.
+
+    Example:
+        >>> import torch, lbgap
+        >>> found = lbgap.asymmetry(torch.nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1])), top=1, random=1)
+        >>> found.names
+        ('top 1', 'random 1')
+    """
+    whole("top", top, 0)
+    whole("random", random, 0)
+    whole("seed", seed, 0)
+    flag("progress", progress)
+    ladder = None if distances is None else _increasing(distances)
+    with call("asymmetry", model, data, options) as this:
+        chosen = _directions(this, directions or {}, top, random, seed, progress)
+        if ladder is None:
+            length = float(this.centre.double().norm()) or 1.0
+            ladder = [length * 10 ** (-3 + 3 * step / (LADDER - 1)) for step in range(LADDER)]
+        base = float(this.objective.loss(this.centre))
+        if base <= -1:
+            raise ValueError(
+                f"sharpness divides by 1 + loss, and the loss at the minimizer is {base:g}: add a constant"
+            )
+        with evaluations_bar("asymmetry", 2 * len(ladder) * len(chosen), progress) as visited:
+            sides = [_losses(this, direction, ladder, visited) for direction in chosen.values()]
+        floor = ROUNDING * torch.finfo(this.objective.dtype).eps * abs(base)
+        sharp = [[_one_sided(losses, base, floor) for losses in pair] for pair in sides]
+        indices = [tuple(_index(a, b) for a, b in zip(ahead, behind, strict=True)) for ahead, behind in sharp]
+        still = [name for name, pair in zip(chosen, sharp, strict=True) if not pair[0][-1] and not pair[1][-1]]
+        own = {"directions": list(chosen), "distances": ladder, "top": top, "random": random, "seed": seed}
+        return Asymmetry(
+            names=tuple(chosen),
+            distances=tuple(ladder),
+            ahead=tuple(tuple(pair[0]) for pair in sides),
+            behind=tuple(tuple(pair[1]) for pair in sides),
+            sharpness_ahead=tuple(pair[0] for pair in sharp),
+            sharpness_behind=tuple(pair[1] for pair in sharp),
+            indices=tuple(indices),
+            index=tuple(_mean_index(i, *pair) for i, pair in zip(indices, sharp, strict=True)),
+            base_loss=base,
+            evaluations=this.evaluations,
+            status=_status(still),
+            settings=this.settings(own),
+            seconds=this.seconds,
+        )
+
+
+def _increasing(distances: Sequence[float]) -> list[float]:
+    """Check the distances.
+
+    Raises:
+        ValueError: There is none, or they do not increase from above zero.
+        TypeError: One is no number.
+    """
+    ladder = [positive("a distance", distance, "0.1") for distance in distances]
+    if not ladder or any(after <= before for before, after in itertools.pairwise(ladder)):
+        raise ValueError(f"distances must be one or more numbers that increase, got {list(distances)}")
+    return ladder
+
+
+def _directions(
+    this: Call, given: Mapping[str, Tensor], top: int, random: int, seed: int, progress: bool
+) -> dict[str, Tensor]:
+    """Unit vectors by name.
+
+    Raises:
+        ValueError: There is none, one is zero or does not fit, or a name is taken twice.
+        TypeError: They are no mapping of tensors.
+    """
+    if not isinstance(given, Mapping) or not all(isinstance(vector, Tensor) for vector in given.values()):
+        raise TypeError("directions must map names to tensors (n,), such as {'to LB': other - x}")
+    found: dict[str, Tensor] = {str(name): vector.detach() for name, vector in given.items()}
+    for name, vector in found.items():
+        if vector.shape != this.centre.shape:
+            raise ValueError(f"direction {name!r} must be ({len(this.centre)},), got {tuple(vector.shape)}")
+    added: dict[str, Tensor] = {}
+    if top:
+        vectors = eigenvalues(this.objective, k=top, seed=seed, progress=progress).vectors
+        added |= {f"top {index + 1}": oriented(vector) for index, vector in enumerate(vectors)}
+    added |= {f"random {i + 1}": vector for i, vector in zip(range(random), normals(this.centre, seed), strict=False)}
+    twice = [name for name in found if name in added]
+    if twice:
+        raise ValueError(f"the name {twice[0]!r} is that of a direction which is added: give it another")
+    if not (found := {**found, **added}):
+        raise ValueError("asymmetry needs a direction: give directions, top or random")
+    return {name: _unit(name, vector.to(this.centre)) for name, vector in found.items()}
+
+
+def _unit(name: str, vector: Tensor) -> Tensor:
+    length = float(vector.double().norm())
+    if not 0 < length < math.inf:
+        raise ValueError(f"direction {name!r} must be finite and not zero, got one of length {length}")
+    return (vector.double() / length).to(vector)
+
+
+def oriented(vector: Tensor) -> Tensor:
+    """An eigenvector, whose sign means nothing, with its largest entry positive."""
+    return vector * vector[vector.abs().argmax()].sign()
+
+
+def _losses(this: Call, direction: Tensor, ladder: list[float], visited: Any) -> tuple[list[float], list[float]]:
+    """The loss ahead and behind at each distance."""
+    steps = torch.tensor([*ladder, *(-distance for distance in ladder)]).to(this.centre)
+    found: list[float] = []
+    for part in steps.split(max(1, LARGEST // len(direction))):
+        values = this.objective.losses(torch.addcmul(this.centre, part[:, None], direction)).tolist()
+        found += values
+        for value in values if visited is not None else ():
+            visited(0, value)
+    return found[: len(ladder)], found[len(ladder) :]
+
+
+def _one_sided(losses: list[float], base: float, floor: float) -> tuple[float, ...]:
+    """Percent by which the loss rises up to each distance; infinite from where it is not finite."""
+    highest, found = base, []
+    for value in losses:
+        highest = math.inf if not math.isfinite(value) else max(highest, value)
+        found.append(100 * (highest - base) / (1 + base) if highest - base > floor else 0.0)
+    return tuple(found)
+
+
+def _index(ahead: float, behind: float) -> float:
+    """From -1, it rises behind only, to 1, ahead only."""
+    if ahead == behind:
+        return 0.0
+    if math.inf in (ahead, behind):
+        return 1.0 if ahead == math.inf else -1.0
+    return (ahead - behind) / (ahead + behind)
+
+
+def _mean_index(indices: tuple[float, ...], ahead: tuple[float, ...], behind: tuple[float, ...]) -> float:
+    return statistics.fmean([i for i, a, b in zip(indices, ahead, behind, strict=True) if a or b] or [0.0])
+
+
+def _status(still: list[str]) -> str:
+    if not still:
+        return "along each direction the loss rises on a side"
+    return f"the loss rises on neither side along {', '.join(still)}: try larger distances"

@@ -1,0 +1,232 @@
+"""What single batches see: the curvature along their gradients, and how noisy these are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from lbgap.measures._call import Options, call, mean_and_error, positive, whole
+from lbgap.measures.result import Measure
+from lbgap.objective import Objective
+
+FEWEST = 8  # draws before a standard error is believed
+POPULATIONS = ("data", "distribution")
+
+
+def batch_sharpness(
+    model: nn.Module | Objective,
+    data: Any = None,
+    *,
+    batch: int,
+    relative_error: float | None = 0.05,
+    draws: int = 200,
+    seed: int = 0,
+    **options: Unpack[Options],
+) -> Measure:
+    """Measure the curvature that mini-batches see along their own gradients.
+
+    ``E g_B' H_B g_B / |g_B|^2`` over batches B drawn without replacement: the batch sharpness of Andreyev and
+    Beneventano 2024 (arXiv 2412.20553), which stabilises near 2 / learning rate in training by stochastic gradient
+    descent. The mean over draws is unbiased. With a batch as large as the data it is the curvature along the gradient.
+
+    Args:
+        model: Any ``torch.nn.Module`` that can be differentiated twice, never changed; or an
+            :class:`~lbgap.objective.Objective`.
+        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        batch: Samples of a batch. With ``batch_norm="batch"`` each brings its own statistics, as in training.
+        relative_error: Stop after eight draws or more once the standard error is at most this share of the mean; None
+            for all draws. Stopping on the error makes it slightly too small.
+        draws: Batches at most, two or more.
+        seed: Of the batches.
+        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
+            in :func:`lbgap.fast_sharpness`.
+
+    Returns:
+        The mean and its standard error. In ``details``: ``ratio_of_means``, ``E g_B' H_B g_B / E |g_B|^2``, which
+        weights batches by their gradients and is biased by one part in the number of draws, ``gradient_squared``, the
+        mean of ``|g_B|^2``, and ``draws``. NaN where a batch has no gradient at all.
+
+    Raises:
+        ValueError: An argument is out of its range, or the model cannot be differentiated twice.
+        TypeError: An argument is of the wrong kind.
+        FloatingPointError: The loss of a batch, its gradient or a product is NaN or infinite.
+
+    Example:
+        >>> import torch, lbgap
+        >>> data = torch.eye(4), torch.tensor([0, 1, 0, 1])
+        >>> lbgap.batch_sharpness(torch.nn.Linear(4, 2), data, batch=2).value > 0
+        True
+    """
+    relative_error = _check(batch, relative_error, draws, seed)
+    with call("batch_sharpness", model, data, options) as this:
+        quotients: list[float] = []
+        squares: list[float] = []
+        base = float(this.objective.loss(this.centre))
+        known = False
+        for part in _batches(this.objective, batch, 1, draws, seed):
+            gradient = part.loss_and_gradient(this.centre)[1]
+            length = float(gradient.double().norm())
+            squares.append(length**2)
+            if not length:
+                quotients.append(math.nan)
+                break
+            unit = gradient / length  # products with a tiny vector would lose its direction
+            product = part.hvp(this.centre, unit[None])[0]
+            quotients.append(float((unit.double() * product.double()).sum() / unit.double().square().sum()))
+            known = _known(quotients, relative_error)
+            if known or batch == this.objective.samples:
+                break
+        value, error = mean_and_error(quotients) if len(quotients) > 1 else (quotients[0], math.nan)
+        weighted = math.fsum(q * s for q, s in zip(quotients, squares, strict=True))
+        details = {
+            "ratio_of_means": weighted / math.fsum(squares) if any(squares) else math.nan,
+            "gradient_squared": math.fsum(squares) / len(squares),
+            "draws": len(quotients),
+        }
+        own = {"batch": batch, "relative_error": relative_error, "draws": draws, "seed": seed}
+        if math.isnan(value):
+            status = "the gradient of a batch is exactly zero: there is no direction; try float64 or a larger batch"
+        elif batch == this.objective.samples:
+            status = "exact, to rounding: the batch is all of the data"
+        else:
+            status = _status(len(quotients), error, value, relative_error, known)
+        return this.result(value, standard_error=error, base_loss=base, status=status, own=own, details=details)
+
+
+def noise_scale(
+    model: nn.Module | Objective,
+    data: Any = None,
+    *,
+    batch: int = 32,
+    population: str = "data",
+    relative_error: float | None = 0.05,
+    draws: int = 200,
+    seed: int = 0,
+    **options: Unpack[Options],
+) -> Measure:
+    """Measure the gradient noise scale: the batch size at which noise and signal of a gradient are equal.
+
+    ``tr(Sigma) / |G|^2``, the simple noise scale of McCandlish et al. 2018 (arXiv 1812.06162, equation 2.9), Sigma the
+    covariance of the gradient of one sample and G its mean. ``tr(Sigma)`` is estimated from batches of b samples drawn
+    without replacement from the N, each giving ``|g_B - g|^2 / (1/b - 1/N)``: unbiased, and the same in the mean as
+    their ``(|g_B|^2 - |g|^2) / (1/b - 1/N)`` (appendix A.1 with the data as the big batch), but with less variance.
+
+    Args:
+        model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`.
+        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        batch: b, below the number of samples; it does not change the value in the mean.
+        population: Of what G is the mean gradient. ``"data"``: of these samples, so that it is known exactly.
+            ``"distribution"``: of what they were drawn from; ``|G|^2`` is then ``|g|^2 - tr(Sigma) / N``, unbiased as
+            in the source, and at a minimizer often not above zero.
+        relative_error: Stop after eight draws or more once the standard error of ``tr(Sigma)`` is at most this share of
+            it; None for all draws. Stopping on the error makes it slightly too small.
+        draws: Batches at most, two or more.
+        seed: Of the batches.
+        options: ``loss``, ``parameters``, ``batch_norm`` (not ``"batch"``), ``precision``, ``batch_size``, ``device``
+            and ``backend``, as in :func:`lbgap.fast_sharpness`.
+
+    Returns:
+        The scale in samples, and its standard error to first order; NaN where ``|G|^2`` is not above zero. In
+        ``details``: ``trace``, tr(Sigma), and its standard error; ``gradient_squared``, ``|G|^2``; and ``draws``.
+
+    Raises:
+        ValueError: An argument is out of its range, or samples depend on their batch (``batch_norm="batch"``).
+        TypeError: An argument is of the wrong kind.
+        FloatingPointError: The loss of a batch or its gradient is NaN or infinite.
+
+    Example:
+        >>> import torch, lbgap
+        >>> data = torch.eye(4), torch.tensor([0, 1, 0, 1])
+        >>> lbgap.noise_scale(torch.nn.Linear(4, 2), data, batch=2).value > 0
+        True
+    """
+    if population not in POPULATIONS:
+        raise ValueError(f"population must be 'data' or 'distribution', got {population!r}")
+    relative_error = _check(batch, relative_error, draws, seed)
+    with call("noise_scale", model, data, options) as this:
+        objective, total = this.objective, this.objective.samples
+        if objective.by_batch:
+            raise ValueError(
+                "noise_scale needs samples whose gradients do not depend on each other: use batch_norm='eval'"
+            )
+        base, mean = objective.loss_and_gradient(this.centre)
+        traces: list[float] = []
+        known = False
+        for part in _batches(objective, batch, 0, draws, seed):
+            away = part.loss_and_gradient(this.centre)[1].double() - mean.double()
+            traces.append(float(away.square().sum()) / (1 / batch - 1 / total))
+            known = _known(traces, relative_error)
+            if known:
+                break
+        trace, error = mean_and_error(traces)
+        of_data = float(mean.double().square().sum())
+        squared = of_data if population == "data" else of_data - trace / total
+        exists = squared > 0
+        status = _status(len(traces), error, trace, relative_error, known, " of tr(Sigma)")
+        if not exists:
+            status = "the squared gradient cannot be told from zero: give more data, or population='data'"
+        # The derivative of the ratio in tr(Sigma), which |G|^2 depends on for the distribution.
+        slope = 1 / squared if population == "data" and exists else of_data / squared**2 if exists else math.nan
+        return this.result(
+            trace / squared if exists else math.nan,
+            standard_error=slope * error,
+            base_loss=float(base),
+            status=status,
+            own={
+                "batch": batch,
+                "population": population,
+                "relative_error": relative_error,
+                "draws": draws,
+                "seed": seed,
+            },
+            details={
+                "trace": trace,
+                "trace_standard_error": error,
+                "gradient_squared": squared,
+                "draws": len(traces),
+            },
+        )
+
+
+def _check(batch: int, relative_error: float | None, draws: int, seed: int) -> float | None:
+    """Check what both take; returns the relative error as a float."""
+    whole("batch", batch, 1)
+    whole("draws", draws, 2)
+    whole("seed", seed, 0)
+    return None if relative_error is None else positive("relative_error", relative_error, "0.05")
+
+
+def _batches(objective: Objective, batch: int, spare: int, draws: int, seed: int) -> Iterator[Objective]:
+    """The objective on random batches, each drawn without replacement.
+
+    Raises:
+        ValueError: A batch is as large as the data where none may be, or larger.
+    """
+    most = objective.samples - 1 + spare
+    if batch > most:
+        raise ValueError(f"batch must be between 1 and {most}, got {batch}")
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(draws):
+        chosen: Tensor = torch.randperm(objective.samples, generator=generator, device="cpu")[:batch].sort().values
+        yield objective.part(chosen)
+
+
+def _known(values: list[float], relative_error: float | None) -> bool:
+    """Whether a mean is known as well as was asked."""
+    if relative_error is None or len(values) < FEWEST:
+        return False
+    mean, error = mean_and_error(values)
+    return error <= relative_error * abs(mean)
+
+
+def _status(draws: int, error: float, value: float, asked: float | None, known: bool, what: str = "") -> str:
+    size = f"the standard error{what} is {100 * error / abs(value) if value else math.inf:.2g} %"
+    if known:
+        return f"{draws} draws: {size}, within the {100 * (asked or 0):g} % asked for"
+    if asked is None:
+        return f"{draws} draws, all that were asked for: {size}"
+    return f"{draws} draws, the limit: {size}; try more draws"
