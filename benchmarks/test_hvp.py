@@ -1,8 +1,8 @@
 """Products of the Hessian with K vectors: F1 and a small network, against a loop of double backwards and against peers.
 
 The inputs are standard normal and the parameters those of the start: neither changes the work. `units` is the time for
-one vector, in passes of the gradient (the objective's own, timed in the same test). `peak_bytes` is what preparing and the
-first call add to the resident memory.
+one vector, in passes of the gradient (the objective's own, timed in the same test). `peak_bytes` is what preparing and
+the first call add to the resident memory.
 """
 
 from __future__ import annotations
