@@ -1,4 +1,4 @@
-"""Compiles every CUDA source and prints what each kernel takes of the GPU: registers, memory, and spills, which it forbids.
+"""Compiles every CUDA source and prints what each kernel takes of a GPU: registers, memory; forbids spills.
 
 No GPU is needed: nvcc compiles against whatever torch is installed. Exit status 0 if all is well, 1 where a source does
 not compile, warns, or spills registers, 2 where there is no nvcc.

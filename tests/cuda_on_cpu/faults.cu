@@ -1,5 +1,5 @@
-// Kernels with one mistake each, to see that the emulator reports it, and sound ones that it must let pass. Each runs
-// on two blocks of 64 threads and a tensor of 128 float32 numbers.
+// Kernels with one mistake each, to see that the emulator reports it, and sound ones that it must let pass.
+// Each runs on two blocks of 64 threads and a tensor of 128 float32 numbers.
 
 #include <torch/csrc/stable/library.h>
 
@@ -13,7 +13,9 @@ namespace {
 
 constexpr int kCount = 64;
 
-__device__ inline int global_index() { return static_cast<int>(blockIdx.x) * kCount + static_cast<int>(threadIdx.x); }
+__device__ inline int global_index() {
+  return static_cast<int>(blockIdx.x) * kCount + static_cast<int>(threadIdx.x);
+}
 
 // Sound: each block turns its part around.
 __global__ void reverse_kernel(float* data) {
@@ -104,6 +106,15 @@ __global__ void missing_syncwarp_kernel(float* data) {
   data[global_index()] = tile[threadIdx.x ^ 1u];
 }
 
+// Each lane adds to what its neighbour added to before.
+__global__ void missing_syncwarp_of_sums_kernel(float* data) {
+  float* own = data + blockIdx.x * kCount + threadIdx.x / kWarp * kWarp;
+  for (unsigned round = 0; round < 4; ++round) {
+    const float value = __shfl_sync(kFull, 1.0f, 0);
+    if (threadIdx.x % kWarp == round) own[0] += value;
+  }
+}
+
 __global__ void same_word_kernel(float* data) { data[threadIdx.x] = 1.0f; }
 
 __global__ void other_block_kernel(float* data) {
@@ -161,15 +172,26 @@ __global__ void host_stack_kernel(float* data, const float* host) {
 
 #define FAULT(name) {#name, name##_kernel}
 const std::map<std::string, void (*)(float*)> kFaults = {
-    FAULT(reverse),           FAULT(scan),
-    FAULT(read_beyond),       FAULT(write_beyond),
-    FAULT(write_before),      FAULT(shared_beyond),
-    FAULT(shared_far_beyond), FAULT(misaligned),        FAULT(missing_barrier),
-    FAULT(missing_second_barrier), FAULT(missing_syncwarp),
-    FAULT(same_word),         FAULT(other_block),
-    FAULT(global_race),       FAULT(garbage),
-    FAULT(divergent_barrier), FAULT(early_end),
-    FAULT(lane_outside_mask), FAULT(lane_missing),
+    FAULT(reverse),
+    FAULT(scan),
+    FAULT(read_beyond),
+    FAULT(write_beyond),
+    FAULT(write_before),
+    FAULT(shared_beyond),
+    FAULT(shared_far_beyond),
+    FAULT(misaligned),
+    FAULT(missing_barrier),
+    FAULT(missing_second_barrier),
+    FAULT(missing_syncwarp),
+    FAULT(missing_syncwarp_of_sums),
+    FAULT(same_word),
+    FAULT(other_block),
+    FAULT(global_race),
+    FAULT(garbage),
+    FAULT(divergent_barrier),
+    FAULT(early_end),
+    FAULT(lane_outside_mask),
+    FAULT(lane_missing),
     FAULT(source_outside_mask),
 };
 

@@ -1,4 +1,7 @@
-"""Runs the tests in emulated/ in a process that AddressSanitizer watches: ``python -m tests.cuda_on_cpu.sanitized [pytest arguments]``."""
+"""Runs the tests in emulated/ in a process that AddressSanitizer watches.
+
+python -m tests.cuda_on_cpu.sanitized [arguments of pytest]
+"""
 
 import os
 import subprocess

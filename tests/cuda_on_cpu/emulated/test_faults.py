@@ -11,9 +11,12 @@ FAULTS = {
     "shared_far_beyond": "writes 4 bytes, 0 bytes after a shared variable of 256 bytes",
     "local_beyond": "index beyond an array",
     "misaligned": "misaligned access, at faults.cu",
-    "missing_barrier": "race: .* what thread .*, with no barrier between them, in faults.cu|shared memory that no thread",
+    "missing_barrier": (
+        "race: .* what thread .*, with no barrier between them, in faults.cu|shared memory that no thread"
+    ),
     "missing_second_barrier": "race: .* what thread .* with no barrier between them",
-    "missing_syncwarp": "race: .* what thread .* with no barrier between them",
+    "missing_syncwarp": "race: .* what thread .*, with no barrier between them",
+    "missing_syncwarp_of_sums": "race: reads what thread .* writes, with no barrier between them",
     "same_word": "race: writes what thread (0|63) of another block writes",
     "other_block": "race: .* what thread (0|63) of another block",
     "global_race": "race: .* what thread",

@@ -43,7 +43,7 @@ def test_points_have_the_bits_of_the_cpu(native, distribution, dtype, k, p):
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("k", [1, 4, 5])
+@pytest.mark.parametrize("k", [1, 5])
 @pytest.mark.parametrize("p", PANELS)
 def test_products_agree_with_the_cpu(native, distribution, k, p):
     n, first = 300, 2**32 - 40

@@ -1,5 +1,5 @@
-// Stands in for CUDA's header of this name where kernels are compiled for the CPU: as much of the language and of the
-// runtime as the kernels of this package use. `__shared__` is not here: library.py rewrites it.
+// Stands in for CUDA's header of this name where kernels are compiled for the CPU: as much of the language
+// and of the runtime as the kernels of this package use. `__shared__` is not here: library.py rewrites it.
 
 #pragma once
 
@@ -23,10 +23,12 @@ using dim3 = emulator::Dim3;
 
 // Barriers. Default arguments say where the call stands.
 
-#define EMULATOR_UNWATCHED __attribute__((no_sanitize("address", "undefined")))
+#define EMULATOR_UNWATCHED __attribute__((no_sanitize("thread", "undefined")))
 #define EMULATOR_HERE const char *file = __builtin_FILE(), unsigned line = __builtin_LINE()
 
-EMULATOR_UNWATCHED inline void __syncthreads(EMULATOR_HERE) { emulator::block_barrier({file, line}, "__syncthreads", true); }
+EMULATOR_UNWATCHED inline void __syncthreads(EMULATOR_HERE) {
+  emulator::block_barrier({file, line}, "__syncthreads", true);
+}
 EMULATOR_UNWATCHED inline int __syncthreads_count(int predicate, EMULATOR_HERE) {
   return static_cast<int>(emulator::block_barrier({file, line}, "__syncthreads_count", predicate != 0));
 }
@@ -47,7 +49,8 @@ EMULATOR_UNWATCHED inline unsigned lane() {
 
 template <typename T>
 EMULATOR_UNWATCHED T shuffle(Site site, const char* name, unsigned mask, T value, unsigned source) {
-  static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8), "no shuffle of this type in CUDA");
+  static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8),
+                "no shuffle of this type in CUDA");
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
   bits = warp_exchange(site, name, mask, bits, source, false).value;
@@ -88,7 +91,8 @@ EMULATOR_UNWATCHED T __shfl_xor_sync(unsigned mask, T value, int bits, int width
   const unsigned lane = emulator::lane();
   const unsigned w = static_cast<unsigned>(width);
   const unsigned from = lane ^ static_cast<unsigned>(bits);
-  return emulator::shuffle({file, line}, "__shfl_xor_sync", mask, value, from < lane / w * w + w ? from : lane);
+  return emulator::shuffle({file, line}, "__shfl_xor_sync", mask, value,
+                           from < lane / w * w + w ? from : lane);
 }
 
 EMULATOR_UNWATCHED inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATOR_HERE) {
@@ -150,7 +154,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     const auto* c = static_cast<const Call*>(context);
     std::apply(c->kernel, c->parameters);
   };
-  const bool good = emulator::launch(reinterpret_cast<const void*>(kernel), config->gridDim, config->blockDim, run,
-                                     call.get());
+  const bool good = emulator::launch(reinterpret_cast<const void*>(kernel), config->gridDim, config->blockDim,
+                                     run, call.get());
   return emulator::last_error = good ? cudaSuccess : cudaErrorLaunchFailure;
 }

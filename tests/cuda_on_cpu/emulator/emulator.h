@@ -1,5 +1,6 @@
-// What the stand-in cuda_runtime.h asks of the emulator. Blocks run one after the other; the threads of a block are
-// fibers that are left only at barriers and warp operations, so a kernel runs the same way every time.
+// What the stand-in cuda_runtime.h asks of the emulator. Blocks run one after the other; the threads of a
+// block are fibers that are left only at barriers and warp operations, so a kernel runs the same way every
+// time.
 
 #pragma once
 
@@ -37,13 +38,14 @@ const char* error();
 // What all threads of a block wait for; returns how many predicates are true.
 unsigned block_barrier(Site site, const char* name, bool predicate);
 
-// What the lanes in `mask` wait for: a lane gets the value of lane `source`, and all get the lanes whose value is not
-// zero. `orders` says whether what lanes wrote before is visible to others afterwards.
+// What the lanes in `mask` wait for: a lane gets the value of lane `source`, and all get the lanes whose
+// value is not zero. `orders` says whether what lanes wrote before is visible to others afterwards.
 struct Exchanged {
   uint64_t value;
   unsigned nonzero;
 };
-Exchanged warp_exchange(Site site, const char* name, unsigned mask, uint64_t value, unsigned source, bool orders);
+Exchanged warp_exchange(Site site, const char* name, unsigned mask, uint64_t value, unsigned source,
+                        bool orders);
 
 // The memory of one __shared__ variable, which `key` stands for; full of garbage where a block begins.
 void* shared(const char* key, size_t size, size_t align);

@@ -20,8 +20,8 @@ int32_t aoti_torch_create_device_guard(int32_t /*device*/, void** guard) {
 
 int32_t aoti_torch_delete_device_guard(void* /*guard*/) { return 0; }
 
-void torch_c10_cuda_check_msg(int32_t error, const char* /*file*/, const char* /*function*/, uint32_t /*line*/,
-                              bool /*assertions*/, char** message) {
+void torch_c10_cuda_check_msg(int32_t error, const char* /*file*/, const char* /*function*/,
+                              uint32_t /*line*/, bool /*assertions*/, char** message) {
   *message = error == 0 ? nullptr : strdup(emulator::error());
 }
 

@@ -1,13 +1,16 @@
-// Every access to memory that instrumented code makes comes here, by the names that compilers give AddressSanitizer's
-// and UndefinedBehaviorSanitizer's functions: an access that is wrong ends the launch before it is made. Races are
-// found exactly, between units that threads of one launch touch without a barrier between them: 16 bits of shared, 32
-// of other memory. What is smaller is not followed.
+// Every access to memory that compiled code makes comes here first, by the names that compilers give
+// ThreadSanitizer's functions, and arithmetic that went wrong by UndefinedBehaviorSanitizer's. What memory is
+// in use AddressSanitizer knows, which serves the whole process. An access that is wrong ends the launch
+// before it is made. Races are found exactly, between units that threads of one launch touch without a
+// barrier between them: 16 bits of shared, 32 of other memory. What is smaller is not followed.
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -49,7 +52,8 @@ size_t shadow_offset = 0;
 
 constexpr size_t kRedzone = 64;
 alignas(64) char arena[kMostShared + (64 + 1) * kRedzone];
-const Range arena_range{reinterpret_cast<uintptr_t>(arena), reinterpret_cast<uintptr_t>(arena) + sizeof(arena)};
+const Range arena_range{reinterpret_cast<uintptr_t>(arena),
+                        reinterpret_cast<uintptr_t>(arena) + sizeof(arena)};
 Unit shared_units[sizeof(arena) / 2];
 size_t arena_used = 0;
 size_t shared_used = 0;
@@ -114,7 +118,9 @@ void track(uintptr_t at, size_t size, bool write, const void* pc) {
 }
 
 bool poisoned(uintptr_t at, size_t size) {
-  const auto marked = [](uintptr_t byte) { return reinterpret_cast<const char*>((byte >> 3) + shadow_offset)[0] != 0; };
+  const auto marked = [](uintptr_t byte) {
+    return reinterpret_cast<const char*>((byte >> 3) + shadow_offset)[0] != 0;
+  };
   if (size <= 16 && !marked(at) && !marked(at + size - 1)) return false;
   return __asan_region_is_poisoned(reinterpret_cast<void*>(at), size) != nullptr;
 }
@@ -136,8 +142,9 @@ std::string describe_place(uintptr_t at) {
   const auto begin = reinterpret_cast<uintptr_t>(begin_at);
   if (kind == nullptr || begin == 0) return "in memory that is not its own";
   const std::string where = at < begin ? std::to_string(begin - at) + " bytes before "
-                            : at >= begin + size ? std::to_string(at - begin - size) + " bytes after "
-                                                 : std::to_string(at - begin) + " bytes into freed or unused ";
+                            : at >= begin + size
+                                ? std::to_string(at - begin - size) + " bytes after "
+                                : std::to_string(at - begin) + " bytes into freed or unused ";
   return where + std::to_string(size) + " bytes of " + kind + " memory";
 }
 
@@ -162,7 +169,8 @@ void access(uintptr_t at, size_t size, bool write, const void* pc) {
     fail("out of bounds: %s at %p, in %s", verb, reinterpret_cast<void*>(at), source_of(pc).c_str());
   if (poisoned(at, size)) out_of_bounds(at, size, write, pc);
   if (stacks.has(at)) {
-    if (!own_stack().has(at)) fail("%s a local variable of another thread, in %s", verb, source_of(pc).c_str());
+    if (!own_stack().has(at))
+      fail("%s a local variable of another thread, in %s", verb, source_of(pc).c_str());
     return;
   }
   if (host_stack.has(at)) fail("%s a local variable of the host, in %s", verb, source_of(pc).c_str());
@@ -188,8 +196,19 @@ std::string name_of(const void* code) {
 }
 
 std::string source_of(const void* code) {
-  const std::string name = symbolize(code, "%s:%l");
-  return name.substr(name.rfind('/') + 1);
+  // AddressSanitizer's own reader of debug information knows no lines of functions that several files hold.
+  Dl_info library{};
+  dladdr(code, &library);
+  char command[1000];
+  std::snprintf(command, sizeof(command), "env -u LD_PRELOAD addr2line -s -e '%s' %#zx", library.dli_fname,
+                reinterpret_cast<size_t>(code) - 1 - reinterpret_cast<size_t>(library.dli_fbase));
+  char line[200] = "";
+  if (FILE* output = popen(command, "r")) {
+    if (std::fgets(line, sizeof(line), output) == nullptr) line[0] = '\0';
+    pclose(output);
+  }
+  const std::string where = line;
+  return where.substr(0, where.find_first_of(" \n"));
 }
 
 void begin_launch() {
@@ -237,23 +256,37 @@ void forget_stacks() {
 
 // What compiled code calls before each access, and where it finds arithmetic to be wrong.
 
-#define EMULATOR_ACCESS(size)                                                                \
-  extern "C" void __asan_load##size(uintptr_t at) {                                          \
-    emulator::access(at, size, false, __builtin_return_address(0));                          \
-  }                                                                                          \
-  extern "C" void __asan_store##size(uintptr_t at) {                                         \
-    emulator::access(at, size, true, __builtin_return_address(0));                           \
+#define EMULATOR_ACCESS(name, size)                                 \
+  extern "C" void __tsan_##name##read##size(uintptr_t at) {         \
+    emulator::access(at, size, false, __builtin_return_address(0)); \
+  }                                                                 \
+  extern "C" void __tsan_##name##write##size(uintptr_t at) {        \
+    emulator::access(at, size, true, __builtin_return_address(0));  \
   }
-EMULATOR_ACCESS(1)
-EMULATOR_ACCESS(2)
-EMULATOR_ACCESS(4)
-EMULATOR_ACCESS(8)
-EMULATOR_ACCESS(16)
-extern "C" void __asan_loadN(uintptr_t at, size_t size) {
+EMULATOR_ACCESS(, 1)
+EMULATOR_ACCESS(, 2)
+EMULATOR_ACCESS(, 4)
+EMULATOR_ACCESS(, 8)
+EMULATOR_ACCESS(, 16)
+EMULATOR_ACCESS(unaligned_, 2)
+EMULATOR_ACCESS(unaligned_, 4)
+EMULATOR_ACCESS(unaligned_, 8)
+EMULATOR_ACCESS(unaligned_, 16)
+extern "C" void __tsan_read_range(uintptr_t at, size_t size) {
   emulator::access(at, size, false, __builtin_return_address(0));
 }
-extern "C" void __asan_storeN(uintptr_t at, size_t size) {
+extern "C" void __tsan_write_range(uintptr_t at, size_t size) {
   emulator::access(at, size, true, __builtin_return_address(0));
+}
+extern "C" void __tsan_init() {}
+extern "C" void __tsan_vptr_update(void**, void*) {}
+
+// Of the host's code: reference counts and guards of static variables.
+extern "C" int __tsan_atomic32_fetch_add(int* at, int value, int /*order*/) {
+  return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);
+}
+extern "C" char __tsan_atomic8_load(const char* at, int /*order*/) {
+  return __atomic_load_n(at, __ATOMIC_SEQ_CST);
 }
 
 namespace {

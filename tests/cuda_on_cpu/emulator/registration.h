@@ -1,4 +1,5 @@
-// Included before each file: operators of the namespace lbgap go to lbgap_emulated, those for CUDA to the CPU.
+// Included before each file: operators of the namespace lbgap go to lbgap_emulated, those for CUDA to the
+// CPU.
 
 #pragma once
 

@@ -1,5 +1,6 @@
-// The threads of a block as fibers. Which one goes on is decided by its number alone, so that the warp that goes first
-// runs as far ahead of the others as barriers let it: what is not ordered shows in one of the two directions.
+// The threads of a block as fibers. Which one goes on is decided by its number alone, so that the warp that
+// goes first runs as far ahead of the others as barriers let it: what is not ordered shows in one of the two
+// directions.
 
 #include "scheduler.h"
 
@@ -27,7 +28,8 @@ std::set<const void*> launched;
 
 namespace {
 
-constexpr size_t kStack = (128 << 10) + 832;  // no power of two: all stacks would compete for the same cache lines
+constexpr size_t kStack =
+    (128 << 10) + 832;  // no power of two: all stacks would compete for the same cache lines
 
 enum class Wait { kNothing, kBlock, kWarp, kEnd };
 
@@ -55,7 +57,7 @@ struct Block {
   uint32_t epoch = 0;
   uint32_t warp_epoch[kMostThreads / kWarp] = {};
   unsigned in_exchange[kMostThreads / kWarp] = {};  // lanes that wait for others of their warp
-  uint64_t ready[kMostThreads / 64] = {};  // by rank, the first goes on
+  uint64_t ready[kMostThreads / 64] = {};           // by rank, the first goes on
 };
 
 Fiber fibers[kMostThreads];
@@ -71,8 +73,8 @@ void set_ready(unsigned thread) {
   block.ready[rank_of(thread) / 64] |= uint64_t(1) << (rank_of(thread) % 64);
 }
 
-// swapcontext() would ask the kernel for the signal mask at every switch. The jump must not be inlined into the
-// function that its target lies in.
+// swapcontext() would ask the kernel for the signal mask at every switch. The jump must not be inlined into
+// the function that its target lies in.
 [[gnu::noinline, noreturn]] void jump(void** to) { __builtin_longjmp(to, 1); }
 
 [[gnu::noinline]] void switch_to(void** from, void** to) {
@@ -206,8 +208,7 @@ void wait(Site site, const char* name, Wait kind) {
 }
 
 void run_block(unsigned number) {
-  blockIdx = {number % gridDim.x, number / gridDim.x % gridDim.y,
-                 number / gridDim.x / gridDim.y};
+  blockIdx = {number % gridDim.x, number / gridDim.x % gridDim.y, number / gridDim.x / gridDim.y};
   now.block = blocks_begun++;
   block.left = block.count;
   block.at_barrier = 0;
@@ -271,10 +272,13 @@ unsigned block_barrier(Site site, const char* name, bool predicate) {
   return block.barrier_result;
 }
 
-Exchanged warp_exchange(Site site, const char* name, unsigned mask, uint64_t value, unsigned source, bool orders) {
+Exchanged warp_exchange(Site site, const char* name, unsigned mask, uint64_t value, unsigned source,
+                        bool orders) {
   Fiber& self = fibers[now.thread];
-  if (!(mask >> (now.thread % kWarp) & 1)) fail_at(site, "%s by a lane that is not in the mask %08x", name, mask);
-  if (!(mask >> source & 1)) fail_at(site, "%s reads lane %u, which is not in the mask %08x", name, source, mask);
+  if (!(mask >> (now.thread % kWarp) & 1))
+    fail_at(site, "%s by a lane that is not in the mask %08x", name, mask);
+  if (!(mask >> source & 1))
+    fail_at(site, "%s reads lane %u, which is not in the mask %08x", name, source, mask);
   self.mask = mask;
   self.value = value;
   self.source = source;
@@ -287,7 +291,8 @@ bool launch(const void* kernel, Dim3 blocks, Dim3 threads, void (*call)(void*), 
   if (stacks.begin == 0) {
     void* memory = mmap(nullptr, kMostThreads * kStack, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    stacks = {reinterpret_cast<uintptr_t>(memory), reinterpret_cast<uintptr_t>(memory) + kMostThreads * kStack};
+    stacks = {reinterpret_cast<uintptr_t>(memory),
+              reinterpret_cast<uintptr_t>(memory) + kMostThreads * kStack};
   }
   problem.clear();
   if (blocks.size() == 0 || threads.size() == 0 || threads.size() > kMostThreads) {

@@ -10,8 +10,8 @@
 
 namespace emulator {
 
-// When a thread does something. Two moments of one block are ordered by a block's barrier between them, and those of
-// one warp by __syncwarp() too.
+// When a thread does something. Two moments of one block are ordered by a block's barrier between them, and
+// those of one warp by __syncwarp() too.
 struct Moment {
   uint32_t block;  // numbered through all launches
   uint32_t epoch;  // barriers that the block has passed
@@ -19,18 +19,19 @@ struct Moment {
   uint16_t thread;
 };
 
-extern bool running;      // whether a thread of a kernel runs, rather than the host
-extern bool descending;   // whether the last thread of a block goes first
+extern bool running;                    // whether a thread of a kernel runs, rather than the host
+extern bool descending;                 // whether the last thread of a block goes first
 extern std::set<const void*> launched;  // kernels, since Python asked
-extern Moment now;        // of the thread that runs
-extern uint32_t earlier;  // blocks below this number belong to earlier launches
+extern Moment now;                      // of the thread that runs
+extern uint32_t earlier;                // blocks below this number belong to earlier launches
 
 struct Range {
   uintptr_t begin = 0, end = 0;
   bool has(uintptr_t at) const { return at >= begin && at < end; }
 };
-extern Range stacks;                  // of all fibers
-extern std::vector<Range> host_only;  // what kernels must not touch, such as a matrix that the host hands over
+extern Range stacks;  // of all fibers
+extern std::vector<Range>
+    host_only;  // what kernels must not touch, such as a matrix that the host hands over
 Range own_stack();
 
 void begin_launch();
