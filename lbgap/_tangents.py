@@ -169,7 +169,9 @@ def curvatures(value: Tensor, moving: Sequence[Tensor], vectors: Sequence[Sequen
         return result
     chosen = [moving[index] for index in used]
     try:
-        slopes = torch.autograd.grad(value, chosen, create_graph=True, allow_unused=True)
+        # From a one that has a gradient itself: a once_differentiable function would pass for a constant otherwise.
+        one = torch.ones_like(value, requires_grad=True)
+        slopes = torch.autograd.grad(value, chosen, one, create_graph=True, allow_unused=True)
         for number, vector in enumerate(vectors):
             steps = [vector[index] for index in used]
             terms = [(slope * step).sum() for slope, step in zip(slopes, steps, strict=True) if slope is not None]

@@ -28,6 +28,14 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def same_draws():
+    """Networks that a test builds without a seed are the same in every run."""
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(0)
+        yield
+
+
 @pytest.fixture
 def caller_state():
     """A function that says all that a call might change in its caller's process."""

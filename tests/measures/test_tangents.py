@@ -279,6 +279,29 @@ def test_curvatures_are_those_of_the_dense_hessian(name):
     assert objective.curvatures(theta, vectors[:0]).shape == (0,)
 
 
+class OnceOnly(torch.autograd.Function):
+    """A square whose backward pass has no derivative of its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return 2 * ctx.saved_tensors[0] * g
+
+
+def test_a_function_that_can_be_differentiated_once_is_refused_and_not_taken_for_linear():
+    def loss(output, target):
+        return OnceOnly.apply(output).mean()
+
+    objective = Objective(nn.Linear(3, 2), (torch.randn(6, 3), torch.zeros(6, 2)), loss=loss)
+    with pytest.raises(ValueError, match=r"the model cannot be differentiated twice: .*once_differentiable"):
+        objective.curvatures(objective.theta, torch.ones(1, objective.n))
+
+
 def test_curvature_of_what_is_linear_is_zero():
     objective = Objective(
         nn.Linear(4, 1), (normal(5, 4, dtype=torch.float32), torch.zeros(5, 1)), loss=lambda o, _: o.mean()
