@@ -1,4 +1,4 @@
-"""Compiles every CUDA source and prints what each kernel takes of a GPU: registers, memory; forbids spills.
+"""Compiles every CUDA source and prints what each kernel takes: registers, memory, and spills, which it forbids.
 
 No GPU is needed: nvcc compiles against whatever torch is installed. Exit status 0 if all is well, 1 where a source does
 not compile, warns, or spills registers, 2 where there is no nvcc.
@@ -92,11 +92,12 @@ def demangle(names: Sequence[str]) -> list[str]:
 def table(kernels: Sequence[Kernel]) -> str:
     """The kernels in rows, those that spill marked."""
     names = demangle([kernel.name for kernel in kernels])
-    width = max([len("kernel"), *map(len, names)])
-    rows = [f"{'kernel':{width}}  sm  registers  shared  stack  spills"]
-    for name, kernel in zip(names, kernels, strict=True):
-        row = f"{name:{width}}  {kernel.architecture}  {kernel.registers:9}  {kernel.shared:6}  {kernel.stack:5}  "
-        rows.append(row + f"{kernel.spills:6}" + ("  <--" if kernel.spills else ""))
+    wide = max([len("kernel"), *map(len, names)])
+    source = max([len("source"), *(len(kernel.source) for kernel in kernels)])
+    rows = [f"{'source':{source}}  {'kernel':{wide}}  sm  registers  shared  stack  spills"]
+    for name, k in zip(names, kernels, strict=True):
+        numbers = f"{k.architecture:>2}  {k.registers:9}  {k.shared:6}  {k.stack:5}  {k.spills:6}"
+        rows.append(f"{k.source:{source}}  {name:{wide}}  {numbers}{'  <--' if k.spills else ''}")
     return "\n".join(rows)
 
 
@@ -106,10 +107,8 @@ def problems(kernels: Iterable[Kernel]) -> list[str]:
     for kernel in kernels:
         if kernel.spills:
             spilling[kernel.source] = spilling.get(kernel.source, 0) + 1
-    return [
-        f"{source}: {count} kernels spill registers to memory: give them fewer variables or smaller blocks"
-        for source, count in spilling.items()
-    ]
+    advice = "let each thread keep less at a time, or have fewer threads in a block"
+    return [f"{source}: registers of {count} kernels spill to memory: {advice}" for source, count in spilling.items()]
 
 
 def compile_one(compiler: str, source: Path, includes: Sequence[str], entries: Sequence[str]) -> tuple[int, str]:
