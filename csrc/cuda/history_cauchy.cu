@@ -144,7 +144,7 @@ __device__ void add_row(const unsigned* keys, int chosen, const T* g, const T* t
 
 // Fills the table of each chunk with the coordinates whose keys are divided now.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     fill_kernel(const State* state_at, const T* times, const T* gradient, History<T> history, int64_t n,
                 int64_t size, int64_t count, Layout layout, double* tables) {
   __shared__ unsigned keys[kTile];
