@@ -14,16 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lbgap import _tangents
 from lbgap.flat import FlatModule
 from lbgap.hessian.graph import Step, steps_of
 from lbgap.hessian.output import OutputCurvature
-from lbgap.hessian.rules import Run
+from lbgap.hessian.rules import Run, UnknownError
 from lbgap.losses import Loss
 
 Batch = tuple[Tensor, Tensor]
 CPU_BATCH_BYTES = 96 * 2**20  # of a batch's values and tangents: half as much slows the products with bfloat16
 GPU_BATCH_BYTES = 2 * 2**30
 SMALLEST_BATCH = 32
+SAME_GRADIENT = 1e-4  # of a loss for a batch and for its pieces, but for rounding
 
 
 class Engine:
@@ -64,15 +66,16 @@ class Engine:
 
         Raises:
             ValueError: The loss cannot be differentiated twice in the outputs.
-            UnknownError: A layer has no rule for the shape that it meets.
+            UnknownError: A layer has no rule for the shape that it meets; or a callable loss is no sum over the smaller
+                batches.
         """
         parts, products = self._by_parameter(vectors), self._by_parameter(out)
         run = Run(len(vectors), kind == "hessian", dtype or vectors.dtype, parts, products, self._buffers)
         for step in self._steps:
             step.rule.begin(run)
         for inputs, targets in batches:
-            for piece in self._cut(inputs, targets, run):
-                self._add(run, *piece, kind)
+            pieces = [self._add(run, *piece, kind) for piece in self._cut(inputs, targets, run)]
+            self._check_pieces([piece for piece in pieces if piece is not None], targets)
         for step in self._steps:
             step.rule.finish()
 
@@ -97,8 +100,30 @@ class Engine:
             values.append(step.rule.forward(*(values[source] for source in step.sources))[0])
         return sum(value.numel() for value in values)
 
-    def _add(self, run: Run, inputs: Tensor, targets: Tensor, kind: str) -> None:
-        """One batch: values and their tangents forwards, gradients and their tangents backwards."""
+    def _check_pieces(self, pieces: list[Batch], targets: Tensor) -> None:
+        """Refuse a loss that is another one for pieces of a batch, such as a mean by the weights of classes.
+
+        Args:
+            pieces: Outputs of each, and the gradients in them.
+            targets: Of the batch.
+
+        Raises:
+            UnknownError: It is; the few samples of the first trial may not have shown that.
+        """
+        if self._loss.function is None or len(pieces) < 2:
+            return
+        output, found = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        with torch.enable_grad():
+            whole = _tangents.output_gradient(self._loss, output, targets)
+        if not (found - whole).norm() <= SAME_GRADIENT * whole.norm() and whole.isfinite().all():
+            raise UnknownError("a loss whose terms depend on the other samples of a batch")
+
+    def _add(self, run: Run, inputs: Tensor, targets: Tensor, kind: str) -> Batch | None:
+        """One batch: values and their tangents forwards, gradients and their tangents backwards.
+
+        Returns:
+            The outputs and the gradient in them; None where they depend on nothing that moves.
+        """
         values, saved = [inputs], []
         tangents: list[Tensor | None] = [None]
         for step in self._steps:
@@ -108,10 +133,11 @@ class Engine:
             saved.append(kept)
         last = tangents[-1]
         if last is None:
-            return
+            return None
         curvature = OutputCurvature(self._loss, values[-1], targets, kind)
         pushed = curvature(last.to(curvature.gradient.dtype)).to(run.dtype)
         self._backward(saved, tangents, curvature.gradient if run.second else None, pushed)
+        return values[-1], curvature.gradient
 
     def _backward(self, saved: list[Any], tangents: list[Tensor | None], gradient: Tensor | None, push: Tensor) -> None:
         """Gradients and their tangents, from the outputs back to the first layer that has a parameter that moves."""

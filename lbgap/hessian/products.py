@@ -12,6 +12,7 @@ from lbgap.flat import FlatModule
 from lbgap.hessian import hvp
 from lbgap.hessian.engine import Engine
 from lbgap.hessian.output import KINDS
+from lbgap.hessian.rules import UnknownError
 from lbgap.losses import Loss
 
 Batches = Callable[[], Iterable[hvp.Batch]]
@@ -71,18 +72,32 @@ class Products:
     def _multiply(self, batches: Batches, vectors: Tensor, kind: str) -> Tensor:
         out = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
         engine = self._chosen(batches, kind)
+        if engine is not None:
+            try:
+                self._by_engine(engine, batches, vectors, out, kind)
+            except UnknownError as error:  # of a batch that is not like the few samples that it was tried on
+                self._engine, self.way, self.error = None, f"general: {error}", None
+                engine = None
         if engine is None:
+            out.zero_()
             self._note(f"Hessian products ran in float32 ({self.way})")
             for batch in batches():
                 hvp.add_products(self._flat, self._loss, batch, vectors, out, kind)
-            return out
+        return out
+
+    def _by_engine(self, engine: Engine, batches: Batches, vectors: Tensor, out: Tensor, kind: str) -> None:
+        """Add the products by the engine, some vectors at a time.
+
+        Raises:
+            UnknownError: Something in a batch has no rule.
+        """
         if self._bfloat16:
             self.error = _rounding(engine, next(iter(batches())), vectors, kind)
-            self._note(f"Hessian products ran in bfloat16, at first with a relative error of {self.error:.1g}")
         size = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, CHUNK_BYTES // (COPIES * self._flat.theta.nbytes)))
         for some, products in zip(vectors.split(size), out.split(size), strict=True):
             engine.add_products(batches(), some, products, kind, torch.bfloat16 if self._bfloat16 else None)
-        return out
+        if self._bfloat16:
+            self._note(f"Hessian products ran in bfloat16, at first with a relative error of {self.error:.1g}")
 
     def multiply_blocks(self, batches: Batches, vectors: Tensor, kind: str) -> Tensor:
         """Do the same with the blocks of the matrix on its diagonal, one a layer, and zero elsewhere."""

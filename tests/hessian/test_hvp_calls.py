@@ -320,6 +320,25 @@ def test_a_loss_whose_terms_are_coupled():
         objective.hvp(objective.theta, vectors_for(objective, 1), kind="fisher")
 
 
+def by_class(output, target):
+    return F.cross_entropy(output, target, weight=torch.tensor([1.0, 20.0, 0.1]).to(output))
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+def test_a_mean_by_class_weights_over_samples_sorted_by_class(kind, monkeypatch):
+    # The first few samples are of one class, in which the weight cancels: only the pieces of a batch show the coupling.
+    monkeypatch.setattr(engine, "CPU_BATCH_BYTES", 1)
+    monkeypatch.setattr(engine, "SMALLEST_BATCH", 8)
+    data = INPUTS, LABELS.sort().values
+    objective, other = (built(data, way, loss=by_class) for way in (None, "general"))
+    vectors = vectors_for(objective, 3)
+    found = objective.hvp(objective.theta, vectors, kind=kind)
+    assert torch.equal(found, other.hvp(other.theta, vectors, kind=kind))
+    assert objective.hvp_way == "general: a loss whose terms depend on the other samples of a batch"
+    with pytest.raises(ValueError, match="must be a mean of one term a sample"):
+        objective.hvp(objective.theta, vectors, kind="fisher")
+
+
 def test_batch_norm_with_statistics_of_the_batch():
     coupled = built(batch_norm="batch", batch_size=20)
     with pytest.raises(ValueError, match="40 samples in micro-batches of 20 are coupled by their statistics"):
