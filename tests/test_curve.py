@@ -171,6 +171,18 @@ class TestShape:
             assert (found.small_inner, found.large_inner) == (0.5, 0.5)
             json.dumps(found.to_dict(), allow_nan=False)
 
+    def test_nothing_is_said_about_what_is_not_known(self):
+        found = shape_of([-1, 0, 1, 2], [1, 0, 0, 1], (0, 0), 0.5)
+        assert math.isnan(found.barrier)
+        assert math.isnan(found.barrier_alpha)
+        assert found.large_outer == 0.5
+        for bad in (math.inf, math.nan):
+            found = shape_of([0, 0.5, 1], [bad, 2, 0], (bad, 0), 1)
+            assert math.isnan(found.barrier)
+            assert math.isnan(found.small_inner)
+            assert found.large_inner == 0.25
+            assert found.to_dict()["barrier"] is None
+
     def test_in_the_result(self):
         found = lbgap.line(make_model(1), make_model(2), make_data(), test_data=make_data(20), points=31, rise=0.05)
         at = dict(zip(found.alphas, found.train_loss, strict=True))

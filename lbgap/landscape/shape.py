@@ -18,11 +18,13 @@ class Shape:
         barrier: How far the loss between them rises above the straight line between their own losses, at the points
             evaluated (Entezari et al. 2022, arXiv 2110.06296, equation 1). Where both losses are equal this is the
             barrier of Frankle et al. 2020 (arXiv 1912.05671), who subtract their mean: zero, or close to it, where the
-            minimizers are linearly mode-connected. Infinite where a loss overflows.
-        barrier_alpha: Where; 0 if there is no barrier.
+            minimizers are linearly mode-connected. Infinite where a loss between them overflows; NaN where no point
+            between them was evaluated, or the loss of a minimizer is not finite.
+        barrier_alpha: Where; 0 if there is no barrier, NaN if it is not known.
         rise: By how much the loss rises within a width.
         small_outer: Width of x_s on the side away from x_l: how far one can go until the loss has risen by ``rise``
-            above that of x_s, between two points by interpolation; None where it does not in the range.
+            above that of x_s, between two points by interpolation; None where it does not in the range, NaN where
+            that of x_s is not finite.
         small_inner: The same on the side of x_l.
         large_inner: Width of x_l on the side of x_s.
         large_outer: The same on the other side.
@@ -53,7 +55,8 @@ def shape_of(alphas: Sequence[float], losses: Sequence[float], ends: tuple[float
     points = sorted({**dict(zip(alphas, losses, strict=True)), 0.0: ends[0], 1.0: ends[1]}.items())
     between = [(loss - ((1 - a) * ends[0] + a * ends[1]), a) for a, loss in points if 0 < a < 1]
     between = [(math.inf if math.isnan(height) else height, a) for height, a in between]
-    barrier, place = max([(0.0, 0.0), *between], key=lambda pair: pair[0])
+    known = bool(between) and all(map(math.isfinite, ends))
+    barrier, place = max([(0.0, 0.0), *between], key=lambda pair: pair[0]) if known else (math.nan, math.nan)
     up = [(a, loss) for a, loss in points if a >= 0], [(a, loss) for a, loss in points if a >= 1]
     down = [(a, loss) for a, loss in points[::-1] if a <= 0], [(a, loss) for a, loss in points[::-1] if a <= 1]
     widths = [_width(side, rise) for side in (down[0], up[0], down[1], up[1])]
@@ -63,6 +66,8 @@ def shape_of(alphas: Sequence[float], losses: Sequence[float], ends: tuple[float
 def _width(points: Sequence[tuple[float, float]], rise: float) -> float | None:
     """How far from the first point the loss first reaches its own there plus ``rise``."""
     (begin, base), before = points[0], points[0]
+    if not math.isfinite(base):
+        return math.nan
     for point in points[1:]:
         alpha, loss = point
         if not loss < base + rise:
