@@ -78,6 +78,10 @@ class TestCurve:
             lbgap.curve(make_model(1), make_model(1), make_data())
         with pytest.raises(ValueError, match="low and high must be finite with low < high, got nan and 2"):
             lbgap.curve(make_model(1), make_model(2), make_data(), low=math.nan)
+        broken = make_model(2)
+        broken[3].bias.data[1] = math.nan
+        with pytest.raises(ValueError, match=r"parameter '3.bias' of the large-batch model holds NaN or infinity"):
+            lbgap.curve(make_model(1), broken, make_data())
 
 
 class TestBatchNorm:

@@ -41,7 +41,8 @@ class Ends:
             options: Those of an :class:`lbgap.Objective`.
 
         Raises:
-            ValueError: The models differ in architecture or are identical, or an option is out of its range.
+            ValueError: The models differ in architecture or are identical, one has a parameter that is not finite, or
+                an option is out of its range.
             TypeError: One is not a module.
         """
         if batch_norm not in MODES:
@@ -49,6 +50,7 @@ class Ends:
                 f"batch_norm must be {', '.join(map(repr, MODES[:-1]))} or 'recalibrate', got {batch_norm!r}"
             )
         check_same_architecture(small, large)
+        _check_finite(small, large)
         self._mode, self._options = batch_norm, dict(options)
         self._within = "batch" if batch_norm == "batch" else "eval"
         self.objectives = [Objective(small, samples, batch_norm=self._within, **options) for samples in sets]
@@ -178,6 +180,21 @@ def check_same_architecture(small: nn.Module, large: nn.Module) -> None:
         if kinds[0] != kinds[1]:
             where = f"module {name!r}" if name else "the whole"
             raise ValueError(f"the models differ: {where} is {kinds[0]} in one and {kinds[1]} in the other")
+
+
+def _check_finite(small: nn.Module, large: nn.Module) -> None:
+    """Refuse a model that is no minimizer, and would make every other point NaN.
+
+    Raises:
+        ValueError: A parameter holds NaN or infinity.
+    """
+    for role, model in (("small", small), ("large", large)):
+        for name, value in model.named_parameters():
+            if not value.isfinite().all():
+                raise ValueError(
+                    f"parameter {name!r} of the {role}-batch model holds NaN or infinity: it is no minimizer; train it "
+                    "with a smaller learning rate"
+                )
 
 
 def _check_shapes(kind: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
