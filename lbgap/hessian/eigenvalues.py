@@ -158,7 +158,7 @@ def eigenvalues(
             converged=converged,
             products=products.count,
             evaluations=this.evaluations,
-            status=_status(products, converged, reached, tolerance, scale),
+            status=_status(products, converged, reached, tolerance, scale) + _copies(values, block, tolerance * scale),
             settings=this.settings(own),
             seconds=this.seconds,
         )
@@ -234,6 +234,14 @@ def _checked(
     sizes = dots(images, images).sqrt()
     order = quotients.argsort(descending=True, stable=True)
     return tuple(quotients[order].tolist()), vectors[order], tuple(sizes[order].tolist())
+
+
+def _copies(values: tuple[float, ...], block: int, same: float) -> str:
+    """What to add where an eigenvalue was found as often as a block can hold, so that further copies may be missed."""
+    most = max(sum(abs(value - other) <= same for other in values) for value in values)
+    if same == 0 or not 1 < block <= most or block >= len(values):
+        return ""
+    return f"; {most} of the values are the same, of which a block of {block} may miss more: try block={len(values)}"
 
 
 def _status(products: Products, converged: tuple[bool, ...], reached: bool, tolerance: float, scale: float) -> str:

@@ -107,6 +107,14 @@ def test_a_tolerance_below_rounding_is_said(quadratic):
     assert found.status.endswith("ended at the rounding of the products: try precision='float64'")
 
 
+def test_copies_that_a_block_may_miss_are_said(quadratic):
+    values = [0.0] * 30 + [float(i) for i in range(1, 21)]
+    found = lbgap.eigenvalues(quadratic(values), k=3, which="smallest", block=2, tolerance=1e-6)
+    assert found.status.endswith("of the values are the same, of which a block of 2 may miss more: try block=3")
+    assert lbgap.eigenvalues(quadratic(values), k=3, which="smallest", block=3).values == pytest.approx([0, 0, 0])
+    assert "block" not in lbgap.eigenvalues(quadratic(values), k=3, block=2).status
+
+
 def test_the_same_seed_gives_the_same_bits(network):
     objective, _ = network
     one, again, other = (lbgap.eigenvalues(objective, k=3, seed=seed) for seed in (0, 0, 1))
