@@ -5,10 +5,6 @@ import torch
 
 from lbgap import ops as wrappers
 
-pytest.register_assert_rewrite(
-    "tests.test_ops", "tests.test_history", "tests.test_subspace", "tests.test_rng", "tests.cuda_on_cpu.emulated"
-)
-
 if not torch.cuda.is_available():
     collect_ignore_glob = ["test_*_kernels.py"]  # thousands of them; the other files say that they are skipped
 

@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ LIBRARY = os.environ.get("LBGAP_EMULATED")
 if LIBRARY is None:
     collect_ignore_glob = ["*"]  # test_emulated.py runs what is here in a process of its own
 
+FOLDER = Path(__file__).parent
 SMALL_MATRICES = {"K", "q"}  # arguments that stay on the host
 MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.12 on
 MOST_COMPARED = 2**28  # bytes of a storage
@@ -27,7 +29,8 @@ def too_long(test, n=0, c=0, **others):
 
 
 def pytest_collection_modifyitems(config, items):
-    long = [item for item in items if hasattr(item, "callspec") and too_long(item.originalname, **item.callspec.params)]
+    here = [item for item in items if item.path.is_relative_to(FOLDER) and hasattr(item, "callspec")]  # not the CPU's
+    long = [item for item in here if too_long(item.originalname, **item.callspec.params)]
     config.hook.pytest_deselected(items=long)
     items[:] = [item for item in items if item not in long]
 
