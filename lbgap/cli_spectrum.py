@@ -197,6 +197,8 @@ def _report(found: list[Spectrum], limit: float, out: Path, as_json: bool) -> No
     notes = [f"{each.name}, eigenvalues: {each.top.status}" for each in found]
     notes += [f"{each.name}, density: {each.density.status}" for each in found]
     notes += ["± is one standard error over the probes of the density."]
+    if any(each.sides for each in found):
+        notes += ["index: mean over all distances, from -1, only behind is steep, to 1, only ahead; the file has each."]
     notes += [", ".join(f"{key} {settings[key]}" for key in KEPT)]
     parts: list[Table | str] = [f"Eigenvalues of the {settings['kind']}, the largest\n", _largest(found), ""]
     parts += [f"Their mass; large are those above {limit:.4g}\n", _masses(found, masses), ""]
