@@ -137,6 +137,7 @@ def test_a_model_trained_on_a_gpu_is_measured_there_by_the_command_line(tmp_path
     run = tmp_path / "run"
     options = ("--data", "mnist1d", "--epochs", 2, "--device", "cuda", "--out", run)
     assert lbgap_command("train", *options)[0] == 0
-    status, out, err = lbgap_command("sharpness", run, "--device", "cuda", "--epsilon", EPSILON, "--json")
+    options = ("--device", "cuda", "--epsilon", EPSILON, "--json", "--out", tmp_path)
+    status, out, err = lbgap_command("sharpness", run, *options)
     assert status == 0, err
     assert '"device": "cuda' in out
