@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from lbgap import _tangents
+from lbgap._layers import UnknownError
 from lbgap.flat import FlatModule
 from lbgap.hessian.graph import Step, steps_of
 from lbgap.hessian.output import OutputCurvature
-from lbgap.hessian.rules import Run, UnknownError
+from lbgap.hessian.rules import Run
 from lbgap.losses import Loss
 
 Batch = tuple[Tensor, Tensor]

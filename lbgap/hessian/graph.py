@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import operator
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,37 +12,16 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules import module as global_hooks
 
-from lbgap._hardware import first_line
+from lbgap._layers import FUNCTIONS, MEANS, NORMS, OFF, RESHAPES, UnknownError, is_size, trace
 from lbgap.flat import FlatModule
-from lbgap.hessian.rules import Add, Flatten, Linear, MaxPool, Pointwise, Rule, UnknownError
+from lbgap.hessian.rules import Add, Flatten, Linear, MaxPool, Pointwise, Rule
 from lbgap.hessian.weighted import BatchNorm, Convolution, Dense, Norm, Places, Weighted
 
 PIECEWISE_LINEAR = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
 SMOOTH = (nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus)
-MEANS = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 MAXIMA = {nn.MaxPool1d: F.max_pool1d, nn.MaxPool2d: F.max_pool2d}
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-OFF = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
-FUNCTIONS: dict[Any, type[nn.Module]] = {  # to the module that takes the same further arguments
-    **dict.fromkeys((F.relu, torch.relu, "relu"), nn.ReLU),
-    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), nn.Tanh),
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), nn.Sigmoid),
-    **dict.fromkeys((torch.flatten, "flatten"), nn.Flatten),
-    F.relu6: nn.ReLU6,
-    F.leaky_relu: nn.LeakyReLU,
-    F.gelu: nn.GELU,
-    F.silu: nn.SiLU,
-    F.elu: nn.ELU,
-    F.softplus: nn.Softplus,
-    F.max_pool1d: nn.MaxPool1d,
-    F.max_pool2d: nn.MaxPool2d,
-    F.avg_pool1d: nn.AvgPool1d,
-    F.avg_pool2d: nn.AvgPool2d,
-    F.adaptive_avg_pool1d: nn.AdaptiveAvgPool1d,
-    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
-}
+KNOWN: dict[Any, type[nn.Module]] = {**FUNCTIONS, F.relu6: nn.ReLU6}
 SUMS = (operator.add, operator.iadd, torch.add, "add")
-RESHAPES = ("view", "reshape", torch.reshape)
 HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
 
@@ -72,7 +50,7 @@ def steps_of(flat: FlatModule) -> list[Step]:
     """
     _check_hooks(flat.module)
     builder = _Builder(flat)
-    for node in _trace(flat.module).nodes:
+    for node in trace(nn.Sequential(flat.module), fx.Tracer()).nodes:  # a lone layer is one, too
         builder.take(node)
     return builder.finished()
 
@@ -85,17 +63,6 @@ def _check_hooks(module: nn.Module) -> None:
             raise UnknownError(f"a hook on {name or 'the model'}")
         if "forward" in vars(child):
             raise UnknownError(f"a replaced forward of {name or 'the model'}")
-
-
-def _trace(module: nn.Module) -> fx.Graph:
-    """The graph of a module, found on a copy, for its code may keep what passes through it."""
-    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return fx.Tracer().trace(nn.Sequential(copy.deepcopy(module, dict(shared))))  # a lone layer is one, too
-    except Exception as error:  # whatever the model's code raises when what it meets is no tensor
-        raise UnknownError(f"code that torch.fx cannot trace ({first_line(error)})") from error
 
 
 class _Builder:
@@ -121,7 +88,7 @@ class _Builder:
                 raise UnknownError("an output that is not that of the last layer")
         elif node.op == "get_attr":
             raise UnknownError(f"the tensor {str(node.target).removeprefix('0.')!r} outside of a layer")
-        elif self._is_size(node):
+        elif is_size(node, self._sizes):
             self._sizes.add(node)
         elif node.op == "call_module":
             self._take_module(node, self._layer(str(node.target)))
@@ -155,14 +122,6 @@ class _Builder:
         if not isinstance(node, fx.Node) or node not in self._values:
             raise UnknownError(f"the input {node!r} of a layer")
         return self._values[node]
-
-    def _is_size(self, node: fx.Node) -> bool:
-        """Whether a node is the shape of a tensor or the number of samples in it, which reshapes need."""
-        if node.op == "call_method" and node.target == "size":
-            return node.args[1:] in ((), (0,)) and not node.kwargs
-        if node.op == "call_function" and node.target is getattr:
-            return node.args[1] == "shape"
-        return node.target is operator.getitem and node.args[0] in self._sizes and node.args[1:] == (0,)
 
     def _take_module(self, node: fx.Node, layer: nn.Module) -> None:
         """Add a layer that is applied to one value."""
@@ -246,9 +205,9 @@ class _Builder:
             self._take_reshape(node)
         elif node.target is F.dropout and not node.kwargs.get("training", True) and len(arguments) < 2:
             self._take_module(node, nn.Identity().eval())
-        elif node.target in FUNCTIONS and len(node.all_input_nodes) == 1 and node.args:
+        elif node.target in KNOWN and len(node.all_input_nodes) == 1 and node.args:
             try:
-                layer = FUNCTIONS[node.target](*arguments, **node.kwargs)
+                layer = KNOWN[node.target](*arguments, **node.kwargs)
             except TypeError as error:
                 raise UnknownError(f"the arguments of {_name(node)}") from error
             if node.target in (torch.flatten, "flatten") and not (arguments or node.kwargs):

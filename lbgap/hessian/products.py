@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from lbgap._hardware import first_line
+from lbgap._layers import UnknownError
 from lbgap.flat import FlatModule
 from lbgap.hessian import hvp
 from lbgap.hessian.engine import Engine
 from lbgap.hessian.output import KINDS
-from lbgap.hessian.rules import UnknownError
 from lbgap.losses import Loss
 
 Batches = Callable[[], Iterable[hvp.Batch]]

@@ -15,12 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lbgap._layers import UnknownError
+
 Map = Callable[[Tensor], Tensor]
 Tangents = tuple[Tensor | None, ...]
-
-
-class UnknownError(Exception):
-    """A network that the engine has no rules for; the message names what it met."""
 
 
 @dataclass

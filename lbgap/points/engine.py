@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lbgap._layers import UnknownError
 from lbgap.flat import FlatModule
 from lbgap.losses import Loss
 from lbgap.points.graph import Step, fold_norms, steps_of
-from lbgap.points.rules import Kind, Run, UnknownError, own
+from lbgap.points.rules import Kind, Run, own
 from lbgap.points.source import Combinations, Separate, Source
 
 PER_CALL = 1_000_000  # operations that a call of a layer costs beside its own: some 10 microseconds

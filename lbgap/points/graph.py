@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import operator
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules import module as global_hooks
 
-from lbgap._hardware import first_line
+from lbgap._layers import FUNCTIONS, MEANS, NORMS, OFF, RESHAPES, UnknownError, is_size, trace
 from lbgap.flat import FlatModule
 from lbgap.points.rules import (
     Convolution,
@@ -26,7 +25,6 @@ from lbgap.points.rules import (
     Rule,
     Samplewise,
     Sum,
-    UnknownError,
     Weighted,
 )
 
@@ -35,29 +33,8 @@ POINTWISE = (
     *(nn.Hardtanh, nn.Hardswish, nn.Mish),
 )
 INPLACE: dict[type[nn.Module], Any] = {nn.Tanh: torch.tanh_, nn.Sigmoid: torch.sigmoid_}
-MEANS = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-OFF = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
-FUNCTIONS: dict[Any, type[nn.Module]] = {  # to the module that takes the same further arguments
-    **dict.fromkeys((F.relu, torch.relu, "relu"), nn.ReLU),
-    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), nn.Tanh),
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), nn.Sigmoid),
-    **dict.fromkeys((torch.flatten, "flatten"), nn.Flatten),
-    F.gelu: nn.GELU,
-    F.silu: nn.SiLU,
-    F.elu: nn.ELU,
-    F.leaky_relu: nn.LeakyReLU,
-    F.softplus: nn.Softplus,
-    F.max_pool1d: nn.MaxPool1d,
-    F.max_pool2d: nn.MaxPool2d,
-    F.avg_pool1d: nn.AvgPool1d,
-    F.avg_pool2d: nn.AvgPool2d,
-    F.adaptive_avg_pool1d: nn.AdaptiveAvgPool1d,
-    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
-}
 SUMS = (operator.add, torch.add, "add")
-RESHAPES = ("view", "reshape", torch.reshape)
 HOOKS = ("forward_hooks", "forward_pre_hooks")
 
 
@@ -82,7 +59,8 @@ def steps_of(flat: FlatModule) -> list[Step]:
     """
     _check_hooks(flat.module)
     builder = _Builder(flat)
-    for node in _trace(flat.module).nodes:
+    module = nn.Sequential(flat.module) if builder.alone else flat.module
+    for node in trace(module, _Tracer()).nodes:
         builder.take(node)
     return builder.steps
 
@@ -104,24 +82,11 @@ class _Tracer(fx.Tracer):
         return type(m) in (nn.Linear, *NORMS, *POINTWISE) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _trace(module: nn.Module) -> fx.Graph:
-    """The graph of a module, found on a copy, for its code may keep what passes through it."""
-    if type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential):
-        module = nn.Sequential(module)
-    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _Tracer().trace(copy.deepcopy(module, dict(shared)))
-    except Exception as error:  # whatever the model's code raises when what it meets is no tensor
-        raise UnknownError(f"code that torch.fx cannot trace ({first_line(error)})") from error
-
-
 class _Builder:
     """Turns the nodes of a graph into steps."""
 
     def __init__(self, flat: FlatModule) -> None:
-        self._alone = type(flat.module).__module__.startswith("torch.nn") and not isinstance(flat.module, nn.Sequential)
+        self.alone = type(flat.module).__module__.startswith("torch.nn") and not isinstance(flat.module, nn.Sequential)
         self._module = flat.module
         self._places: Places = {}
         offset = 0
@@ -143,10 +108,10 @@ class _Builder:
                 raise UnknownError("an output that is not that of the last layer")
         elif node.op == "get_attr":
             raise UnknownError(f"the tensor {node.target!r} outside of a layer")
-        elif self._is_size(node):
+        elif is_size(node, self._sizes):
             self._sizes.add(node)
         elif node.op == "call_module":
-            name = "" if self._alone else str(node.target)
+            name = "" if self.alone else str(node.target)
             if len(node.args) != 1 or node.kwargs:
                 raise UnknownError(f"further arguments of {name!r}")
             self._layer(node, self._module.get_submodule(name), name)
@@ -157,14 +122,6 @@ class _Builder:
         if not isinstance(node, fx.Node) or node not in self._values:
             raise UnknownError(f"the input {node!r} of a layer")
         return self._values[node]
-
-    def _is_size(self, node: fx.Node) -> bool:
-        """Whether a node is the shape of a tensor or the number of samples in it, which reshapes need."""
-        if node.op == "call_method" and node.target == "size":
-            return node.args[1:] in ((), (0,)) and not node.kwargs
-        if node.op == "call_function" and node.target is getattr:
-            return node.args[1] == "shape"
-        return node.target is operator.getitem and node.args[0] in self._sizes and node.args[1:] == (0,)
 
     def _append(self, node: fx.Node, rule: Rule, sources: tuple[int, ...]) -> None:
         self.steps.append(Step(rule, sources))

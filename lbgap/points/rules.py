@@ -31,10 +31,6 @@ class Kind(Enum):
     OWN = 2
 
 
-class UnknownError(Exception):
-    """A network that cannot be evaluated layer by layer for many points; the message names what it met."""
-
-
 @dataclass
 class Run:
     """What the layers share while some points are evaluated on one batch.
