@@ -46,6 +46,10 @@ def test_what_resolve_backend_chooses(monkeypatch):
     assert [_extension.resolve_backend(name, meta) for name in ("auto", "torch")] == ["torch", "torch"]
     with pytest.raises(ValueError, match=r"no ops for device 'meta' \(this installation has libraries for cpu\)"):
         _extension.resolve_backend("native", meta)
+    with pytest.raises(
+        ValueError, match=r"'cuda' .*libraries for cpu.* or reinstall with CUDA's toolkit and a torch with"
+    ):
+        _extension.resolve_backend("native", torch.device("cuda"))
     monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
     assert [_extension.resolve_backend(name, cpu) for name in ("auto", "torch")] == ["torch", "torch"]
     with pytest.raises(ValueError, match=r"^backend='native' has no ops for device 'cpu' .*no compiled library.*: use"):
