@@ -1,27 +1,20 @@
-"""Figures, drawn without matplotlib's global state and saved as PNG and SVG."""
+"""Figures of quantities along one axis: lines, bars, curves, densities."""
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lbgap import _files
 from lbgap.hessian.density import Density
 from lbgap.landscape.asymmetry import Asymmetry
 from lbgap.landscape.line import Line
 from lbgap.measures import SharpnessCurve
+from lbgap.plotting.base import BLUE, COLORS, GREEN, GREY, ORANGE, VERMILION, plain
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-COLORS = (BLUE, VERMILION, GREEN, ORANGE, GREY, "#CC79A7", "#56B4E9")
 STYLES = ("-", "--", ":", "-.")
 SIDES = (r"ahead, $x + r\,d$", r"behind, $x - r\,d$")
 
@@ -212,11 +205,6 @@ def plot_asymmetry(found: Asymmetry, title: str = "") -> Figure:
     return figure
 
 
-def plain(label: str) -> str:
-    """A label as it is: matplotlib hides those that begin with an underscore and sets what stands between dollars."""
-    return f" {label}".replace("$", r"\$") if label.startswith("_") else label.replace("$", r"\$")
-
-
 def _dots(axes: Axes, place: float, width: float, values: Sequence[float], floor: float) -> None:
     """One dot a value, side by side in the order of arrival."""
     for position, value in enumerate(values):
@@ -227,35 +215,3 @@ def _dots(axes: Axes, place: float, width: float, values: Sequence[float], floor
             axes.annotate("inf", (at, 0.99), xycoords=("data", "axes fraction"), ha="center", va="top")
         else:
             axes.annotate(f"{value:g}", (at, floor), ha="center", va="bottom")
-
-
-def encode(figure: Figure, kind: str) -> bytes:
-    """Draw a figure as a file's content, the same bytes for the same figure.
-
-    Args:
-        figure: What to draw.
-        kind: ``"png"`` or ``"svg"``.
-    """
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "lbgap", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()
-
-
-def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
-    """Write a figure as ``stem.png`` and ``stem.svg``, each whole or not at all.
-
-    Args:
-        figure: What to write.
-        stem: Path without suffix.
-
-    Returns:
-        The two paths.
-
-    Raises:
-        OSError: A file cannot be written.
-    """
-    paths = [Path(f"{os.fspath(stem)}.{kind}") for kind in ("png", "svg")]
-    for path in paths:
-        _files.write_bytes(path, encode(figure, path.suffix[1:]))
-    return paths
