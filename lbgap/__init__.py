@@ -6,7 +6,7 @@ from lbgap.hessian.eigenvalues import Eigenvalues, eigenvalues
 from lbgap.hessian.mass import positive_mass
 from lbgap.hessian.stability import edge_of_stability
 from lbgap.hessian.trace import hessian_trace
-from lbgap.landscape import Asymmetry, Line, Shape, asymmetry, curve, line
+from lbgap.landscape import Asymmetry, Line, Plane, Shape, asymmetry, curve, line, plane
 from lbgap.measures import (
     Measure,
     SharpnessCurve,
@@ -33,6 +33,7 @@ __all__ = [
     "Line",
     "Measure",
     "Objective",
+    "Plane",
     "Run",
     "Shape",
     "Sharpness",
@@ -53,6 +54,7 @@ __all__ = [
     "line",
     "noise_scale",
     "pac_bayes_sigma",
+    "plane",
     "positive_mass",
     "read_run",
     "relative_flatness",
