@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from lbgap.hessian.density import Density
 from lbgap.landscape.asymmetry import Asymmetry
+from lbgap.landscape.connect import Connection
 from lbgap.landscape.line import Line
 from lbgap.measures import SharpnessCurve
 from lbgap.plotting.base import BLUE, COLORS, GREEN, GREY, ORANGE, VERMILION, plain
@@ -57,6 +58,35 @@ def plot_line(line: Line, title: str = "") -> Figure:
             handle.set_color(GREY)
     if title:
         losses.set_title(title)
+    return figure
+
+
+def plot_connection(found: Connection, title: str = "") -> Figure:
+    """Draw the loss along a trained path (solid) and the straight line (dashed).
+
+    Args:
+        found: What :func:`lbgap.connect` returned.
+        title: Above the axes.
+
+    Returns:
+        The figure. Where the loss is not finite a curve has a gap.
+    """
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    drawn = []
+    for line, way, style in ((found.path, found.kind, "-"), (found.straight, "straight line", "--")):
+        for name, losses, color in (("train", line.train_loss, BLUE), ("test", line.test_loss, VERMILION)):
+            if losses is not None:
+                axes.plot(line.alphas, losses, style, color=color, label=f"{name}, {way}")
+                drawn += [loss for loss in losses if math.isfinite(loss)]
+    axes.set_xlim(0, 1)
+    if min(drawn, default=0) >= 0:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel(r"$t$  (0: small-batch minimizer, 1: large-batch minimizer)")
+    axes.set_ylabel(f"{str(found.settings['loss']).replace('_', '-')} loss")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    if title:
+        axes.set_title(title)
     return figure
 
 
