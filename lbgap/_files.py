@@ -280,3 +280,29 @@ def locked(folder: PathLike) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def is_locked(folder: PathLike) -> bool | None:
+    """Tell whether a process, this one included, holds the lock of :func:`locked` on a folder.
+
+    Args:
+        folder: The folder; one that does not exist is not locked.
+
+    Returns:
+        Whether somebody does; None where the system or the file system has no locks.
+    """
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False

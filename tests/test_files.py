@@ -287,3 +287,15 @@ def test_a_lock_keeps_others_out_and_ends(tmp_path):
         pass
     with _files.locked(tmp_path):
         pass
+
+
+def test_whether_a_folder_is_locked(tmp_path, monkeypatch):
+    folder = tmp_path / "a"
+    assert _files.is_locked(folder) is False
+    folder.mkdir()
+    assert _files.is_locked(folder) is False
+    with _files.locked(folder):
+        assert _files.is_locked(folder) is True
+    assert _files.is_locked(folder) is False
+    monkeypatch.setattr(_files, "fcntl", None)
+    assert _files.is_locked(folder) is None

@@ -1,0 +1,21 @@
+"""What all that starts processes of its own shares."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C; processes that are started meanwhile inherit that, and leave it to their parent for good."""
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set, nor is one called
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
