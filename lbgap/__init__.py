@@ -23,6 +23,7 @@ from lbgap.measures import (
 )
 from lbgap.objective import Objective
 from lbgap.sharpness import Sharpness, fast_sharpness
+from lbgap.sweeps import read_sweep
 from lbgap.training import Run, read_run, train
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "plane",
     "positive_mass",
     "read_run",
+    "read_sweep",
     "relative_flatness",
     "sharpness_curve",
     "spectral_density",
