@@ -16,6 +16,7 @@ from lbgap.cli import (
     DataDir,
     DataName,
     Device,
+    Download,
     ModelPath,
     Precision,
     Runs,
@@ -55,6 +56,7 @@ def line(
     weights: Weights = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    download: Download = False,
     seed: NotRandom = 0,
     device: Device = None,
     out: Out = Path("."),
@@ -68,7 +70,7 @@ def line(
     """
     from lbgap.landscape import line as evaluate
 
-    named = _minimizers(runs, model, weights, data, data_dir)
+    named = _minimizers(runs, model, weights, data, data_dir, download)
     grid = {"points": points, "low": low, "high": high, "rise": rise}
     how = {"batch_norm": batch_norm, "precision": precision, "batch_size": batch_size, "device": device}
     _path("line", evaluate, named, {**grid, **how}, seed, out, as_json)
@@ -88,6 +90,7 @@ def curve(
     weights: Weights = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    download: Download = False,
     seed: NotRandom = 0,
     device: Device = None,
     out: Out = Path("."),
@@ -100,7 +103,7 @@ def curve(
     """
     from lbgap.landscape import curve as evaluate
 
-    named = _minimizers(runs, model, weights, data, data_dir)
+    named = _minimizers(runs, model, weights, data, data_dir, download)
     grid = {"points": points, "low": low, "high": high, "rise": rise}
     how = {"batch_norm": batch_norm, "precision": precision, "batch_size": batch_size, "device": device}
     _path("curve", evaluate, named, {**grid, **how}, seed, out, as_json)
