@@ -96,8 +96,9 @@ def _fail(reason: str, code: int) -> NoReturn:
     """Say why on one line, in the words of the command line, and leave."""
     text = "".join(reason.strip().splitlines()[:1])
     text = re.sub(r"train\(\.\.\., out=(.*), resume=True\)", r"lbgap train --out \1 --resume", text)
-    for python, option in (("resume=True", "--resume"), ("download=True", "--download"), ("data_dir", "--data-dir")):
+    for python, option in (("resume=True", "--resume"), ("download=True", "--download")):
         text = text.replace(python, option)
+    text = re.sub(r"(needs|with) data_dir\b", r"\1 --data-dir", text)
     if text:  # nothing is left to say where typer has shown the help
         errors.print(f"[bold red]lbgap:[/] {escape(text)}", highlight=False)
     sys.exit(code)
@@ -279,6 +280,8 @@ def train(
     from lbgap import datasets, networks
     from lbgap import training as lbgap_training
 
+    if model is None:
+        networks.known(network)  # before data are read or fetched, which may take long
     samples = datasets.load(data, data_dir, download=download, progress=errors.is_terminal)
     extra: dict[str, Any] = {"data": {"name": data, "data_dir": None if data_dir is None else str(data_dir)}}
     if model is not None:

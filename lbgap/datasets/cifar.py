@@ -56,7 +56,7 @@ class Archive:
         return {name: images * self.record for name, images in {**self.train, **self.test}.items()}
 
 
-# The SHA-256 sums are those that TensorFlow Datasets and MLDatasets.jl publish for the same archives.
+# Sizes and SHA-256 sums are those that TensorFlow Datasets publishes for the same archives.
 CIFAR10 = Archive(
     "cifar10",
     10,

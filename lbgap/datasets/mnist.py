@@ -11,7 +11,7 @@ from lbgap.datasets._download import Source, fetch
 from lbgap.datasets.idx import read_idx
 from lbgap.samples import Data, Split
 
-# The SHA-256 sums are those that TensorFlow Datasets publishes for the same files.
+# Sizes and SHA-256 sums are those that TensorFlow Datasets publishes for the same files.
 _MIRRORS = ("https://storage.googleapis.com/cvdf-datasets/mnist/", "https://ossci-datasets.s3.amazonaws.com/mnist/")
 _FILES = {
     "train-images": (9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),

@@ -2,7 +2,7 @@
 
 from lbgap.networks.convolutional import c1, c1_1d, c2, c2_1d, c3, c4
 from lbgap.networks.dense import f1, f2, mlp
-from lbgap.networks.registry import NETWORKS, build, specify
+from lbgap.networks.registry import NETWORKS, build, known, specify
 from lbgap.networks.start import Initialisation
 from lbgap.networks.user import from_path
 
@@ -19,6 +19,7 @@ __all__ = [
     "f1",
     "f2",
     "from_path",
+    "known",
     "mlp",
     "specify",
 ]

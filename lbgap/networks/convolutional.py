@@ -156,8 +156,8 @@ def c1_1d(inputs: int = 40, outputs: int = 10, *, seed: int, initialisation: Ini
 def c2_1d(inputs: int = 40, outputs: int = 10, *, seed: int, initialisation: Initialisation = "torch") -> nn.Sequential:
     """Build C2 for signals of one dimension such as MNIST-1D: three of its stacks, a quarter of their widths.
 
-    Windows are of 3 and 2 positions. All five stacks would halve 40 positions to 2, and train much worse. It is not in
-    the paper. It has 79,642 parameters for 40 inputs and 10 outputs.
+    Windows are of 3 and 2 positions. All five stacks would halve 40 positions to 2, and train more slowly. It is not
+    in the paper. It has 79,642 parameters for 40 inputs and 10 outputs.
 
     Args:
         inputs: Length of a signal.

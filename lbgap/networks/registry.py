@@ -39,7 +39,7 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
         raise TypeError(f"a network is specified by a mapping with 'name', got {type(spec).__name__}")
     arguments = dict(spec)
     name = arguments.pop("name", None)
-    name = _known(name)
+    name = known(name)
     parameters = inspect.signature(NETWORKS[name]).parameters
     for key in arguments:
         if key not in parameters:
@@ -76,7 +76,7 @@ def specify(
     Raises:
         ValueError: An unknown name, or a network that takes samples of another shape.
     """
-    name = _known(name)
+    name = known(name)
     images, shape = name in IMAGES, list(features)
     if len(shape) != (3 if images else 1):
         takes = "images (channels, height, width)" if images else "flat samples (n,)"
@@ -93,7 +93,18 @@ def specify(
     return spec
 
 
-def _known(name: object) -> str:
+def known(name: object) -> str:
+    """Refuse a name that is not one of :data:`NETWORKS`.
+
+    Args:
+        name: Anything.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: It is not known.
+    """
     if not isinstance(name, str) or name not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}{hint(str(name), NETWORKS)}")
     return name
