@@ -170,6 +170,25 @@ def test_damaged_archives(tmp_path, damage, message):
     refused(ValueError, f"cifar-10-binary.tar.gz: {message} .*: fetch it again", cifar10, tmp_path)
 
 
+def header(name, content, kind):
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(content)
+    return info.tobuf(tarfile.USTAR_FORMAT) + content.ljust(-(-len(content) // 512) * 512, b"\0")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header("x", b"", tarfile.XHDTYPE) * 3000,
+        header("x", b"30 GNU.sparse.map=1,a,b,c,ddd\n", tarfile.XHDTYPE) + header("y", b"", tarfile.REGTYPE),
+    ],
+    ids=["headers of headers", "no number"],
+)
+def test_headers_that_lead_astray(tmp_path, content):
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(gzip.compress(content))
+    refused(ValueError, r"cifar-10-binary.tar.gz: corrupt archive \(.*\): fetch it again", cifar10, tmp_path)
+
+
 def test_a_member_that_is_missing(tmp_path, name):
     folder, last = archive_of(name).folder, next(iter(archive_of(name).test))
     write_archive(tmp_path, name, [m for m in members_of(name) if not m[0].name.endswith(last)])

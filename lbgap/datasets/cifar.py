@@ -22,6 +22,9 @@ from lbgap.samples import Data, Split
 IMAGE = (3, 32, 32)
 MOST_BYTES = 2**28  # that an archive may unpack to; the real ones unpack to 184 million
 
+# From tarfile ValueError comes by a bad number in a header, RecursionError by headers of headers.
+_CORRUPT = (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError, ValueError, RecursionError)
+
 
 @dataclass(frozen=True)
 class Archive:
@@ -170,9 +173,13 @@ def _read_files(archive: Archive, place: Path) -> dict[str, bytes]:
     return contents
 
 
+class _OtherError(ValueError):
+    """A file that can be read, but is not what it is named after."""
+
+
 def _check_size(path: Path | str, arrived: int, expected: int) -> None:
     if arrived != expected:
-        raise ValueError(
+        raise _OtherError(
             f"{path}: {'truncated' if arrived < expected else 'too long'}, expected {expected} bytes, got {arrived}: "
             "fetch the binary version of the archive again"
         )
@@ -189,7 +196,7 @@ class _Limited:
         content = self._file.read(size)
         self._left -= len(content)
         if self._left < 0:
-            raise ValueError(
+            raise _OtherError(
                 f"{self._path}: expected at most {MOST_BYTES} bytes unpacked, got more: this is another archive"
             )
         return content
@@ -209,7 +216,9 @@ def _read_archive(archive: Archive, path: Path) -> dict[str, bytes]:
                         contents[name] = _read_member(path, members, member, archive.sizes[name], name in contents)
             while stream.read(2**20):  # to the end, where gzip looks at its checksum
                 pass
-    except (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError, RecursionError) as error:
+    except _OtherError:
+        raise
+    except _CORRUPT as error:
         raise ValueError(f"{path}: corrupt archive ({one_line(error)}): fetch it again") from error
     missing = [full for full, name in wanted.items() if name not in contents]
     if missing:
@@ -220,7 +229,7 @@ def _read_archive(archive: Archive, path: Path) -> dict[str, bytes]:
 def _read_member(path: Path, members: tarfile.TarFile, member: tarfile.TarInfo, size: int, again: bool) -> bytes:
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or again:
         what = "a second time" if again else "that is no plain file"
-        raise ValueError(f"{path}: holds {member.name} {what}: this is not the archive that it is named after")
+        raise _OtherError(f"{path}: holds {member.name} {what}: this is not the archive that it is named after")
     _check_size(f"{path}: {member.name}", member.size, size)
     file = members.extractfile(member)
     assert file is not None
