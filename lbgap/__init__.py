@@ -6,7 +6,7 @@ from lbgap.hessian.eigenvalues import Eigenvalues, eigenvalues
 from lbgap.hessian.mass import positive_mass
 from lbgap.hessian.stability import edge_of_stability
 from lbgap.hessian.trace import hessian_trace
-from lbgap.landscape import Asymmetry, Line, Shape, asymmetry, curve, line
+from lbgap.landscape import Asymmetry, Connection, Line, Plane, Shape, asymmetry, connect, curve, line, plane
 from lbgap.measures import (
     Measure,
     SharpnessCurve,
@@ -27,12 +27,14 @@ from lbgap.training import Run, read_run, train
 
 __all__ = [
     "Asymmetry",
+    "Connection",
     "Density",
     "Diagonal",
     "Eigenvalues",
     "Line",
     "Measure",
     "Objective",
+    "Plane",
     "Run",
     "Shape",
     "Sharpness",
@@ -41,6 +43,7 @@ __all__ = [
     "average_sharpness",
     "ball_sharpness",
     "batch_sharpness",
+    "connect",
     "critical_sharpness",
     "curve",
     "edge_of_stability",
@@ -53,6 +56,7 @@ __all__ = [
     "line",
     "noise_scale",
     "pac_bayes_sigma",
+    "plane",
     "positive_mass",
     "read_run",
     "relative_flatness",

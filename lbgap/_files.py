@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -207,6 +208,22 @@ def read_safetensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged, not safetensors ({error}): restore or delete it") from error
     return tensors, metadata
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """Tell tensors from others by shape, dtype and bits.
+
+    Args:
+        tensors: In an order that counts; on any device.
+
+    Returns:
+        Their SHA-256, in hexadecimal.
+    """
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def remove_temporaries(folder: PathLike) -> None:

@@ -45,13 +45,14 @@ def evaluations_bar(title: str, total: int, show: bool) -> Iterator[Callable[[fl
 
 
 @contextmanager
-def products_bar(title: str, total: int, show: bool) -> Iterator[Callable[[int], None] | None]:
-    """Show Hessian-vector products done, of so many at most.
+def products_bar(title: str, total: int, show: bool, unit: str = "products") -> Iterator[Callable[[int], None] | None]:
+    """Show Hessian-vector products, or what else is counted, done of so many at most.
 
     Args:
         title: What is measured.
         total: Products at most.
         show: Whether to show anything.
+        unit: What is counted.
 
     Yields:
         What hears of each number of products as they are done, or None.
@@ -64,7 +65,7 @@ def products_bar(title: str, total: int, show: bool) -> Iterator[Callable[[int],
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"{title}: products", total=total)
+        task = progress.add_task(f"{title}: {unit}", total=total)
         yield lambda count: progress.update(task, advance=count)
 
 

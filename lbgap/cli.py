@@ -266,6 +266,10 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="The same for all epochs.")] = 1e-3,
     seed: Seed = 0,
     device: Device = None,
+    keep_every: Annotated[
+        int | None,
+        typer.Option(help="Keep the iterate of each so many epochs, for lbgap plane.", show_default="keep none"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -273,7 +277,7 @@ def train(
 
     Writes into --out: config.json (the settings), metrics.jsonl (a line an
     epoch), state.safetensors (to resume), model.safetensors (the trained
-    weights) and result.json.
+    weights) and result.json; with --keep-every also a folder of iterates.
     """
     import torch
 
@@ -307,6 +311,7 @@ def train(
             device=device,
             out=out,
             resume=resume,
+            keep_every=keep_every,
             config=extra,
             progress=errors.is_terminal,
         )

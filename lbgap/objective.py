@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lbgap import _hardware, _tangents
 from lbgap._extension import resolve_backend
+from lbgap._files import digest
 from lbgap._graph import Graphs
 from lbgap._hardware import first_line
 from lbgap.flat import FlatModule, Selection, name_patterns
@@ -364,6 +365,10 @@ class Objective:
     def few(self) -> Split:
         """A fresh copy of some 32 samples, for trying something out."""
         return self._first_few()
+
+    def digest(self) -> str:
+        """SHA-256 of all samples as they are evaluated, in hexadecimal: tells these data from others."""
+        return digest((self._inputs, self._targets))
 
     @property
     def has_batch_norm(self) -> bool:

@@ -115,7 +115,10 @@ def without_seconds(metrics):
 
 
 def assert_same_run(first, second):
-    assert sorted(os.listdir(first)) == sorted(os.listdir(second)) == FILES
+    assert sorted(os.listdir(first)) == sorted(os.listdir(second))
+    assert sorted(entry.name for entry in first.iterdir() if entry.is_file()) == FILES
+    iterates = [[entry.read_bytes() for entry in sorted(one.glob("iterates/*"))] for one in (first, second)]
+    assert iterates[0] == iterates[1]
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
     one, two = read_run(first), read_run(second)
     assert without_seconds(one.metrics) == without_seconds(two.metrics)
@@ -141,6 +144,7 @@ def stop_after(epochs):
     [
         ("steps", {"epochs": 1, "checkpoint_seconds": 0}, 30),
         ("steps", {"max_epochs": 3, "patience": 1, "learning_rate": 0.5, "optimizer": "SGD", "stride": 3}, 9),
+        ("steps", {"epochs": 3, "checkpoint_seconds": 1e9, "keep_every": 2, "stride": 3}, 9),
         ("times", {"epochs": 60, "checkpoint_seconds": 0.02}, 2),
         (
             "times",

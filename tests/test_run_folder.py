@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lbgap import _files
-from lbgap.training import read_run, train
+from lbgap.training import read_iterates, read_run, train
 
 FILES = ["config.json", "metrics.jsonl", "model.safetensors", "result.json", "state.safetensors"]
 
@@ -289,3 +289,42 @@ class TestReadRun:
         (tmp_path / "model.safetensors").unlink()
         with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
             read_run(tmp_path)
+
+
+def test_iterates_are_those_of_shorter_trainings(tmp_path):
+    run = run_once(tmp_path / "run", keep_every=2)
+    found = dict(read_iterates(tmp_path / "run"))
+    assert list(found) == [0, 2, 4]
+    for epoch, weights in found.items():
+        expected = run_once(epochs=epoch).model if epoch else make_model()
+        assert weights.keys() == expected.state_dict().keys()
+        assert all(torch.equal(weights[name], value) for name, value in expected.state_dict().items())
+    assert all(torch.equal(found[4][name], value) for name, value in run.model.state_dict().items())
+    assert read_run(tmp_path / "run").config["keep_every"] == 2
+
+
+def test_iterates_of_an_unfinished_run(tmp_path):
+    with pytest.raises(Stop):
+        run_once(tmp_path, keep_every=1, progress=stop_after(2))
+    assert [epoch for epoch, _ in read_iterates(tmp_path)] == [0, 1, 2]
+
+
+def test_bad_iterates(tmp_path):
+    with pytest.raises(ValueError, match="keep_every must be an integer >= 1, got 0"):
+        run_once(tmp_path / "none", keep_every=0)
+    with pytest.raises(TypeError, match=r"keep_every must be an integer >= 1, got 1\.5"):
+        run_once(tmp_path / "none", keep_every=1.5)
+    with pytest.raises(ValueError, match="keep_every needs a folder for the iterates: pass it as `out`"):
+        run_once(keep_every=1)
+    assert not (tmp_path / "none").exists()
+    run_once(tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"plain kept no iterates: train it with keep_every=N .* --keep-every N"):
+        read_iterates(tmp_path / "plain")
+    with pytest.raises(ValueError, match="keep_every is absent there but 1 here"):
+        run_once(tmp_path / "plain", resume=True, keep_every=1)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        read_iterates(tmp_path / "nowhere")
+    run_once(tmp_path / "run", keep_every=4)
+    (tmp_path / "run" / "iterates" / "epoch-00004.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"epoch-00004\.safetensors is damaged"):
+        read_iterates(tmp_path / "run")

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from lbgap import _files
 from lbgap.training._checks import plain
-from lbgap.training.run import CONFIG, METRICS, MODEL, RESULT, STATE
+from lbgap.training.run import CONFIG, ITERATES, METRICS, MODEL, RESULT, STATE, iterate_path
 
 _FACTS = "lbgap"
 
@@ -167,8 +167,9 @@ class Recorder:
         folder: The folder, or ``None``.
     """
 
-    def __init__(self, folder: Path | None, seconds: float) -> None:
+    def __init__(self, folder: Path | None, seconds: float, keep_every: int | None = None) -> None:
         self.folder = folder
+        self._keep_every = keep_every
         self._seconds = seconds
         self._written = time.monotonic()
         self._pending: Snapshot | None = None
@@ -182,8 +183,16 @@ class Recorder:
         """
         if self.folder is not None:
             _files.write_json(self.folder / CONFIG, config)
+            self._keep(state)
             self._pending = capture(state)
             self.flush()
+
+    def _keep(self, state: State) -> None:
+        """Write the iterate if its turn has come; before the state, so that a resume has all that came before."""
+        epoch = len(state.metrics)
+        if self.folder is not None and self._keep_every is not None and epoch % self._keep_every == 0:
+            (self.folder / ITERATES).mkdir(exist_ok=True)
+            _files.write_safetensors(iterate_path(self.folder, epoch), state.model.state_dict(), {"format": "pt"})
 
     def record(self, state: State) -> None:
         """Take note of the end of an epoch.
@@ -192,6 +201,7 @@ class Recorder:
             state: At the end of the epoch.
         """
         if self.folder is not None:
+            self._keep(state)
             self._pending = capture(state)
             if time.monotonic() - self._written >= self._seconds:
                 self.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ METRICS = "metrics.jsonl"
 STATE = "state.safetensors"
 MODEL = "model.safetensors"
 RESULT = "result.json"
+ITERATES = "iterates"
+_ITERATE = re.compile(r"epoch-(\d{5,})\.safetensors")
 
 
 @dataclass
@@ -142,6 +145,36 @@ def read_run(folder: str | os.PathLike[str]) -> SavedRun:
     return SavedRun(folder, config, metrics, result, weights)
 
 
+def iterate_path(folder: Path, epoch: int) -> Path:
+    """Where a run keeps the iterate of an epoch; 0 is the start."""
+    return folder / ITERATES / f"epoch-{epoch:05d}.safetensors"
+
+
+def read_iterates(folder: str | os.PathLike[str]) -> list[tuple[int, dict[str, Tensor]]]:
+    """Read the iterates that a run kept on its way, finished or not.
+
+    Args:
+        folder: What was ``out`` for :func:`lbgap.training.train`, with ``keep_every``.
+
+    Returns:
+        Epoch, 0 being the start, and ``state_dict`` on the CPU, of each iterate, in the order of the training.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: The folder is not a run or kept no iterates, or a file is damaged.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if config.get("keep_every") is None:
+        raise ValueError(
+            f"{folder} kept no iterates: train it with keep_every=N (on the command line --keep-every N), "
+            "for example 1 for those of all epochs"
+        )
+    named = {path: _ITERATE.fullmatch(path.name) for path in (folder / ITERATES).glob("*.safetensors")}
+    epochs = {int(match[1]): path for path, match in named.items() if match}
+    return [(epoch, _files.read_safetensors(epochs[epoch])[0]) for epoch in sorted(epochs)]
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Read the configuration of a run, finished or not.
 
@@ -201,5 +234,7 @@ def open_folder(out: str | os.PathLike[str], resume: bool) -> Iterator[tuple[Pat
             raise FileExistsError(
                 f"{folder} holds {kind} run: pass resume=True to continue it or choose another folder"
             )
-        _files.remove_temporaries(folder)
+        for place in (folder, folder / ITERATES):
+            if place.is_dir():
+                _files.remove_temporaries(place)
         yield folder, config

@@ -45,6 +45,7 @@ def train(
     device: str | torch.device | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    keep_every: int | None = None,
     config: Mapping[str, Any] | None = None,
     progress: bool | Callable[[Metrics], object] = False,
     checkpoint_seconds: float = 5.0,
@@ -84,6 +85,8 @@ def train(
         device: Where to train, ``"cpu"`` or ``"cuda"``; the model's by default.
         out: The folder of the run, new or empty, or one to resume; ``None`` writes nothing.
         resume: Continue the run in ``out``, if there is one; a finished one is returned as it is.
+        keep_every: Keep the start and the iterate of each so many epochs in the folder of the run, for
+            :func:`lbgap.training.read_iterates`; ``None`` keeps none. Needs ``out``.
         config: Further facts for ``config.json``, kept under ``extra``; compared on a resume like the rest.
         progress: ``True`` for a bar on stderr, or a function that is called with the metrics of each epoch.
         checkpoint_seconds: The state is written at the first end of an epoch after this time, and at the end.
@@ -100,6 +103,10 @@ def train(
     """
     if resume and out is None:
         raise ValueError("resume=True needs the folder of the run: pass it as `out`")
+    if keep_every is not None:
+        whole("keep_every", keep_every, 1)
+        if out is None:
+            raise ValueError("keep_every needs a folder for the iterates: pass it as `out`")
     check_progress(progress)
     checkpoint_seconds = real("checkpoint_seconds", checkpoint_seconds, positive=False)
     stopping = Stopping(epochs, max_epochs, patience, tolerance)
@@ -108,13 +115,13 @@ def train(
     with torch.inference_mode(False), torch.enable_grad():
         state, place = _fresh_state(model, device, optimizer, learning_rate, optimizer_options or {})
         loop, facts = _prepare(state, place, data, test_data, criterion, batch_size, whole("seed", seed, 0))
-        facts |= {**stopping.settings(), "extra": extra}
+        facts |= {**stopping.settings(), "extra": extra} | ({"keep_every": keep_every} if keep_every else {})
         if out is None:
             return _run(loop, stopping, facts, Recorder(None, 0), progress)
         if any(not isinstance(value, Tensor) for value in state.model.state_dict().values()):
             raise ValueError("the model keeps extra state that is no tensor, which `out` cannot store: pass out=None")
         with open_folder(out, resume) as (folder, found):
-            recorder = Recorder(folder, checkpoint_seconds)
+            recorder = Recorder(folder, checkpoint_seconds, keep_every)
             if found is not None:
                 finished = (folder / RESULT).exists()
                 _check_same(found, facts, folder, finished)

@@ -1,0 +1,385 @@
+"""Loss and accuracy on a plane of the parameter space."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lbgap import _files
+from lbgap._progress import evaluations_bar
+from lbgap._result import plain, versions
+from lbgap.landscape.frame import Frame, Range, check_models, kind_of, make_frame
+from lbgap.landscape.path import Combined, check_batch_norm, combined_buffers
+from lbgap.landscape.record import Record, opened
+from lbgap.landscape.refine import refine as refine_grid
+from lbgap.losses import LossFunction
+from lbgap.measures._call import flag, positive, whole
+
+MOST_POINTS = 1_000_000
+CHUNK = 64  # points evaluated together and written together: never another number, for it is part of their bits
+TOLERANCE = 0.02  # of refine=True
+Rows = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """Loss and accuracy on a grid of points in a plane; values are rows of columns, ``values[row][column]``.
+
+    Attributes:
+        x: Coordinates of the columns, ascending, in the units that ``axes[0]`` names.
+        y: Coordinates of the rows, ascending, in the units that ``axes[1]`` names.
+        train_loss: Mean loss over the training data; infinite or NaN where it overflows.
+        train_accuracy: In percent; None where the model is not a classifier.
+        test_loss: The same over the test data; None without.
+        test_accuracy: The same over the test data; None without.
+        evaluated: Which values were evaluated; the others were interpolated between them.
+        marks: Name and coordinates of each minimizer in the plane.
+        path: Coordinates of each iterate of a trajectory, projected into the plane; None without.
+        axes: What x and y are, with their units.
+        evaluations: How many points of the grid were evaluated.
+        settings: Everything that the result depends on.
+        seconds: Wall-clock time of the call.
+        mark_loss: Training loss at each mark, which lies between points of the grid; one that is a model's own is
+            that model's loss.
+        eigenvalues: Of the Hessian, one for each direction that is an eigenvector of it; None without.
+        explained: Share of the trajectory's variance along each principal component; None without.
+    """
+
+    x: tuple[float, ...] = field(repr=False)
+    y: tuple[float, ...] = field(repr=False)
+    train_loss: Rows = field(repr=False)
+    train_accuracy: Rows | None = field(repr=False)
+    test_loss: Rows | None = field(repr=False)
+    test_accuracy: Rows | None = field(repr=False)
+    evaluated: tuple[tuple[bool, ...], ...] = field(repr=False)
+    marks: tuple[tuple[str, float, float], ...]
+    path: tuple[tuple[float, float], ...] | None
+    axes: tuple[str, str]
+    evaluations: int
+    settings: dict[str, Any] = field(repr=False)
+    seconds: float = 0.0
+    mark_loss: tuple[float, ...] = ()
+    eigenvalues: tuple[float, float] | None = None
+    explained: tuple[float, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON; NaN and infinity become None."""
+        return {name: plain(getattr(self, name)) for name in self.__dataclass_fields__}
+
+
+def plane(
+    models: nn.Module | Sequence[nn.Module],
+    data: Any,
+    *,
+    directions: str | Tensor | None = None,
+    normalise: str = "filter",
+    test_data: Any = None,
+    points: int | tuple[int, int] = 51,
+    x_range: Range | None = None,
+    y_range: Range | None = None,
+    refine: float | bool | None = None,
+    loss: str | LossFunction = "cross_entropy",
+    batch_norm: str = "batch",
+    precision: str = "float32",
+    batch_size: int | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Plane:
+    """Evaluate loss and accuracy on a plane of the parameter space, on training and test data.
+
+    Three minimizers span a plane in which distances are those of the parameter space (Garipov et al. 2018,
+    arXiv 1802.10026). From one minimizer the plane goes along two directions: random ones, normalised filter by filter
+    (Li et al. 2018, arXiv 1712.09913), eigenvectors of the Hessian, or any others. A trajectory is shown along its
+    principal components (the same, section 7.2).
+
+    Args:
+        models: Three minimizers, one, or the iterates of a training, the last one being the centre; never changed.
+        data: Training data, as for :func:`lbgap.fast_sharpness`.
+        test_data: Test data, or None.
+        directions: ``"minimizers"``: through three of them, the default where there are three. ``"random"``: Gaussian,
+            the default where there is one. ``"eigenvectors"``: of the two largest eigenvalues of the Hessian, of length
+            1. ``"pca"``: the principal components of the iterates, of length 1. Or a tensor ``(2, n)``.
+        normalise: Of random directions. ``"filter"``: each filter (index of a parameter's first dimension) has the norm
+            of the minimizer's, and parameters of one dimension, which are biases and those of normalisation layers, do
+            not move; ``"layer"``: the same for whole parameters; ``"none"``: all parameters move, and the direction has
+            the norm of them all.
+        points: Along each axis, or columns and rows.
+        x_range: First and last x; by default what is marked with a margin of 20 % on each side, or (-1, 1) around one
+            minimizer. In units that ``axes`` of the result names.
+        y_range: The same for y.
+        refine: None: evaluate every point. A tolerance: look at some 17 x 17 points, evaluate more only where they are
+            not what interpolation between every other one predicts, and interpolate the rest. Losses may be off by this
+            share of themselves; accuracies by this share of 100 % and by what a sample of the size of the data is off,
+            50 % over the root of their number. True means 0.02. A bend narrower than a 16th of the plane may be missed.
+            ``evaluated`` of the result says which values are not interpolated.
+        loss: ``"cross_entropy"``, ``"mse"`` or ``loss(output, target) -> mean over the batch``.
+        batch_norm: ``"batch"``: statistics of each evaluation batch; ``"eval"``: running statistics, between three
+            minimizers combined as the parameters are (variances no lower than zero), else those of the centre;
+            ``"freeze"``: those of the first minimizer or the centre everywhere; ``"recalibrate"``: estimated anew on
+            the training data at each point.
+        precision: ``"float32"``, ``"float64"``, or ``"mixed"``: products in bfloat16 where the network allows it.
+        batch_size: Samples in a micro-batch; with ``batch_norm="batch"`` part of the result, 5,000 by default.
+        device: Where to compute; the first model's device by default.
+        seed: Of random directions, and of the search for eigenvectors.
+        out: A folder that keeps what was evaluated as it comes.
+        resume: Whether a plane in ``out`` is continued, killed or finished: it ends with the same bits as one that was
+            not interrupted. One of other models, data or settings is refused.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        The plane.
+
+    Raises:
+        ValueError: The models differ in architecture, are identical or lie on a line; the directions are parallel,
+            not finite or of the wrong shape; an argument is out of its range; the data do not fit; ``out`` holds
+            another plane.
+        TypeError: An argument is of the wrong kind.
+        OSError: ``out`` holds something else, or cannot be written.
+
+    Example:
+        >>> import torch, lbgap
+        >>> found = lbgap.plane(torch.nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1])), points=(5, 3))
+        >>> len(found.train_loss), len(found.train_loss[0]), found.evaluations
+        (3, 5, 15)
+    """
+    began = time.perf_counter()
+    several = [models] if isinstance(models, nn.Module) else list(models)
+    kind = kind_of(several, directions, normalise)
+    (columns, rows), asked = check_grid(points, x_range, y_range)
+    tolerance = _tolerance(refine)
+    whole("seed", seed, 0)
+    flag("resume", resume)
+    flag("progress", progress)
+    check_batch_norm(batch_norm)
+    check_models(several, kind)
+    sets = [data] if test_data is None else [data, test_data]
+    options = {"loss": loss, "precision": precision, "batch_size": batch_size, "device": device}
+    combined = Combined(several[-1] if kind == "pca" else several[0], sets, batch_norm, options)
+    own = {
+        "measure": "plane",
+        "directions": kind,
+        "normalise": normalise if kind == "random" else None,
+        "points": [columns, rows],
+        "x_range": asked[0],
+        "y_range": asked[1],
+        "refine": tolerance,
+        "seed": seed,
+        **_facts(combined),
+    }
+    digests = _digests(several, directions, combined) if out is not None else {}
+    with opened(out, resume, {**own, **digests}) as record:
+        frame = make_frame(
+            kind, several, combined.objectives[0], directions, normalise, seed, progress, record.directions
+        )
+        checked = _check_ends(frame, kind, several, combined)
+        grid = _Grid(frame, combined, record, (columns, rows), asked)
+        with evaluations_bar("plane", (rows * columns + len(frame.marks)) * len(sets), progress) as visited:
+            mark_loss = grid.at_marks(visited)
+            grid.fill(tolerance, visited)
+    ranges = {"x_range": [grid.x[0], grid.x[-1]], "y_range": [grid.y[0], grid.y[-1]]}
+    statistics = {"ends_checked": checked, "statistics": _statistics(kind, combined)}
+    settings = {**own, **ranges, **combined.settings(), **frame.details, **statistics, "versions": versions()}
+    found = grid.quantities()
+    return Plane(
+        x=tuple(grid.x),
+        y=tuple(grid.y),
+        train_loss=found[0] or (),
+        train_accuracy=found[1],
+        test_loss=found[2],
+        test_accuracy=found[3],
+        evaluated=tuple(tuple(row) for row in grid.evaluated.tolist()),
+        marks=frame.marks,
+        path=frame.path,
+        axes=frame.axes,
+        evaluations=int(grid.evaluated.sum()),
+        settings=settings,
+        seconds=time.perf_counter() - began,
+        mark_loss=mark_loss,
+        eigenvalues=frame.eigenvalues,
+        explained=frame.explained,
+    )
+
+
+Visited = Callable[[float, float], None]
+
+
+class _Grid:
+    """The points of a plane and their values.
+
+    Attributes:
+        x: Of the columns.
+        y: Of the rows.
+        values: Losses and accuracies of each data set, ``(2 sets, rows, columns)`` float64.
+        evaluated: ``(rows, columns)``.
+    """
+
+    def __init__(
+        self,
+        frame: Frame,
+        combined: Combined,
+        record: Record,
+        points: tuple[int, int],
+        ranges: tuple[Range | None, Range | None],
+    ) -> None:
+        self._frame, self._combined, self._record = frame, combined, record
+        bounds = [own if asked is None else asked for asked, own in zip(ranges, frame.ranges, strict=True)]
+        self._x, self._y = (
+            torch.linspace(low, high, count, dtype=torch.float64)
+            for (low, high), count in zip(bounds, points, strict=True)
+        )
+        self.x, self.y = self._x.tolist(), self._y.tolist()
+        shape = len(self.y), len(self.x)
+        self.values = torch.full((2 * len(combined.objectives), *shape), math.nan, dtype=torch.float64)
+        self.evaluated = torch.zeros(shape, dtype=torch.bool)
+
+    def at_marks(self, visited: Visited | None) -> tuple[float, ...]:
+        """The training loss at the marks."""
+        count = len(self._frame.marks)
+        rows = torch.eye(len(self._frame.ends), dtype=torch.float64)[:count]
+        places = torch.tensor([[-1, index] for index in range(count)])
+        return tuple(self._chunk(places, rows, visited)[0, :, 0].tolist())
+
+    def fill(self, tolerance: float | None, visited: Visited | None) -> None:
+        """Evaluate all points, or with a tolerance as many as are needed."""
+        shape = self.evaluated.shape[0], self.evaluated.shape[1]
+        if tolerance is None:
+            self._evaluate([(row, column) for row in range(shape[0]) for column in range(shape[1])], visited)
+            return
+        present = [i for i in range(len(self.values)) if i % 2 == 0 or self._classes(i // 2)]
+        some = self.values[present]
+        share = torch.tensor([[[0.0 if i % 2 else tolerance]] for i in present], dtype=torch.float64)
+        least = torch.tensor(
+            [[[self._apart(i // 2, tolerance) if i % 2 else 0.0]] for i in present], dtype=torch.float64
+        )
+
+        def evaluate(wanted: list[tuple[int, int]]) -> None:
+            self._evaluate(wanted, visited)
+            some.copy_(self.values[present])
+
+        refine_grid(shape, evaluate, some, self.evaluated, lambda values: share * values.abs() + least)
+        self.values[present] = some
+        self.values[1::2].clamp_(0, 100)
+
+    def _apart(self, number: int, tolerance: float) -> float:
+        """How far an interpolated accuracy may be off: its steps are no finer than its own sampling error."""
+        return 100.0 * tolerance + 50.0 / math.sqrt(self._combined.objectives[number].samples)
+
+    def _classes(self, number: int) -> bool:
+        return self._combined.objectives[number].classes is not None
+
+    def _evaluate(self, wanted: list[tuple[int, int]], visited: Visited | None) -> None:
+        for some in torch.tensor(wanted, dtype=torch.int64).view(-1, 2).split(CHUNK):
+            row, column = some.unbind(1)
+            rows = self._frame.coefficients(torch.stack((self._x[column], self._y[row]), 1))
+            found = self._chunk(some, rows, visited)
+            self.values[:, row, column] = found.transpose(1, 2).flatten(0, 1)
+            self.evaluated[row, column] = True
+
+    def _chunk(self, places: Tensor, rows: Tensor, visited: Visited | None) -> Tensor:
+        """Losses and accuracies at some points, ``(sets, k, 2)``."""
+        found = self._record.chunk(places, lambda: torch.tensor(self._combined.at(rows), dtype=torch.float64))
+        for loss in found[..., 0].flatten().tolist() if visited is not None else ():
+            visited(0, loss)  # type: ignore[misc]
+        return found
+
+    def quantities(self) -> list[Rows | None]:
+        """Losses and accuracies of the training and the test data; None where there are none."""
+        found: list[Rows | None] = [tuple(tuple(row) for row in rows) for rows in self.values.tolist()]
+        for index in range(1, len(found), 2):
+            found[index] = found[index] if self._classes(index // 2) else None
+        return [*found, *[None] * (4 - len(found))]
+
+
+def check_grid(points: Any, x_range: Any, y_range: Any) -> tuple[tuple[int, int], tuple[Range | None, Range | None]]:
+    """Refuse a grid that is none; returns columns and rows, and the two ranges.
+
+    Raises:
+        TypeError: A number is of the wrong kind.
+        ValueError: It is out of its range.
+    """
+    pair = tuple(points) if isinstance(points, tuple | list) else (points, points)
+    if len(pair) != 2:
+        raise ValueError(f"points must be one number, or columns and rows, got {points!r}")
+    for count in pair:
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"points must be whole numbers, got {count!r}")
+        if count < 2:
+            raise ValueError(f"points must be at least 2 along each axis, got {count}")
+    if pair[0] * pair[1] > MOST_POINTS:
+        raise ValueError(f"points must be at most {MOST_POINTS:,} in all, got {pair[0]} x {pair[1]}")
+    return (pair[0], pair[1]), (_range("x_range", x_range), _range("y_range", y_range))
+
+
+def _range(name: str, bounds: Any) -> Range | None:
+    if bounds is None:
+        return None
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise TypeError(f"{name} must be two numbers, got {bounds!r}")
+    for bound in bounds:
+        if isinstance(bound, bool) or not isinstance(bound, numbers.Real):
+            raise TypeError(f"{name} must be two numbers, got {bound!r}")
+    if not (math.isfinite(bounds[0]) and math.isfinite(bounds[1]) and bounds[0] < bounds[1]):
+        raise ValueError(f"{name} must be finite and ascend, got {bounds[0]} and {bounds[1]}")
+    return float(bounds[0]), float(bounds[1])
+
+
+def _tolerance(refine: float | bool | None) -> float | None:
+    if refine is None or refine is False:
+        return None
+    return TOLERANCE if refine is True else positive("refine", refine, "0.02")
+
+
+def _facts(combined: Combined) -> dict[str, Any]:
+    """What the values depend on beside the weights, and a plane that goes on must have in common with its beginning."""
+    names = ("loss", "n", "samples", "batch_size", "precision", "device", "test_samples", "test_batch_size")
+    found = combined.settings()
+    return {name: found[name] for name in names if name in found} | {"batch_norm": combined.mode}
+
+
+def _digests(models: Sequence[nn.Module], directions: Any, combined: Combined) -> dict[str, str]:
+    tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+    found = {"weights digest": _files.digest(tensors)}
+    if isinstance(directions, Tensor):
+        found["directions digest"] = _files.digest([directions])
+    for name, objective in zip(("data", "test data"), combined.objectives, strict=False):
+        found[f"{name} digest"] = objective.digest()
+    return found
+
+
+def _check_ends(frame: Frame, kind: str, models: Sequence[nn.Module], combined: Combined) -> str:
+    """Give the points their ends, and compare those that are minimizers with the models; returns which they were.
+
+    Raises:
+        ValueError: A model keeps more than its parameters and floating-point buffers.
+    """
+    combined.ends = frame.ends
+    combined.buffers = combined_buffers(models, combined.mode) if kind == "minimizers" else {}
+    if combined.own_statistics and combined.mode == "recalibrate":
+        return "none: statistics are those of each point"
+    own = models if kind == "minimizers" else models[-1:]
+    ends = [(f"({x:.4g}, {y:.4g})", name, model) for (name, x, y), model in zip(frame.marks, own, strict=True)]
+    some = ends[:1] if combined.own_statistics else ends
+    combined.compare(some)
+    return "all" if len(some) == len(ends) else "first: statistics are those of the first minimizer"
+
+
+def _statistics(kind: str, combined: Combined) -> str:
+    """Whose statistics batch-norm has, in words."""
+    if not combined.objectives[0].has_batch_norm:
+        return "none in the model"
+    centre = "the first minimizer" if kind == "minimizers" else "the last iterate" if kind == "pca" else "the minimizer"
+    if combined.mode == "eval" and kind == "minimizers":
+        return "combined as the parameters are"
+    words = {"batch": "of each evaluation batch", "recalibrate": "estimated anew at each point"}
+    return words.get(combined.mode, f"of {centre} everywhere")

@@ -1,0 +1,28 @@
+"""The operators, one thin wrapper each: native where a compiled library serves the device.
+
+The box is (centre x, absolute a, relative b): coordinate i may be anywhere in x_i -+ (a + b |x_i|). It is
+never stored as bounds. The random matrix A is ``(n, p)`` and never stored either: entry (i, j) is a function of
+``(distribution, seed, stream, first + i, j)``, a float32 number whatever the dtype of the vectors.
+
+Everywhere else than on a natively served device the call goes to the twin in :mod:`lbgap.reference`. None of these
+ops has derivatives, so all refuse inputs that require a gradient.
+"""
+
+from lbgap.ops.box import box_project, box_step, box_vertex
+from lbgap.ops.history import history_append, history_cauchy, history_combine, history_gram, history_line, history_step
+from lbgap.ops.subspace import subspace_apply, subspace_gram, subspace_project
+
+__all__ = [
+    "box_project",
+    "box_step",
+    "box_vertex",
+    "history_append",
+    "history_cauchy",
+    "history_combine",
+    "history_gram",
+    "history_line",
+    "history_step",
+    "subspace_apply",
+    "subspace_gram",
+    "subspace_project",
+]
