@@ -126,6 +126,7 @@ def connect(
     weights: Weights = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    download: Download = False,
     seed: Seed = 0,
     device: Device = None,
     out: Out = Path("."),
@@ -140,7 +141,7 @@ def connect(
     from lbgap import _files, plotting
     from lbgap.landscape import connect as train_path
 
-    small, large, samples = _two("path", _minimizers(runs, model, weights, data, data_dir))
+    small, large, samples = _two("path", _minimizers(runs, model, weights, data, data_dir, download))
     _writable(out)
     result = train_path(
         small[1],
