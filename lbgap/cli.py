@@ -552,6 +552,7 @@ def _minimizers(
 
 import lbgap.cli_landscape  # noqa: E402  these register their commands on the app of lbgap.cli
 import lbgap.cli_measure  # noqa: E402
+import lbgap.cli_paper  # noqa: E402
 import lbgap.cli_spectrum  # noqa: E402
 
 if __name__ == "__main__":
