@@ -118,11 +118,11 @@ def plane(
         x_range: First and last x; by default what is marked with a margin of 20 % on each side, or (-1, 1) around one
             minimizer. In units that ``axes`` of the result names.
         y_range: The same for y.
-        refine: None: evaluate every point. A tolerance: look at some 17 x 17 points, evaluate more only where they are
-            not what interpolation between every other one predicts, and interpolate the rest. Losses may be off by this
-            share of themselves; accuracies by this share of 100 % and by what a sample of the size of the data is off,
-            50 % over the root of their number. True means 0.02. A bend narrower than a 16th of the plane may be missed.
-            ``evaluated`` of the result says which values are not interpolated.
+        refine: None: evaluate every point. A tolerance: look at some 17 x 17 points, evaluate more where every other
+            one does not predict the rest, and interpolate in between. Where both are known, interpolated and evaluated
+            losses differ by at most this share of the latter, and accuracies by this share of 100 % and the sampling
+            error of an accuracy (50 % over the root of the number of samples). True means 0.02. A bend narrower than a
+            16th of the plane may be missed. ``evaluated`` of the result says which values are not interpolated.
         loss: ``"cross_entropy"``, ``"mse"`` or ``loss(output, target) -> mean over the batch``.
         batch_norm: ``"batch"``: statistics of each evaluation batch; ``"eval"``: running statistics, between three
             minimizers combined as the parameters are (variances no lower than zero), else those of the centre;
@@ -154,6 +154,8 @@ def plane(
         (3, 5, 15)
     """
     began = time.perf_counter()
+    if not isinstance(models, nn.Module | Sequence):
+        raise TypeError(f"models must be a module or a sequence of them, got {type(models).__name__}")
     several = [models] if isinstance(models, nn.Module) else list(models)
     kind = kind_of(several, directions, normalise)
     (columns, rows), asked = check_grid(points, x_range, y_range)
