@@ -177,10 +177,9 @@ def plane(
         "y_range": asked[1],
         "refine": tolerance,
         "seed": seed,
-        **_facts(combined),
     }
-    digests = _digests(several, directions, combined) if out is not None else {}
-    with opened(out, resume, {**own, **digests}) as record:
+    facts = {**own, **_facts(combined), **_digests(several, directions, combined)} if out is not None else {}
+    with opened(out, resume, facts) as record:
         frame = make_frame(
             kind, several, combined.objectives[0], directions, normalise, seed, progress, record.directions
         )
@@ -191,7 +190,7 @@ def plane(
             grid.fill(tolerance, visited)
     ranges = {"x_range": [grid.x[0], grid.x[-1]], "y_range": [grid.y[0], grid.y[-1]]}
     statistics = {"ends_checked": checked, "statistics": _statistics(kind, combined)}
-    settings = {**own, **ranges, **combined.settings(), **frame.details, **statistics, "versions": versions()}
+    settings = {**combined.settings(), **own, **ranges, **frame.details, **statistics, "versions": versions()}
     found = grid.quantities()
     return Plane(
         x=tuple(grid.x),
