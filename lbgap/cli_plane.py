@@ -57,7 +57,8 @@ def plane(
     refine: Annotated[
         float | None,
         typer.Option(
-            help="Interpolate where that is off by no more than this share of the loss.", show_default="evaluate all"
+            help="Interpolate where that is off by no more than this share of the loss, e.g. 0.02.",
+            show_default="evaluate all",
         ),
     ] = None,
     batch_norm: Annotated[

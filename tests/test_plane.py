@@ -655,6 +655,7 @@ class TestRefusals:
             ({"batch_size": 49}, ValueError, "leaves a batch of one"),
             ({"seed": -1}, ValueError, "seed must be at least 0"),
             ({"resume": 1}, TypeError, "resume must be True or False"),
+            ({"resume": True}, ValueError, "resume=True needs the folder of the plane that goes on"),
         ],
     )
     def test_arguments(self, options, error, message):
@@ -668,6 +669,21 @@ class TestRefusals:
         found = lbgap.plane(nn.Linear(6, 2), (inputs, inputs[:, :2]), loss="mse", points=20, refine=True)
         assert found.train_accuracy is None
         assert (found.test_loss, found.test_accuracy) == (None, None)
+
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu")])
+    def test_the_modes_of_the_caller_change_nothing(self, mode):
+        models, data = [make_model(seed) for seed in range(3)], make_data()
+        for options in ({}, {"directions": "pca"}, {"directions": "eigenvectors", "models": models[0]}):
+            arguments = {"models": models, "data": data, "points": 2, "batch_norm": "eval", **options}
+            plain = lbgap.plane(**arguments)
+            with mode():
+                assert lbgap.plane(**arguments).train_loss == plain.train_loss
+
+    def test_other_forms_of_data_and_of_models(self):
+        data = make_data()
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), batch_size=25)
+        one = lbgap.plane((make_model(1),), loader, points=3)
+        assert one.train_loss == lbgap.plane(make_model(1), data, points=3, batch_size=25).train_loss
 
     def test_progress_goes_to_standard_error_only(self, capsys):
         lbgap.plane(make_model(1), make_data(), points=2, progress=True)
