@@ -11,6 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from lbgap import cli
+from lbgap.landscape import path
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PICTURES = ["plane.json", "plane.png", "plane.svg", "surface.html", "surface.png", "surface.svg"]
@@ -148,6 +149,21 @@ class TestResults:
         code, _, err = run("two", "--points", "9", "--resume")
         assert code == 1
         assert re.fullmatch(r"lbgap: .*plane holds another plane: its weights are others; choose .*\n", err)
+
+
+def test_ctrl_c_keeps_what_is_finished(run, tmp_path, monkeypatch):
+    at = path.Combined.at
+
+    def interrupt(self, rows):
+        if (tmp_path / "plane" / "values-00002.safetensors").exists():
+            raise KeyboardInterrupt
+        return at(self, rows)
+
+    monkeypatch.setattr(path.Combined, "at", interrupt)
+    code, out, err = run("one", "--points", "9")
+    assert (code, out) == (130, "")
+    assert err == "lbgap: interrupted; what is finished is kept, the same command with --resume goes on from there\n"
+    assert sorted(os.listdir(tmp_path / "plane"))[1:] == ["values-00001.safetensors", "values-00002.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lbgap
-from lbgap import Objective
+from lbgap import Objective, _files
 from lbgap.landscape import path
 from lbgap.landscape.refine import refine
 
@@ -539,6 +539,10 @@ class TestResuming:
         (tmp_path / "other" / "settings.json").write_text('{"format": "x"}')
         with pytest.raises(ValueError, match="holds no plane that this version reads"):
             lbgap.plane(make_model(1), make_data(), points=2, out=tmp_path / "other", resume=True)
+
+    def test_a_folder_that_another_process_writes_to(self, tmp_path):
+        with _files.locked(tmp_path), pytest.raises(BlockingIOError, match="is in use: another process writes to it"):
+            lbgap.plane(make_model(1), make_data(), points=2, out=tmp_path)
 
     def test_damaged_files(self, tmp_path):
         arguments = {"models": make_model(1), "data": make_data(), "points": 9, "out": tmp_path, "batch_norm": "eval"}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,7 +115,7 @@ def make_frame(
     kind: str,
     models: Sequence[nn.Module],
     objective: Objective,
-    directions: Any,
+    directions: str | Tensor | None,
     normalise: str,
     seed: int,
     progress: bool,
@@ -149,13 +148,14 @@ def make_frame(
         return _around(centre, rows, tuple(f"random direction {i}, in {units[normalise]}" for i in (1, 2)))
     if kind == "eigenvectors":
         return _eigenvectors(objective, seed, progress, kept)
+    assert isinstance(directions, Tensor)  # else there is another kind
     rows = _given(directions, objective)
     lengths = rows.double().norm(dim=1).tolist()
     return _around(centre, rows, tuple(f"coefficient of direction {i + 1}, of length {lengths[i]:.4g}" for i in (0, 1)))
 
 
 def _through(models: Sequence[nn.Module], objective: Objective) -> Frame:
-    """The plane through three minimizers, in Euclidean coordinates (Garipov et al. 2018, arXiv 1802.10026, A.2)."""
+    """The plane through three minimizers, in Euclidean coordinates (Garipov et al. 2018, arXiv 1802.10026)."""
     ends = torch.stack([flat_like(model, objective) for model in models])
     for i, j in itertools.combinations(range(3), 2):
         if torch.equal(ends[i], ends[j]):
@@ -312,7 +312,7 @@ def _pca(models: Sequence[nn.Module], objective: Objective) -> Frame:
     )
 
 
-def _differences(models: Sequence[nn.Module], objective: Objective) -> Any:
+def _differences(models: Sequence[nn.Module], objective: Objective) -> Iterator[tuple[slice, Tensor]]:
     """Differences of all iterates to the last one, in pieces of their columns: places and ``(m, columns)`` float64."""
     named = [dict(model.named_parameters()) for model in models]
     first, most = 0, max(1, AT_ONCE // len(models))
@@ -326,9 +326,9 @@ def _differences(models: Sequence[nn.Module], objective: Objective) -> Any:
 
 def _widened(points: Sequence[tuple[float, float]]) -> tuple[Range, Range]:
     """The box of some points, with a margin."""
-    found = []
-    for values in zip(*points, strict=True):
+
+    def wider(values: Sequence[float]) -> Range:
         low, high = min(values), max(values)
-        found.append((low - MARGIN * (high - low), high + MARGIN * (high - low)))
-    assert all(math.isfinite(bound) for pair in found for bound in pair)
-    return found[0], found[1]
+        return low - MARGIN * (high - low), high + MARGIN * (high - low)
+
+    return wider([x for x, _ in points]), wider([y for _, y in points])
