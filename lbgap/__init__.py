@@ -6,7 +6,7 @@ from lbgap.hessian.eigenvalues import Eigenvalues, eigenvalues
 from lbgap.hessian.mass import positive_mass
 from lbgap.hessian.stability import edge_of_stability
 from lbgap.hessian.trace import hessian_trace
-from lbgap.landscape import Asymmetry, Line, Plane, Shape, asymmetry, curve, line, plane
+from lbgap.landscape import Asymmetry, Connection, Line, Plane, Shape, asymmetry, connect, curve, line, plane
 from lbgap.measures import (
     Measure,
     SharpnessCurve,
@@ -27,6 +27,7 @@ from lbgap.training import Run, read_run, train
 
 __all__ = [
     "Asymmetry",
+    "Connection",
     "Density",
     "Diagonal",
     "Eigenvalues",
@@ -42,6 +43,7 @@ __all__ = [
     "average_sharpness",
     "ball_sharpness",
     "batch_sharpness",
+    "connect",
     "critical_sharpness",
     "curve",
     "edge_of_stability",

@@ -45,13 +45,14 @@ def evaluations_bar(title: str, total: int, show: bool) -> Iterator[Callable[[fl
 
 
 @contextmanager
-def products_bar(title: str, total: int, show: bool) -> Iterator[Callable[[int], None] | None]:
-    """Show Hessian-vector products done, of so many at most.
+def products_bar(title: str, total: int, show: bool, unit: str = "products") -> Iterator[Callable[[int], None] | None]:
+    """Show Hessian-vector products, or what else is counted, done of so many at most.
 
     Args:
         title: What is measured.
         total: Products at most.
         show: Whether to show anything.
+        unit: What is counted.
 
     Yields:
         What hears of each number of products as they are done, or None.
@@ -64,5 +65,29 @@ def products_bar(title: str, total: int, show: bool) -> Iterator[Callable[[int],
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"{title}: products", total=total)
+        task = progress.add_task(f"{title}: {unit}", total=total)
         yield lambda count: progress.update(task, advance=count)
+
+
+@contextmanager
+def bytes_bar(title: str, total: int, show: bool) -> Iterator[Callable[[int], None] | None]:
+    """Show how much of a file has arrived.
+
+    Args:
+        title: The file.
+        total: Its size in bytes.
+        show: Whether to show anything.
+
+    Yields:
+        What is told the number of bytes that are there, or None.
+    """
+    if not show:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda arrived: progress.update(task, completed=arrived)

@@ -1,4 +1,4 @@
-"""The commands ``lbgap line`` and ``lbgap curve``: the loss along paths between two minimizers."""
+"""The commands ``lbgap line``, ``curve`` and ``connect``: the loss along paths between two minimizers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from lbgap.cli import (
     DataDir,
     DataName,
     Device,
+    Download,
     ModelPath,
     Precision,
     Runs,
+    Seed,
     Weights,
     _fresh,
     _minimizers,
@@ -55,6 +57,7 @@ def line(
     weights: Weights = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    download: Download = False,
     seed: NotRandom = 0,
     device: Device = None,
     out: Out = Path("."),
@@ -68,7 +71,7 @@ def line(
     """
     from lbgap.landscape import line as evaluate
 
-    named = _minimizers(runs, model, weights, data, data_dir)
+    named = _minimizers(runs, model, weights, data, data_dir, download)
     grid = {"points": points, "low": low, "high": high, "rise": rise}
     how = {"batch_norm": batch_norm, "precision": precision, "batch_size": batch_size, "device": device}
     _path("line", evaluate, named, {**grid, **how}, seed, out, as_json)
@@ -88,6 +91,7 @@ def curve(
     weights: Weights = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    download: Download = False,
     seed: NotRandom = 0,
     device: Device = None,
     out: Out = Path("."),
@@ -100,10 +104,96 @@ def curve(
     """
     from lbgap.landscape import curve as evaluate
 
-    named = _minimizers(runs, model, weights, data, data_dir)
+    named = _minimizers(runs, model, weights, data, data_dir, download)
     grid = {"points": points, "low": low, "high": high, "rise": rise}
     how = {"batch_norm": batch_norm, "precision": precision, "batch_size": batch_size, "device": device}
     _path("curve", evaluate, named, {**grid, **how}, seed, out, as_json)
+
+
+@app.command()
+def connect(
+    runs: Runs = None,
+    kind: Annotated[str, typer.Option(help="bezier or polygon.")] = "bezier",
+    bends: Annotated[int, typer.Option(help="Points of the path that are trained.")] = 1,
+    epochs: Annotated[int, typer.Option(help="Of the training of the path.")] = 30,
+    train_batch_size: Annotated[int, typer.Option(help="Samples in a batch of it.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Of ADAM, for the first half of the epochs.")] = 1e-2,
+    points: Annotated[int, typer.Option(help="Places of the path that are evaluated.")] = 61,
+    batch_norm: Annotated[str, typer.Option(help="batch (of each evaluation batch) or recalibrate.")] = "batch",
+    precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    batch_size: BatchSize = None,
+    model: ModelPath = None,
+    weights: Weights = None,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    seed: Seed = 0,
+    device: Device = None,
+    out: Out = Path("."),
+    as_json: AsJson = False,
+) -> None:
+    """Train a path of low loss from one minimizer to another, and compare it with the straight line.
+
+    Give them as for lbgap line. Writes connect.json, connect.png, connect.svg
+    and connect.safetensors (the control points of the path, one row each) into
+    --out; earlier results are kept, the next ones are connect-2.json and so on.
+    """
+    from lbgap import _files, plotting
+    from lbgap.landscape import connect as train_path
+
+    small, large, samples = _two("path", _minimizers(runs, model, weights, data, data_dir, download))
+    _writable(out)
+    result = train_path(
+        small[1],
+        large[1],
+        samples.train,
+        test_data=samples.test,
+        kind=kind,
+        bends=bends,
+        epochs=epochs,
+        train_batch_size=train_batch_size,
+        learning_rate=learning_rate,
+        points=points,
+        loss="cross_entropy" if samples.classes else "mse",
+        batch_norm=batch_norm,
+        precision=precision,
+        batch_size=batch_size,
+        device=device,
+        seed=seed,
+        progress=errors.is_terminal,
+    )
+    stem = _fresh(out, "connect")
+    record = {"small": small[0], "large": large[0], "data": samples.name, **result.to_dict()}
+    _files.write_safetensors(stem.with_suffix(".safetensors"), {"control": result.control}, {"kind": kind})
+    _files.write_json(stem.with_suffix(".json"), record)
+    plotting.save(plotting.plot_connection(result), stem)
+    title = f"A path of low loss: t = 0 is {escape(small[0])}, t = 1 is {escape(large[0])}\n"
+    table = _table("by loss", "barrier of\nthe path", "at t", "barrier of the\nstraight line", "at t")
+    for name, here, there in (
+        ("train", result.path.shape, result.straight.shape),
+        ("test", result.path.test_shape, result.straight.test_shape),
+    ):
+        if here is not None and there is not None:
+            numbers = (here.barrier, here.barrier_alpha, there.barrier, there.barrier_alpha)
+            table.add_row(name, *(f"{number:.4g}" for number in numbers))
+    lengths = f"Length of the {kind}: {result.length:.4g}; distance of the minimizers: {result.distance:.4g}"
+    note = f"Loss: mean {result.settings['loss']}; batch-norm: {result.settings['batch_norm']}"
+    written = f"Written: {escape(str(stem))}.json, .png, .svg and .safetensors"
+    _show(as_json, record, title, table, "", lengths, note, written)
+
+
+def _two(what: str, minimizers: list[tuple[str, Any, Any]]) -> tuple[tuple[str, Any], tuple[str, Any], Any]:
+    """Name and model of the two minimizers, and their data."""
+    import torch
+
+    if len(minimizers) != 2:
+        raise ValueError(
+            f"a {what} needs two minimizers, small-batch first, got {len(minimizers)}: give two runs or --weights"
+        )
+    (small_name, small, samples), (large_name, large, others) = minimizers
+    if samples is not others and not all(map(torch.equal, samples.train, others.train)):
+        raise ValueError(f"{small_name} and {large_name} were trained on different data: name those to use with --data")
+    return (small_name, small), (large_name, large), samples
 
 
 def _path(
@@ -116,17 +206,9 @@ def _path(
     as_json: bool,
 ) -> None:
     """Evaluate a path, write it down and show it."""
-    import torch
-
     from lbgap import _files, plotting
 
-    if len(minimizers) != 2:
-        raise ValueError(
-            f"a {name} needs two minimizers, small-batch first, got {len(minimizers)}: give two runs or --weights"
-        )
-    (small_name, small, samples), (large_name, large, others) = minimizers
-    if samples is not others and not all(map(torch.equal, samples.train, others.train)):
-        raise ValueError(f"{small_name} and {large_name} were trained on different data: name those to use with --data")
+    (small_name, small), (large_name, large), samples = _two(name, minimizers)
     _writable(out)
     loss = "cross_entropy" if samples.classes else "mse"
     result = evaluate(

@@ -18,6 +18,7 @@ from lbgap.cli import (
     DataDir,
     DataName,
     Device,
+    Download,
     ModelPath,
     Precision,
     Runs,
@@ -70,6 +71,7 @@ def plane(
     weights: Weights = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    download: Download = False,
     seed: Seed = 0,
     device: Device = None,
     out: Annotated[Path, typer.Option(help="Folder of the plane; must be new unless --resume.")] = Path("plane"),
@@ -83,10 +85,10 @@ def plane(
     .svg, surface.html, and what was evaluated, so that a plane that was killed
     goes on with --resume.
     """
-    from lbgap import _files, plotting, surface
+    from lbgap import _files, plotting, report
     from lbgap.landscape import plane as evaluate
 
-    named = _models(runs, directions, model, weights, data, data_dir)
+    named = _models(runs, directions, model, weights, data, data_dir, download)
     (_, _, samples), *rest = named
     _same_data(named)
     _writable(out)
@@ -119,7 +121,8 @@ def plane(
     _files.write_json(out / "plane.json", record)
     plotting.save(plotting.plot_plane(result), out / "plane")
     plotting.save(plotting.plot_surface(result), out / "surface")
-    surface.write_surface(result, out / "surface.html")
+    page = report.plane_page(result, f"A plane of the loss: {', '.join(names)}")
+    _files.write_bytes(out / "surface.html", page.encode())
     axes = f"x: {result.axes[0]}\ny: {result.axes[1]}\n"
     written = f"Written: {escape(str(out))}/plane.json, plane and surface as .png and .svg, surface.html"
     _show(as_json, record, escape(axes), _places(result), "", _extremes(result), "", _note(result), written)
@@ -132,9 +135,10 @@ def _models(
     weights: list[Path] | None,
     data: str | None,
     data_dir: Path | None,
+    download: bool,
 ) -> list[tuple[str, Any, Any]]:
     """Names, models and data: of what was named, or with pca of the iterates that a run kept."""
-    named = _minimizers(runs, model, weights, data, data_dir)
+    named = _minimizers(runs, model, weights, data, data_dir, download)
     if directions != "pca" or not runs:
         return named
     from lbgap.training import read_iterates, read_run

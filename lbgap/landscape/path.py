@@ -154,8 +154,8 @@ class Ends(Combined):
         self.buffers = combined_buffers((small, large), batch_norm)
         self._models = small, large
 
-    def evaluate(self, rows: Sequence[tuple[float, float]], title: str, progress: bool) -> list[Pairs]:
-        """Loss and accuracy at each row of coefficients of (x_s, x_l), on each data set; accuracies may be NaN."""
+    def evaluate(self, rows: Sequence[tuple[float, ...]], title: str, progress: bool) -> list[Pairs]:
+        """Loss and accuracy at each row of coefficients of the ends, on each data set; accuracies may be NaN."""
         found: list[Pairs] = [[] for _ in self.objectives]
         block = 1 if self.mode == "recalibrate" else BLOCK
         with evaluations_bar(title, len(rows) * len(found), progress) as visited:

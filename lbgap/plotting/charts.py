@@ -1,27 +1,21 @@
-"""Figures, drawn without matplotlib's global state and saved as PNG and SVG."""
+"""Figures of quantities along one axis: lines, bars, curves, densities."""
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lbgap import _files
 from lbgap.hessian.density import Density
 from lbgap.landscape.asymmetry import Asymmetry
+from lbgap.landscape.connect import Connection
 from lbgap.landscape.line import Line
 from lbgap.measures import SharpnessCurve
+from lbgap.plotting.base import BLUE, COLORS, GREEN, GREY, ORANGE, VERMILION, plain
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-COLORS = (BLUE, VERMILION, GREEN, ORANGE, GREY, "#CC79A7", "#56B4E9")
 STYLES = ("-", "--", ":", "-.")
 SIDES = (r"ahead, $x + r\,d$", r"behind, $x - r\,d$")
 
@@ -64,6 +58,35 @@ def plot_line(line: Line, title: str = "") -> Figure:
             handle.set_color(GREY)
     if title:
         losses.set_title(title)
+    return figure
+
+
+def plot_connection(found: Connection, title: str = "") -> Figure:
+    """Draw the loss along a trained path (solid) and the straight line (dashed).
+
+    Args:
+        found: What :func:`lbgap.connect` returned.
+        title: Above the axes.
+
+    Returns:
+        The figure. Where the loss is not finite a curve has a gap.
+    """
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    drawn = []
+    for line, way, style in ((found.path, found.kind, "-"), (found.straight, "straight line", "--")):
+        for name, losses, color in (("train", line.train_loss, BLUE), ("test", line.test_loss, VERMILION)):
+            if losses is not None:
+                axes.plot(line.alphas, losses, style, color=color, label=f"{name}, {way}")
+                drawn += [loss for loss in losses if math.isfinite(loss)]
+    axes.set_xlim(0, 1)
+    if min(drawn, default=0) >= 0:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel(r"$t$  (0: small-batch minimizer, 1: large-batch minimizer)")
+    axes.set_ylabel(f"{str(found.settings['loss']).replace('_', '-')} loss")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    if title:
+        axes.set_title(title)
     return figure
 
 
@@ -212,11 +235,6 @@ def plot_asymmetry(found: Asymmetry, title: str = "") -> Figure:
     return figure
 
 
-def plain(label: str) -> str:
-    """A label as it is: matplotlib hides those that begin with an underscore and sets what stands between dollars."""
-    return f" {label}".replace("$", r"\$") if label.startswith("_") else label.replace("$", r"\$")
-
-
 def _dots(axes: Axes, place: float, width: float, values: Sequence[float], floor: float) -> None:
     """One dot a value, side by side in the order of arrival."""
     for position, value in enumerate(values):
@@ -227,35 +245,3 @@ def _dots(axes: Axes, place: float, width: float, values: Sequence[float], floor
             axes.annotate("inf", (at, 0.99), xycoords=("data", "axes fraction"), ha="center", va="top")
         else:
             axes.annotate(f"{value:g}", (at, floor), ha="center", va="bottom")
-
-
-def encode(figure: Figure, kind: str) -> bytes:
-    """Draw a figure as a file's content, the same bytes for the same figure.
-
-    Args:
-        figure: What to draw.
-        kind: ``"png"`` or ``"svg"``.
-    """
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "lbgap", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()
-
-
-def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
-    """Write a figure as ``stem.png`` and ``stem.svg``, each whole or not at all.
-
-    Args:
-        figure: What to write.
-        stem: Path without suffix.
-
-    Returns:
-        The two paths.
-
-    Raises:
-        OSError: A file cannot be written.
-    """
-    paths = [Path(f"{os.fspath(stem)}.{kind}") for kind in ("png", "svg")]
-    for path in paths:
-        _files.write_bytes(path, encode(figure, path.suffix[1:]))
-    return paths
