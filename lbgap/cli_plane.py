@@ -121,7 +121,7 @@ def plane(
     _files.write_json(out / "plane.json", record)
     plotting.save(plotting.plot_plane(result), out / "plane")
     plotting.save(plotting.plot_surface(result), out / "surface")
-    page = report.plane_page(result, f"A plane of the loss: {', '.join(names)}")
+    page = report.plane_page(result, f"A plane of the loss: {', '.join(names if result.path is None else names[-1:])}")
     _files.write_bytes(out / "surface.html", page.encode())
     axes = f"x: {result.axes[0]}\ny: {result.axes[1]}\n"
     written = f"Written: {escape(str(out))}/plane.json, plane and surface as .png and .svg, surface.html"
@@ -166,10 +166,7 @@ def _same_data(named: list[tuple[str, Any, Any]]) -> None:
 
     first, _, samples = named[0]
     for name, _, others in named[1:]:
-        if samples is not others and (
-            any(one.shape != other.shape for one, other in zip(samples.train, others.train, strict=True))
-            or not all(map(torch.equal, samples.train, others.train))
-        ):
+        if samples is not others and not all(map(torch.equal, samples.train, others.train)):
             raise ValueError(f"{first} and {name} were trained on different data: name those to use with --data")
 
 
