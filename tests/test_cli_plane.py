@@ -87,7 +87,7 @@ class TestResults:
         for line, loss in zip(re.findall(r"^(?:one|two|three) .*", out, re.MULTILINE), found["mark_loss"], strict=True):
             assert line.split()[-1] == f"{loss:.4g}"
         assert "16 of 16 points evaluated" in out
-        assert "x: from the first to the second minimizer, Euclidean distance" in out
+        assert "x: first to second, Euclidean distance\ny: line to third, Euclidean distance\n" in out
         check_pictures(tmp_path / "plane")
 
     def test_one_run_and_json(self, succeed, tmp_path):

@@ -94,8 +94,7 @@ class TestThroughThree:
 
         check_values(found, model_at, data)
         check_values(found, model_at, test, "test")
-        assert "Euclidean distance" in found.axes[0]
-        assert "Euclidean distance" in found.axes[1]
+        assert found.axes == ("first to second, Euclidean distance", "line to third, Euclidean distance")
         assert found.evaluations == 12
         assert all(all(row) for row in found.evaluated)
         assert (found.path, found.eigenvalues, found.explained) == (None, None, None)
@@ -178,7 +177,7 @@ class TestDirections:
         check_values(found, lambda x, y: moved(model, flat(model) + x * rows[0] + y * rows[1]), data)
         assert found.marks == (("minimizer", 0.0, 0.0),)
         assert (found.x, found.y) == ((-1, 0, 1), (-1, 1))
-        assert found.axes[0] == "random direction 1, in norms of the filters"
+        assert found.axes[0] == "random direction 1, in filter norms"
         assert found.settings["statistics"] == "of the minimizer everywhere"
 
     @pytest.mark.parametrize("normalise", ["layer", "none"])
@@ -238,6 +237,7 @@ class TestDirections:
         assert np.array(found.path) == pytest.approx((matrix @ rows.T).numpy(), rel=1e-9, abs=1e-12)
         assert found.path[-1] == (0.0, 0.0)
         assert found.marks == (("last iterate", 0.0, 0.0),)
+        assert found.axes[0] == f"component 1 ({100 * float(shares[0]):.3g} % of variance), distance"
         check_values(found, lambda x, y: moved(models[-1], flat(models[-1]) + x * rows[0] + y * rows[1]), data)
         assert found.mark_loss[0] == pytest.approx(scores(moved(models[-1], flat(models[-1])), data)[0], rel=1e-12)
 

@@ -35,7 +35,7 @@ class Frame:
         origin: Coefficients at (0, 0), ``(3,)`` float64.
         slopes: What they change by along x and y, ``(2, 3)`` float64.
         marks: Name and coordinates of each minimizer; mark i is the point of the i-th unit vector.
-        axes: What x and y are, with units.
+        axes: What x and y are, with units, short enough for a figure; distances are Euclidean, of all that may move.
         ranges: Of x and y, unless the caller says otherwise.
         path: Coordinates of the iterates of a trajectory.
         eigenvalues: Along the directions, where they are eigenvectors.
@@ -144,7 +144,7 @@ def make_frame(
     centre = objective.theta
     if kind == "random":
         rows = _random(objective, normalise, seed)
-        units = {"filter": "norms of the filters", "layer": "norms of the layers", "none": "the norm of all parameters"}
+        units = {"filter": "filter norms", "layer": "layer norms", "none": "norms of all parameters"}
         return _around(centre, rows, tuple(f"random direction {i}, in {units[normalise]}" for i in (1, 2)))
     if kind == "eigenvectors":
         return _eigenvectors(objective, seed, progress, kept)
@@ -175,13 +175,12 @@ def _through(models: Sequence[nn.Module], objective: Objective) -> Frame:
     share = along / length  # of the way to the second, below the third
     slope_y = [(share - 1) / height, -share / height, 1 / height]
     corners = [(0.0, 0.0), (length, 0.0), (along, height)]
-    unit = "Euclidean distance of parameters"
     return Frame(
         ends=ends,
         origin=torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64),
         slopes=torch.tensor([slope_x, slope_y], dtype=torch.float64),
         marks=tuple((name, *at) for name, at in zip(ORDINALS, corners, strict=True)),
-        axes=(f"from the first to the second minimizer, {unit}", f"from their line to the third, {unit}"),
+        axes=("first to second, Euclidean distance", "line to third, Euclidean distance"),
         ranges=_widened(corners),
     )
 
@@ -252,7 +251,7 @@ def _eigenvectors(
     return _around(
         objective.theta,
         rows.to(objective.theta),
-        tuple(f"eigenvector {i + 1} (eigenvalue {value:.4g}), Euclidean distance" for i, value in enumerate(values)),
+        tuple(f"eigenvector {i + 1} (eigenvalue {value:.3g}), distance" for i, value in enumerate(values)),
         eigenvalues=values,
         details={"eigenvalue_residuals": list(numbers[2:])},
     )
@@ -298,11 +297,10 @@ def _pca(models: Sequence[nn.Module], objective: Objective) -> Frame:
         rows[:, place] = weights.T @ part
     explained = (values / (middle @ gram @ middle).trace()).tolist()
     path = (*((float(x), float(y)) for x, y in coordinates[:-1].tolist()), (0.0, 0.0))
-    unit = "of the variance), Euclidean distance"
     return _around(
         centre,
         rows.to(centre),
-        tuple(f"principal component {i + 1} ({100 * share:.3g} % {unit}" for i, share in enumerate(explained)),
+        tuple(f"component {i + 1} ({100 * share:.3g} % of variance), distance" for i, share in enumerate(explained)),
         "last iterate",
         "principal components",
         ranges=_widened(path),
