@@ -1,4 +1,4 @@
-"""The command line: ``lbgap demo | train | sharpness | measure | spectrum | line | curve | info``."""
+"""The command line: ``lbgap demo | train | sharpness | measure | spectrum | line | curve | plane | info``."""
 
 from __future__ import annotations
 
@@ -553,6 +553,7 @@ def _minimizers(
 import lbgap.cli_landscape  # noqa: E402  these register their commands on the app of lbgap.cli
 import lbgap.cli_measure  # noqa: E402
 import lbgap.cli_paper  # noqa: E402
+import lbgap.cli_plane  # noqa: E402
 import lbgap.cli_spectrum  # noqa: E402
 
 if __name__ == "__main__":
