@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbgap.landscape.frame import Frame, Range
+from lbgap.landscape.frame import SNAP, Frame, Range
 from lbgap.landscape.path import Combined
 from lbgap.landscape.record import Record
 from lbgap.landscape.refine import refine
@@ -50,10 +50,7 @@ class Grid:
         """
         self._frame, self._combined, self._record = frame, combined, record
         bounds = [own if asked is None else asked for asked, own in zip(ranges, frame.ranges, strict=True)]
-        self._x, self._y = (
-            torch.linspace(low, high, count, dtype=torch.float64)
-            for (low, high), count in zip(bounds, points, strict=True)
-        )
+        self._x, self._y = (_axis(low, high, count) for (low, high), count in zip(bounds, points, strict=True))
         self.x, self.y = self._x.tolist(), self._y.tolist()
         shape = len(self.y), len(self.x)
         self.values = torch.full((2 * len(combined.objectives), *shape), math.nan, dtype=torch.float64)
@@ -136,6 +133,12 @@ def check_grid(points: Any, x_range: Any, y_range: Any) -> tuple[tuple[int, int]
     if pair[0] * pair[1] > MOST_POINTS:
         raise ValueError(f"points must be at most {MOST_POINTS:,} in all, got {pair[0]} x {pair[1]}")
     return (pair[0], pair[1]), (_range("x_range", x_range), _range("y_range", y_range))
+
+
+def _axis(low: float, high: float, count: int) -> Tensor:
+    """Evenly spaced coordinates; zero itself where rounding has missed it."""
+    found = torch.linspace(low, high, count, dtype=torch.float64)
+    return torch.where(found.abs() < SNAP * (high - low), 0.0, found)
 
 
 def _range(name: str, bounds: Any) -> Range | None:
