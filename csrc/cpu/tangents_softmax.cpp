@@ -16,20 +16,31 @@ struct Softmax {
   int64_t k;
   int64_t classes;
 
+  // <p, t> of one row: one after the other, or in lanes.
+  LBGAP_INLINE double few(const T* from, const Math<T>* q) const {
+    double sum = 0.0;
+    for (int64_t i = 0; i < classes; ++i) sum += double(q[i]) * double(widen(from[i]));
+    return sum;
+  }
+
+  LBGAP_INLINE double many(const T* from, const Math<T>* q) const {
+    double lanes[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= classes; i += kLanes)
+#pragma GCC ivdep
+      for (int64_t j = 0; j < kLanes; ++j) lanes[j] += double(q[i + j]) * double(widen(from[i + j]));
+    for (int64_t j = 0; i + j < classes; ++j) lanes[j] += double(q[i + j]) * double(widen(from[i + j]));
+    fold(lanes, kLanes, 1);
+    return lanes[0];
+  }
+
   LBGAP_INLINE void rows(int64_t begin, int64_t end) const {
     for (int64_t row = begin; row < end; ++row) {
       const T* from = t + row * classes;
       const Math<T>* q = p + row / k * classes;
       const Math<T> weight = weights == nullptr ? Math<T>(1) : weights[row / k];
       T* to = out + row * classes;
-      double lanes[kLanes] = {};
-      int64_t i = 0;
-      for (; i + kLanes <= classes; i += kLanes)
-#pragma GCC ivdep
-        for (int64_t j = 0; j < kLanes; ++j) lanes[j] += double(q[i + j]) * double(widen(from[i + j]));
-      for (int64_t j = 0; i + j < classes; ++j) lanes[j] += double(q[i + j]) * double(widen(from[i + j]));
-      fold(lanes, std::min(kLanes, classes), 1);
-      const Math<T> along = static_cast<Math<T>>(lanes[0]);
+      const auto along = static_cast<Math<T>>(classes < kLanes ? few(from, q) : many(from, q));
 #pragma GCC ivdep
       for (int64_t c = 0; c < classes; ++c) to[c] = narrow<T>(centred(widen(from[c]), q[c], along, weight));
     }
