@@ -81,4 +81,36 @@ STABLE_TORCH_LIBRARY(lbgap, m) {
   m.def(
       "subspace_gram(Tensor like, int n, int p, int distribution, int seed, int stream, int first) -> "
       "Tensor");
+
+  // Tangents t of k vectors are (batch, k, ...), float32, float64 or bfloat16, and share the other values of
+  // a sample, in the dtype of t or float32 for bfloat16. All are contiguous; out may be t.
+
+  // out = first * t, with first (batch, ...).
+  m.def("tangents_scale(Tensor t, Tensor first, Tensor(a!) out) -> ()");
+
+  // out = first * r + curve * t, with first and curve (batch, ...); out may be r.
+  m.def("tangents_curve(Tensor r, Tensor first, Tensor curve, Tensor t, Tensor(a!) out) -> ()");
+
+  // out = scale * t + slopes * values + shifts, with scale (channels,), slopes and shifts (k, channels) and
+  // values (batch, channels, ...), for t (batch, k, channels, ...). slopes and values come together or not at
+  // all.
+  m.def(
+      "tangents_affine(Tensor t, Tensor scale, Tensor? slopes, Tensor? values, Tensor? shifts, Tensor(a!) "
+      "out) -> ()");
+
+  // out = weight * (p * t - p <p, t>) for t (batch, k, classes), p (batch, classes) and weights (batch,), one
+  // without.
+  m.def("tangents_softmax(Tensor t, Tensor p, Tensor? weights, Tensor(a!) out) -> ()");
+
+  // Max-pooling: out[..., i] = t[..., places[..., i]], for t (batch, k, channels, ...) and places (batch,
+  // channels,
+  // ...), int64, which count in the one or two last dimensions of t; NaN where a place is none.
+  m.def("tangents_gather(Tensor t, Tensor places, Tensor(a!) out) -> ()");
+
+  // The transpose: out[..., j] = the sum of r[..., i] over the windows i that cover j and whose place it is,
+  // in rising order of i. kernel, stride, padding and dilation have one number for each of the last
+  // dimensions.
+  m.def(
+      "tangents_scatter(Tensor r, Tensor places, int[] kernel, int[] stride, int[] padding, int[] dilation, "
+      "Tensor(a!) out) -> ()");
 }

@@ -130,7 +130,12 @@ class Objective:
                 )
             self._load(inputs, targets)
         self._products = _products.Products(
-            self._flat, self._loss, by_batch=self.by_batch, bfloat16=self._bfloat16, notes=self.notes
+            self._flat,
+            self._loss,
+            by_batch=self.by_batch,
+            bfloat16=self._bfloat16,
+            backend=self.backend,
+            notes=self.notes,
         )
         self.n = self._centre.numel()
         self.samples = len(self._inputs)

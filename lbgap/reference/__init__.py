@@ -24,6 +24,14 @@ from lbgap.reference.subspace import (
     subspace_gram,
     subspace_project,
 )
+from lbgap.reference.tangents import (
+    tangents_affine,
+    tangents_curve,
+    tangents_gather,
+    tangents_scale,
+    tangents_scatter,
+    tangents_softmax,
+)
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -41,4 +49,10 @@ __all__ = [
     "subspace_entries",
     "subspace_gram",
     "subspace_project",
+    "tangents_affine",
+    "tangents_curve",
+    "tangents_gather",
+    "tangents_scale",
+    "tangents_scatter",
+    "tangents_softmax",
 ]
