@@ -10,12 +10,15 @@ ops has derivatives, so all refuse inputs that require a gradient.
 
 from lbgap.ops.box import box_project, box_step, box_vertex
 from lbgap.ops.history import history_append, history_cauchy, history_combine, history_gram, history_line, history_step
+from lbgap.ops.points import blend_points, chain_points, xent_points
 from lbgap.ops.subspace import subspace_apply, subspace_gram, subspace_project
 
 __all__ = [
+    "blend_points",
     "box_project",
     "box_step",
     "box_vertex",
+    "chain_points",
     "history_append",
     "history_cauchy",
     "history_combine",
@@ -25,4 +28,5 @@ __all__ = [
     "subspace_apply",
     "subspace_gram",
     "subspace_project",
+    "xent_points",
 ]

@@ -16,6 +16,7 @@ from lbgap.reference.history import (
     history_line,
     history_step,
 )
+from lbgap.reference.points import blend_points, chain_points, xent_points
 from lbgap.reference.subspace import (
     DISTRIBUTIONS,
     philox,
@@ -27,9 +28,11 @@ from lbgap.reference.subspace import (
 
 __all__ = [
     "DISTRIBUTIONS",
+    "blend_points",
     "box_project",
     "box_step",
     "box_vertex",
+    "chain_points",
     "history_append",
     "history_cauchy",
     "history_combine",
@@ -41,4 +44,5 @@ __all__ = [
     "subspace_entries",
     "subspace_gram",
     "subspace_project",
+    "xent_points",
 ]
