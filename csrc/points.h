@@ -16,13 +16,17 @@ constexpr int kWidest = 128;  // units of a layer of a narrow chain
 template <typename T>
 using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
 
-// 1 + r / N + r^2 / (N (N + 1)) + ...: from N = 1 on the exponential, to 2^-53 for |r| <= log(2) / 2.
+constexpr double factorial(int n) { return n < 2 ? 1.0 : n * factorial(n - 1); }
+
+// Of r^N / N! + r^(N + 1) / (N + 1)! + ... what remains without r^N: from N = 0 on exp(r), to the last place
+// for |r| <= log(2) / 2.
 template <typename T, int N>
 LBGAP_INLINE T exp_series(T r) {
-  if constexpr (N > (sizeof(T) == 4 ? 7 : 13))
-    return T(1);
+  constexpr T kCoefficient = T(1.0 / factorial(N));
+  if constexpr (N == (sizeof(T) == 4 ? 7 : 13))
+    return kCoefficient;
   else
-    return T(1) + r * (T(1) / T(N)) * exp_series<T, N + 1>(r);
+    return kCoefficient + r * exp_series<T, N + 1>(r);
 }
 
 // exp(x) for x <= 0, to about one unit in the last place; 0 where it is below the smallest normal number, NaN
@@ -40,7 +44,7 @@ LBGAP_INLINE T exp_negative(T x) {
   const T n = shifted - kRound;
   const T r = (bounded - n * kHigh) - n * kLow;
   const Bits<T> power = __builtin_bit_cast(Bits<T>, shifted) << (kSingle ? 23 : 52);
-  const T value = __builtin_bit_cast(T, __builtin_bit_cast(Bits<T>, exp_series<T, 1>(r)) + power);
+  const T value = __builtin_bit_cast(T, __builtin_bit_cast(Bits<T>, exp_series<T, 0>(r)) + power);
   return x >= kLeast ? value : (x == x ? T(0) : x);
 }
 
@@ -92,10 +96,9 @@ struct CrossEntropy {
 
   LBGAP_INLINE void add(T logit) { sum += exp_negative(logit - (largest == -kInfinity ? T(0) : largest)); }
 
-  // The loss, from the logit of the right class.
-  LBGAP_INLINE double loss(T right) const {
-    return (double(largest) - double(right)) + log_positive(double(sum));
-  }
+  // The loss, from the logit of the right class. It is infinite where it is beyond the range of T, as torch
+  // has it.
+  LBGAP_INLINE double loss(T right) const { return double(largest - right) + log_positive(double(sum)); }
 };
 
 }  // namespace lbgap

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import cast
 
@@ -58,9 +59,7 @@ def blend_points(coefficients: Tensor, ends: Tensor, out: Tensor) -> None:
         out.copy_(target)
 
 
-def chain_points(
-    coefficients: Tensor, first: Tensor, ends: Tensor, widths: Sequence[int], targets: Tensor
-) -> Tensor:
+def chain_points(coefficients: Tensor, first: Tensor, ends: Tensor, widths: Sequence[int], targets: Tensor) -> Tensor:
     """Evaluate many points of a chain of narrow layers, from its first layer's products to the loss.
 
     The network is linear, ReLU, linear, ..., linear, cross-entropy. For each point a tile of samples stays in cache
@@ -87,7 +86,7 @@ def chain_points(
     wrong = [width for width in widths if not 1 <= width <= WIDEST]
     if wrong or not widths:
         raise ValueError(f"widths must be one or more numbers between 1 and {WIDEST}, got {list(widths)}")
-    numel = sum(width * (before + 1) for before, width in zip(widths, widths[1:], strict=False))
+    numel = sum(width * (before + 1) for before, width in itertools.pairwise(widths))
     shapes = [tuple(tensor.shape) for tensor in (coefficients, first, ends)]
     if (
         coefficients.dim() != 2

@@ -14,9 +14,7 @@ def blend_points(coefficients: Tensor, ends: Tensor, out: Tensor) -> None:
     out.copy_(_blend(coefficients, ends))
 
 
-def chain_points(
-    coefficients: Tensor, first: Tensor, ends: Tensor, widths: Sequence[int], targets: Tensor
-) -> Tensor:
+def chain_points(coefficients: Tensor, first: Tensor, ends: Tensor, widths: Sequence[int], targets: Tensor) -> Tensor:
     """Evaluate chains of narrow layers; see :func:`lbgap.ops.chain_points`."""
     k, samples, before = len(coefficients), first.shape[2], first.shape[1]
     x = _blend(coefficients, first.flatten(1)).view(k, before, samples).to(first.dtype)
