@@ -242,8 +242,10 @@ inline void check_blend(const Tensor& coefficients, const Tensor& ends, const Te
 }
 
 inline void check_chain(const Tensor& coefficients, const Tensor& first, const Tensor& ends,
-                        const std::vector<int64_t>& widths, const Tensor& targets, int64_t widest) {
-  STD_TORCH_CHECK(!widths.empty(), "widths must name one layer or more");
+                        const std::vector<int64_t>& widths, const Tensor& targets, int64_t widest,
+                        size_t layers) {
+  STD_TORCH_CHECK(!widths.empty() && widths.size() <= layers, "widths must name between 1 and ", layers,
+                  " layers, got ", widths.size());
   int64_t numel = 0;
   for (size_t i = 0; i < widths.size(); ++i) {
     STD_TORCH_CHECK(widths[i] >= 1 && widths[i] <= widest, "widths must be between 1 and ", widest, ", got ",

@@ -10,19 +10,23 @@
 
 namespace lbgap {
 
-constexpr int kWidest = 128;  // units of a layer of a narrow chain
+constexpr int kWidest = 128;     // units of a layer of a narrow chain
+constexpr int kMostLayers = 64;  // of one
 
 // An integer as wide as a number.
 template <typename T>
 using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
 
-constexpr double factorial(int n) { return n < 2 ? 1.0 : n * factorial(n - 1); }
+template <int N>
+constexpr double kFactorial = N * kFactorial<N - 1>;
+template <>
+inline constexpr double kFactorial<0> = 1.0;
 
 // Of r^N / N! + r^(N + 1) / (N + 1)! + ... what remains without r^N: from N = 0 on exp(r), to the last place
 // for |r| <= log(2) / 2.
 template <typename T, int N>
-LBGAP_INLINE T exp_series(T r) {
-  constexpr T kCoefficient = T(1.0 / factorial(N));
+LBGAP_INLINE T exp_series([[maybe_unused]] T r) {
+  constexpr T kCoefficient = T(1.0 / kFactorial<N>);
   if constexpr (N == (sizeof(T) == 4 ? 7 : 13))
     return kCoefficient;
   else
@@ -50,7 +54,7 @@ LBGAP_INLINE T exp_negative(T x) {
 
 // The sum of f^(2n) / (2n + 1) from n = N on, over f^(2N).
 template <int N>
-LBGAP_INLINE double atanh_series(double square) {
+LBGAP_INLINE double atanh_series([[maybe_unused]] double square) {
   if constexpr (N > 10)
     return 0.0;
   else
@@ -95,6 +99,23 @@ struct CrossEntropy {
   }
 
   LBGAP_INLINE void add(T logit) { sum += exp_negative(logit - (largest == -kInfinity ? T(0) : largest)); }
+
+  // What another part of the classes adds.
+  LBGAP_INLINE void merge(const CrossEntropy& other) {
+    const bool nan = largest != largest;
+    const bool other_nan = other.largest != other.largest;
+    const bool same = (nan & other_nan) | (other.largest == largest);
+    const bool take = (other.largest > largest) | (other_nan & !nan) | (same & (other.best < best));
+    CrossEntropy rest = other;
+    const T before = largest;
+    const T other_before = other.largest;
+    largest = take ? other.largest : largest;
+    best = take ? other.best : best;
+    rest.largest = largest;
+    rescale(before);
+    rest.rescale(other_before);
+    sum += rest.sum;
+  }
 
   // The loss, from the logit of the right class. It is infinite where it is beyond the range of T, as torch
   // has it.

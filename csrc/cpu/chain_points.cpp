@@ -230,7 +230,7 @@ void pack(const T* from, const std::vector<int64_t>& widths, T* to) {
 
 Tensor chain_points(const Tensor& coefficients, const Tensor& first, const Tensor& ends,
                     std::vector<int64_t> widths, const Tensor& targets) {
-  check_chain(coefficients, first, ends, widths, targets, kWidest);
+  check_chain(coefficients, first, ends, widths, targets, kWidest, kMostLayers);
   const Rows c = rows_of(coefficients, "coefficients");
   const Rows e = rows_of(ends, "ends");
   Tensor sums = first;

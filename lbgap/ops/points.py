@@ -20,7 +20,7 @@ from lbgap.ops._common import (
     writable,
 )
 
-WIDEST = 128  # units of a layer of a narrow chain, as csrc/points.h has it
+WIDEST, DEEPEST = 128, 64  # units of a layer of a narrow chain and layers, as csrc/points.h has it
 
 
 def blend_points(coefficients: Tensor, ends: Tensor, out: Tensor) -> None:
@@ -71,7 +71,7 @@ def chain_points(coefficients: Tensor, first: Tensor, ends: Tensor, widths: Sequ
         first: What the first layer makes of the data at each end, ``(j, widths[0], N)``, float32 or float64.
         ends: The other layers at each end, ``(j, m)``: weight ``(out, in)`` and bias ``(out,)`` of the second layer,
             then of the third, and so on.
-        widths: Outputs of each layer, at most :data:`WIDEST`; the last one is the number of classes.
+        widths: Outputs of each of at most 64 layers, at most 128; the last one is the number of classes.
         targets: Class indices, ``(N,)`` int64.
 
     Returns:
@@ -83,9 +83,11 @@ def chain_points(coefficients: Tensor, first: Tensor, ends: Tensor, widths: Sequ
         TypeError: A dtype does not fit.
     """
     _check_tensors(coefficients=coefficients, first=first, ends=ends, targets=targets)
-    wrong = [width for width in widths if not 1 <= width <= WIDEST]
-    if wrong or not widths:
-        raise ValueError(f"widths must be one or more numbers between 1 and {WIDEST}, got {list(widths)}")
+    if not 1 <= len(widths) <= DEEPEST or not all(1 <= width <= WIDEST for width in widths):
+        raise ValueError(
+            f"widths must be 1 to {DEEPEST} numbers between 1 and {WIDEST}, got {list(widths)}: evaluate larger "
+            "networks layer by layer"
+        )
     numel = sum(width * (before + 1) for before, width in itertools.pairwise(widths))
     shapes = [tuple(tensor.shape) for tensor in (coefficients, first, ends)]
     if (

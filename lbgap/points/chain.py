@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lbgap import ops
-from lbgap.ops.points import WIDEST
+from lbgap.ops.points import DEEPEST, WIDEST
 from lbgap.points.graph import Step
 from lbgap.points.rules import Kind, Linear, Parameter, Pointwise, Samplewise
 from lbgap.points.source import Combinations, Source
@@ -110,4 +110,4 @@ def find_chain(steps: Sequence[Step], kinds: Sequence[Kind]) -> Chain | None:
             ready = True
         elif not isinstance(rule, Samplewise) or rule.fresh:  # what is left changes nothing of (batch, features)
             return None
-    return Chain(head, tuple(layers)) if layers and not ready else None
+    return Chain(head, tuple(layers)) if 1 <= len(layers) <= DEEPEST and not ready else None
