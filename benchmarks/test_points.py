@@ -8,6 +8,7 @@ A chain has the same products as three batched ones, without their activations i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -67,7 +68,7 @@ def draw(op: str, quick: bool, device: torch.device) -> tuple[tuple[Any, ...], d
         m = 100_000 if quick else 1_462_794
         ends, out = normal(2, m), torch.zeros(25, m, device=device)
         return (normal(25, 2, dtype=torch.float64), ends, out), {"copy": 4.0 * (25 + 2) * m}
-    sizes = list(zip(WIDTHS, WIDTHS[1:], strict=False))
+    sizes = list(itertools.pairwise(WIDTHS))
     ends = normal(3, sum(after * (before + 1) for before, after in sizes)) / 8
     operations = 2.0 * k * samples * (3 * WIDTHS[0] + sum(after * before for before, after in sizes))
     args = normal(k, 3, dtype=torch.float64), normal(3, WIDTHS[0], samples), ends, WIDTHS, targets

@@ -279,6 +279,11 @@ class Wide(nn.Module):
         return self.c(F.relu(self.b(x)) + x)
 
 
+def deep(hidden):
+    pairs = [(nn.Linear(6, 6), nn.ReLU()) for _ in range(hidden)]
+    return nn.Sequential(*(layer for pair in pairs for layer in pair), nn.Linear(6, 3))
+
+
 def norm_first():
     return nn.Sequential(nn.BatchNorm1d(6).eval(), *build("relu in place"))
 
@@ -288,13 +293,10 @@ CHAINS = {  # by the widths of their layers
     "no bias": (lambda: build("no bias"), [5, 3]),
     "relu in place": (lambda: build("relu in place"), [5, 3]),
     "flattened": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 128), nn.ReLU(), nn.Linear(128, 3)), [128, 3]),
-    "deep": (
-        lambda: nn.Sequential(*(m for _ in range(3) for m in (nn.Linear(6, 6), nn.ReLU())), nn.Linear(6, 3)),
-        None,
-    ),
+    "deep": (lambda: deep(3), [6, 6, 6, 3]),
     "fixed beginning": (
         lambda: nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3)),
-        None,
+        [5, 3],
     ),
 }
 NO_CHAINS = {
@@ -302,7 +304,7 @@ NO_CHAINS = {
     "batch-norm": lambda: build("batch-norm"),
     "batch-norm before": norm_first,
     "too wide": lambda: nn.Sequential(nn.Linear(6, 129), nn.ReLU(), nn.Linear(129, 3)),
-    "too deep": lambda: nn.Sequential(*(m for _ in range(64) for m in (nn.Linear(6, 6), nn.ReLU())), nn.Linear(6, 3)),
+    "too deep": lambda: deep(64),
     "linear twice": lambda: nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)),
     "relu last": lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), nn.ReLU()),
     "sum": Wide,
@@ -340,7 +342,7 @@ class TestChain:
             losses = objective.losses(coefficients @ ends)
         torch.testing.assert_close(losses, expected, rtol=1e-11, atol=0)
         assert set(calls) == {"chain_points"}
-        assert widths is None or objective._plans[spans].chain.widths == widths
+        assert objective._plans[spans].chain.widths == widths
 
     @pytest.mark.parametrize("name", NO_CHAINS)
     def test_other_networks_are_evaluated_layer_by_layer(self, name, calls, monkeypatch):
@@ -387,16 +389,21 @@ class TestChain:
         assert apart.calls == 2 * 2 * 2
         assert apart.moved == 129 * 2 * 18
 
-    @pytest.mark.parametrize("samples", [1, 100, 10**5])
-    @pytest.mark.parametrize("k", [2, 5, 1000])
-    def test_it_never_counts_more_than_the_plain_loop_where_it_is_chosen(self, k, samples):
+    @pytest.mark.parametrize(
+        ("k", "j", "samples", "chosen"),
+        [
+            (1000, 2, 10**5, True),
+            (2, 2, 100, True),  # fewer calls
+            (2, 7, 10**6, False),  # more products in the first layer than the points have
+            (1000, 50, 10**5, False),  # blending the first layer's outputs costs more than its products
+            (1000, 50, 1, True),
+        ],
+    )
+    def test_it_is_chosen_where_it_counts_less_than_the_plain_loop(self, k, j, samples, chosen):
         plan = make_plan(objective_of("relu in place")._flat, make_data()[0][:4].double(), True)
-        for j in (1, 2, 3, 50):
-            source = Combinations(torch.zeros(k, j).double(), torch.zeros(j, 1))
-            counted = plan.chain_work(k, j, samples, 1).total < plan.plain_work(k, samples, 1).total
-            assert plan.better(source, samples, 1, 1, True) == counted
-            # Fewer products and calls than one point after the other has, unless there are more ends than points.
-            assert counted or j > k / 2 or samples == 10**5
+        source = Combinations(torch.zeros(k, j).double(), torch.zeros(j, 1))
+        assert plan.better(source, samples, 1, 1, True) == chosen
+        assert (plan.chain_work(k, j, samples, 1).total < plan.plain_work(k, samples, 1).total) == chosen
 
 
 class TestChoice:
