@@ -4,6 +4,8 @@ The box is (centre x, absolute a, relative b): coordinate i may be anywhere in x
 never stored as bounds. The random matrix A is ``(n, p)`` and never stored either: entry (i, j) is a function of
 ``(distribution, seed, stream, first + i, j)``, a float32 number whatever the dtype of the vectors.
 
+Points are combinations ``(k, j)`` of j ends; where a coefficient is exactly zero the end takes no part.
+
 Everywhere else than on a natively served device the call goes to the twin in :mod:`lbgap.reference`. None of these
 ops has derivatives, so all refuse inputs that require a gradient.
 """
