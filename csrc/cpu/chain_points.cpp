@@ -23,10 +23,11 @@ namespace {
 
 constexpr int64_t kOutputs = 6;
 
-template <typename T>
+// A register of kBytes.
+template <int kBytes, typename T>
 struct Lanes {
-  static constexpr int64_t kCount = 64 / sizeof(T);
-  using Type __attribute__((vector_size(64), aligned(64), may_alias)) = T;
+  static constexpr int64_t kCount = kBytes / sizeof(T);
+  using Type __attribute__((vector_size(kBytes), aligned(kBytes), may_alias)) = T;
 };
 
 // What all tasks share. `ends` are packed, `packed` numbers each.
@@ -51,57 +52,58 @@ struct Scratch {
   T* tiles[2];
 };
 
-// R outputs of a layer for C vectors of samples: out[r] = bias[r] + sum over i of weight[i][r] in[i].
-template <int R, int C, typename T>
+// R outputs of a layer for C registers of samples: out[r] = bias[r] + sum over i of weight[i][r] in[i].
+template <int R, int C, int kBytes, typename T>
 LBGAP_INLINE void panel(const T* in, const T* weights, int64_t inputs, bool relu, T* out) {
   LBGAP_FUSE
-  using V = typename Lanes<T>::Type;
+  using V = typename Lanes<kBytes, T>::Type;
   V sums[R][C];
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) sums[r][c] = V{} + weights[inputs * R + r];
   for (int64_t i = 0; i < inputs; ++i) {
     V x[C];
-    for (int c = 0; c < C; ++c) x[c] = *reinterpret_cast<const V*>(in + i * kSamples + c * Lanes<T>::kCount);
+    for (int c = 0; c < C; ++c)
+      x[c] = *reinterpret_cast<const V*>(in + i * kSamples + c * Lanes<kBytes, T>::kCount);
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < C; ++c) sums[r][c] += x[c] * weights[i * R + r];
   }
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) {
       const V value = sums[r][c];
-      *reinterpret_cast<V*>(out + r * kSamples + c * Lanes<T>::kCount) =
+      *reinterpret_cast<V*>(out + r * kSamples + c * Lanes<kBytes, T>::kCount) =
           relu ? (value < T(0) ? V{} : value) : value;
     }
 }
 
-template <int R, int C, typename T>
+template <int R, int C, int kBytes, typename T>
 LBGAP_INLINE void panels(const T* in, const T* weights, int64_t inputs, bool relu, T* out) {
-  for (int64_t at = 0; at < kSamples; at += C * Lanes<T>::kCount)
-    panel<R, C>(in + at, weights, inputs, relu, out + at);
+  for (int64_t at = 0; at < kSamples; at += C * Lanes<kBytes, T>::kCount)
+    panel<R, C, kBytes>(in + at, weights, inputs, relu, out + at);
 }
 
 // One layer on a tile; returns where the next one's weights are.
-template <int C, typename T>
+template <int C, int kBytes, typename T>
 LBGAP_INLINE const T* layer(const T* in, const T* weights, int64_t inputs, int64_t outputs, bool relu,
                             T* out) {
   int64_t o = 0;
   for (; o + kOutputs <= outputs; o += kOutputs, weights += kOutputs * (inputs + 1))
-    panels<kOutputs, C>(in, weights, inputs, relu, out + o * kSamples);
+    panels<kOutputs, C, kBytes>(in, weights, inputs, relu, out + o * kSamples);
   T* rest = out + o * kSamples;
   switch (outputs - o) {
     case 1:
-      panels<1, C>(in, weights, inputs, relu, rest);
+      panels<1, C, kBytes>(in, weights, inputs, relu, rest);
       break;
     case 2:
-      panels<2, C>(in, weights, inputs, relu, rest);
+      panels<2, C, kBytes>(in, weights, inputs, relu, rest);
       break;
     case 3:
-      panels<3, C>(in, weights, inputs, relu, rest);
+      panels<3, C, kBytes>(in, weights, inputs, relu, rest);
       break;
     case 4:
-      panels<4, C>(in, weights, inputs, relu, rest);
+      panels<4, C, kBytes>(in, weights, inputs, relu, rest);
       break;
     case 5:
-      panels<5, C>(in, weights, inputs, relu, rest);
+      panels<5, C, kBytes>(in, weights, inputs, relu, rest);
       break;
   }
   return weights + (outputs - o) * (inputs + 1);
@@ -154,8 +156,8 @@ LBGAP_INLINE void blend_weights(const Chain<T>& chain, const double* coefficient
   }
 }
 
-// One chunk of samples of one point, C vectors of samples at a time.
-template <int C, typename T>
+// One chunk of samples of one point, C registers of samples at a time.
+template <int C, int kBytes, typename T>
 LBGAP_INLINE void chunk(const Chain<T>& chain, int64_t point, int64_t begin, int64_t end,
                         const Scratch<T>& scratch, double* lanes) {
   const double* coefficients = chain.coefficients + point * chain.coefficient_stride;
@@ -167,8 +169,8 @@ LBGAP_INLINE void chunk(const Chain<T>& chain, int64_t point, int64_t begin, int
     blend_first(chain, coefficients, at, count, layers > 1, scratch.tiles[0]);
     const T* weights = scratch.weights;
     for (int64_t l = 1; l < layers; ++l)
-      weights = layer<C>(scratch.tiles[(l - 1) % 2], weights, widths[l - 1], widths[l], l + 1 < layers,
-                         scratch.tiles[l % 2]);
+      weights = layer<C, kBytes>(scratch.tiles[(l - 1) % 2], weights, widths[l - 1], widths[l],
+                                 l + 1 < layers, scratch.tiles[l % 2]);
     TileLoss<T> loss;
     loss.start();
     loss.add(scratch.tiles[(layers - 1) % 2], kSamples, 0, widths.back(), chain.targets + at, count);
@@ -176,41 +178,40 @@ LBGAP_INLINE void chunk(const Chain<T>& chain, int64_t point, int64_t begin, int
   }
 }
 
-// As many sums as registers hold: 24 vectors of 64 bytes, or 12 of 32.
 template <typename T>
 using Run = void (*)(const Chain<T>&, int64_t, int64_t, int64_t, const Scratch<T>&, double*);
 
-#define LBGAP_CHUNK(NAME, C, T)                                                           \
-  LBGAP_FUSED void NAME(const Chain<T>& chain, int64_t point, int64_t begin, int64_t end, \
-                        const Scratch<T>& scratch, double* lanes) {                       \
-    chunk<C>(chain, point, begin, end, scratch, lanes);                                   \
-  }
-
-LBGAP_CHUNK(plain_f32, 1, float)
-LBGAP_CHUNK(plain_f64, 1, double)
-#if defined(__x86_64__) && defined(__GNUC__)
-__attribute__((target("avx2,fma"))) LBGAP_CHUNK(avx2_f32, 1, float) __attribute__((target("avx2,fma")))
-LBGAP_CHUNK(avx2_f64, 1, double) __attribute__((target("avx512f"))) LBGAP_CHUNK(avx512_f32, 4, float)
-    __attribute__((target("avx512f"))) LBGAP_CHUNK(avx512_f64, 4, double)
-#endif
-#undef LBGAP_CHUNK
-
-        template <typename T>
-        Run<T> choose(Run<T> plain, Run<T> avx2, Run<T> avx512) {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (__builtin_cpu_supports("avx512f")) return avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2;
-#endif
-  return plain;
+// The sums of a panel, and what is multiplied, fill the registers: 32 of 64 bytes, or 16 narrower ones.
+template <typename T>
+LBGAP_FUSED void run_plain(const Chain<T>& chain, int64_t point, int64_t begin, int64_t end,
+                           const Scratch<T>& scratch, double* lanes) {
+  chunk<2, 16>(chain, point, begin, end, scratch, lanes);
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
-Run<float> run_of(float) { return choose<float>(plain_f32, avx2_f32, avx512_f32); }
-Run<double> run_of(double) { return choose<double>(plain_f64, avx2_f64, avx512_f64); }
-#else
-Run<float> run_of(float) { return plain_f32; }
-Run<double> run_of(double) { return plain_f64; }
+template <typename T>
+LBGAP_FUSED
+    __attribute__((target("avx2,fma"))) void run_avx2(const Chain<T>& chain, int64_t point, int64_t begin,
+                                                      int64_t end, const Scratch<T>& scratch, double* lanes) {
+  chunk<2, 32>(chain, point, begin, end, scratch, lanes);
+}
+
+template <typename T>
+LBGAP_FUSED __attribute__((target("avx512f"))) void run_avx512(const Chain<T>& chain, int64_t point,
+                                                               int64_t begin, int64_t end,
+                                                               const Scratch<T>& scratch, double* lanes) {
+  chunk<4, 64>(chain, point, begin, end, scratch, lanes);
+}
 #endif
+
+template <typename T>
+Run<T> choose() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (__builtin_cpu_supports("avx512f")) return run_avx512<T>;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return run_avx2<T>;
+#endif
+  return run_plain<T>;
+}
 
 // The weights of one end in panels: for each kOutputs outputs all weights input by input, then the biases.
 template <typename T>
@@ -249,10 +250,10 @@ Tensor chain_points(const Tensor& coefficients, const Tensor& first, const Tenso
                          e.n,
                          &widths,
                          targets.const_data_ptr<int64_t>()};
-    const Run<T> chosen = run_of(zero);
+    const Run<T> chosen = choose<T>();
     sums = sum_points(first, c.k, first.size(2), [&] {
       constexpr int64_t kTile = kWidest * kSamples;
-      std::vector<T> memory(static_cast<size_t>(2 * kTile + chain.packed + Lanes<T>::kCount));
+      std::vector<T> memory(static_cast<size_t>(2 * kTile + chain.packed + 64 / sizeof(T)));
       T* at = memory.data();
       while (reinterpret_cast<uintptr_t>(at) % 64 != 0) ++at;
       return [&chain, chosen, memory = std::move(memory),
