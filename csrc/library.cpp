@@ -4,6 +4,9 @@
 // y, direction, gradient and out are (n,) or (k, n) with contiguous rows; centre is (n,). out may be y
 // itself. All are float32 or all float64; the sums are float64, one row per row of y.
 //
+// Points are combinations of ends: coefficients (k, j) float64. Where one is exactly 0 the end takes no part,
+// so that what is not finite in it does not matter.
+//
 // The random matrix A is (n, p), drawn as rng.h says and never stored: distribution 0 is normal, 1 uniform on
 // [-1, 1), 2 rademacher; `first` is the index of its first row. centre, g and out are float32 or float64.
 
@@ -113,4 +116,19 @@ STABLE_TORCH_LIBRARY(lbgap, m) {
   m.def(
       "tangents_scatter(Tensor r, Tensor places, int[] kernel, int[] stride, int[] padding, int[] dilation, "
       "Tensor(a!) out) -> ()");
+
+  // out = coefficients @ ends, (k, m), each number summed in float64 and rounded once.
+  m.def("blend_points(Tensor coefficients, Tensor ends, Tensor(a!) out) -> ()");
+
+  // Cross-entropy summed over N samples, and the number of correct ones, of k networks that are chains of
+  // linear layers with ReLU between them: (k, 2). widths are the outputs of the layers, at most 128. The
+  // first layer made first (j, widths[0], N) of the data at each end; ends (j, m) holds weight (out, in) and
+  // bias of the others, one after the other. targets are class indices (N,); one that is out of range makes
+  // the sum NaN.
+  m.def(
+      "chain_points(Tensor coefficients, Tensor first, Tensor ends, int[] widths, Tensor targets) -> Tensor");
+
+  // Cross-entropy summed over N samples, and the number of correct ones, of k sets of logits (k, N, c) in any
+  // layout: (k, 2). targets as in chain_points.
+  m.def("xent_points(Tensor logits, Tensor targets) -> Tensor");
 }

@@ -6,12 +6,15 @@ never stored as bounds. The random matrix A is ``(n, p)`` and never stored eithe
 
 Tangents are derivatives along k vectors, ``(batch, k, ...)``, beside values ``(batch, ...)`` that all k share.
 
+Points are combinations ``(k, j)`` of j ends; where a coefficient is exactly zero the end takes no part.
+
 Everywhere else than on a natively served device the call goes to the twin in :mod:`lbgap.reference`. None of these
 ops has derivatives, so all refuse inputs that require a gradient.
 """
 
 from lbgap.ops.box import box_project, box_step, box_vertex
 from lbgap.ops.history import history_append, history_cauchy, history_combine, history_gram, history_line, history_step
+from lbgap.ops.points import blend_points, chain_points, xent_points
 from lbgap.ops.subspace import subspace_apply, subspace_gram, subspace_project
 from lbgap.ops.tangents import (
     tangents_affine,
@@ -23,9 +26,11 @@ from lbgap.ops.tangents import (
 )
 
 __all__ = [
+    "blend_points",
     "box_project",
     "box_step",
     "box_vertex",
+    "chain_points",
     "history_append",
     "history_cauchy",
     "history_combine",
@@ -41,4 +46,5 @@ __all__ = [
     "tangents_scale",
     "tangents_scatter",
     "tangents_softmax",
+    "xent_points",
 ]

@@ -16,6 +16,7 @@ from lbgap.reference.history import (
     history_line,
     history_step,
 )
+from lbgap.reference.points import blend_points, chain_points, xent_points
 from lbgap.reference.subspace import (
     DISTRIBUTIONS,
     philox,
@@ -35,9 +36,11 @@ from lbgap.reference.tangents import (
 
 __all__ = [
     "DISTRIBUTIONS",
+    "blend_points",
     "box_project",
     "box_step",
     "box_vertex",
+    "chain_points",
     "history_append",
     "history_cauchy",
     "history_combine",
@@ -55,4 +58,5 @@ __all__ = [
     "tangents_scale",
     "tangents_scatter",
     "tangents_softmax",
+    "xent_points",
 ]
