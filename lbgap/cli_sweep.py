@@ -190,7 +190,7 @@ def _bar(total: int) -> Iterator[Callable[[dict[int, str]], None]]:
 
 def _plan(definition: Definition) -> list[Table | str]:
     """What is about to run: how many trials, what varies, what is measured."""
-    from lbgap.sweeps.definition import DEFAULTS
+    from lbgap.sweeps.definition import DEFAULTS, NETWORK
 
     configurations, seeds = len(definition.configurations()), len(definition.seeds)
     title = (
@@ -204,7 +204,7 @@ def _plan(definition: Definition) -> list[Table | str]:
             settings.add_row(key, which, escape(", ".join(map(_text, values))))
     fixed = {**DEFAULTS, **definition.base}
     for key, value in fixed.items():
-        if key not in definition.varying and not (key in ("network", "hidden") and "model" in fixed):
+        if key not in definition.varying and not (key in NETWORK[:-1] and "model" in fixed):
             settings.add_row(key, "fixed", escape(_text(value)))
     settings.add_row("seeds", "", ", ".join(map(str, definition.seeds)))
     for one in definition.measurements:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbgap.networks import NETWORKS
 from lbgap.sharpness import fast_sharpness
 from lbgap.training import train
 
@@ -23,7 +22,8 @@ _TRAINING = [
     for name in inspect.signature(train).parameters
     if name not in _BY_THE_SWEEP | {"keep_every", "checkpoint_seconds"}
 ]
-SETTINGS = ("data", "data_dir", "network", "hidden", "model", *_TRAINING)
+NETWORK = ("network", "hidden", "initialisation", "model")
+SETTINGS = ("data", "data_dir", *NETWORK, *_TRAINING)
 """What ``[base]`` and ``[grid]`` may set: the data, the network, and the settings of :func:`lbgap.train`."""
 
 DEFAULTS: Mapping[str, Any] = {"data": "mnist1d", "network": "mlp", "hidden": [128, 128, 128, 128]}
@@ -106,7 +106,7 @@ class Definition:
         for grid in self.grids or ({},):
             for values in itertools.product(*grid.values()):
                 settings = {**DEFAULTS, **self.base, **dict(zip(grid, values, strict=True))}
-                idle = ["network", "hidden"] if "model" in settings else ["hidden"] * (settings["network"] == "f1")
+                idle = NETWORK[:-1] if "model" in settings else () if settings["network"] == "mlp" else ("hidden",)
                 found.append({key: value for key, value in settings.items() if key not in idle})
         return found
 
@@ -253,8 +253,3 @@ def _twice(values: Iterable[Any]) -> Any:
             return value
         seen.add(value)
     return None
-
-
-def network_names() -> tuple[str, ...]:
-    """What ``network`` may be."""
-    return tuple(NETWORKS)

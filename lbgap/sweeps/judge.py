@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from lbgap import networks
 from lbgap.maximize import check, check_scaling
 from lbgap.region import box
 from lbgap.subspace import check as check_subspace
-from lbgap.sweeps.definition import Definition, Measurement, network_names
+from lbgap.sweeps.definition import NETWORK, Definition, Measurement
 from lbgap.sweeps.trial import batch_size_of, data_key, data_of, network_of, objective_of, training_of
 from lbgap.training._checks import whole
 from lbgap.training.batches import resolve_batch_size
@@ -42,7 +43,7 @@ def judge(definition: Definition, data_dir: Path | None) -> dict[str, str]:
         _alone(settings, definition)
         data, digests[data_key(settings)] = data_of(settings, data_dir)
         _training(settings, len(data.train.inputs))
-        mark = json.dumps([settings.get(key) for key in ("data", "data_dir", "network", "hidden", "model")])
+        mark = json.dumps([settings.get(key) for key in ("data", "data_dir", *NETWORK)])
         if mark not in built:
             built.add(mark)
             model, _ = network_of(settings, data, definition.seeds[0])
@@ -55,13 +56,12 @@ def _alone(settings: Mapping[str, Any], definition: Definition) -> None:
     """What needs neither data nor a network."""
     given = {*definition.base, *definition.varying}
     if "model" in given:
-        if other := sorted(given & {"network", "hidden"}):
+        if other := sorted(given & set(NETWORK[:-1])):
             raise ValueError(f"model and {other[0]} cannot be given together: a model of your own is whole")
         if not isinstance(settings.get("model"), str):
             raise ValueError(f"model must be given as 'package.module:name', got {settings.get('model')!r}")
         return
-    if settings["network"] not in network_names():
-        raise ValueError(f"network must be one of {', '.join(network_names())}, got {settings['network']!r}")
+    networks.known(settings["network"])
 
 
 def _training(settings: Mapping[str, Any], samples: int) -> None:

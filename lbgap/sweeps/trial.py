@@ -17,13 +17,13 @@ from lbgap._result import plain, versions
 from lbgap.objective import Objective
 from lbgap.samples import Data
 from lbgap.sharpness import fast_sharpness
-from lbgap.sweeps.definition import SETTINGS, Definition, Measurement, Trial
+from lbgap.sweeps.definition import NETWORK, SETTINGS, Definition, Measurement, Trial
 from lbgap.training import Run, train
 from lbgap.training.config import describe_data, describe_environment
 
 MEASURES = "measures.json"
 METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "distance")
-_NETWORK = ("data", "data_dir", "network", "hidden", "model")
+_OTHERS = ("data", "data_dir", *NETWORK)
 _SEARCH_ALONE = ("method", "iterations", "restarts", "scout", "scaling", "samples", "region", "subspace")
 SEARCH_ALONE = (*_SEARCH_ALONE, "trials", "distribution", "seed")
 """The options of a measurement that are no options of the objective."""
@@ -87,10 +87,9 @@ def network_of(settings: Mapping[str, Any], data: Data, seed: int) -> tuple[nn.M
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(seed)
             return networks.from_path(settings["model"]), {"model": settings["model"]}
-    if len(data.features) != 1:
-        raise ValueError(f"networks mlp and f1 need flat samples, these have shape {data.features}: set model")
     outputs = data.classes or data.train.targets[0].numel()
-    spec: dict[str, Any] = {"name": settings["network"], "inputs": data.features[0], "outputs": outputs, "seed": seed}
+    initialisation = settings.get("initialisation", "torch")
+    spec = networks.specify(settings["network"], data.features, outputs, seed=seed, initialisation=initialisation)
     spec |= {"hidden": settings["hidden"]} if "hidden" in settings else {}
     return networks.build(spec), {"network": spec}
 
@@ -109,7 +108,7 @@ def batch_size_of(value: Any) -> Any:
 
 def training_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that :func:`lbgap.train` takes, as it takes them."""
-    found = {key: settings[key] for key in SETTINGS if key in settings and key not in _NETWORK}
+    found = {key: settings[key] for key in SETTINGS if key in settings and key not in _OTHERS}
     if "batch_size" in found:
         found["batch_size"] = batch_size_of(found["batch_size"])
     return found

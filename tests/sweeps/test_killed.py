@@ -44,7 +44,7 @@ def rewrite(here, **changes):
 
 
 def test_workers_killed_at_random_moments(here, begin, drive, trials):
-    rewrite(here, epochs=60)
+    rewrite(here, epochs=150)
     whole, job = begin("whole"), begin("out")
     work(whole)
     kills = drive("times", job, "out")

@@ -64,7 +64,7 @@ def without_times(table):
 
 
 def test_two_processes_of_which_some_are_killed(here, begin, server, drive, trials, lbgap_command):
-    (here / "sweep.toml").write_text((here / "sweep.toml").read_text().replace("epochs = 3", "epochs = 100"))
+    (here / "sweep.toml").write_text((here / "sweep.toml").read_text().replace("epochs = 3", "epochs = 150"))
     whole, job = begin("whole"), begin(server, root="runs")
     work(whole)
     kills = drive("times", job, server)
