@@ -18,6 +18,7 @@ from lbgap.training._checks import plain, real, whole
 from lbgap.training.batches import resolve_batch_size
 from lbgap.training.checkpoint import Recorder, State, restore
 from lbgap.training.config import FORMAT, describe_data, describe_environment, describe_model, differences
+from lbgap.training.descent import Descent
 from lbgap.training.loop import Loop
 from lbgap.training.optimizers import make_optimizer, resolve_optimizer
 from lbgap.training.progress import Metrics, check_progress, reporting
@@ -200,7 +201,8 @@ def _prepare(
     size = resolve_batch_size(batch_size, samples)
     dtype = next(iter(state.start.values())).dtype
     test = None if test_split is None else _place(test_split, device, dtype)
-    loop = Loop(state, loss, _place(train_split, device, dtype), test, size, seed, device)
+    train = _place(train_split, device, dtype)
+    loop = Loop(state, loss, train, test, Descent(state, loss, size), seed, device)
     loop.check()
     chosen = {key: value for key, value in state.optimizer.defaults.items() if key != "lr"}
     facts = {
