@@ -23,7 +23,7 @@ from lbgap.measures import (
 )
 from lbgap.objective import Objective
 from lbgap.sharpness import Sharpness, fast_sharpness
-from lbgap.training import Run, read_run, train
+from lbgap.training import Run, read_run, remedies, train
 
 __all__ = [
     "Asymmetry",
@@ -60,6 +60,7 @@ __all__ = [
     "positive_mass",
     "read_run",
     "relative_flatness",
+    "remedies",
     "sharpness_curve",
     "spectral_density",
     "train",

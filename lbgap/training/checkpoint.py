@@ -30,6 +30,7 @@ class State:
         start: The trainable parameters before training, by name.
         metrics: One dict an epoch.
         kept: Copies of :meth:`values` at the epoch that is the result so far; empty if the last one will be.
+        remedies: What they carry from epoch to epoch; changed in place.
     """
 
     model: nn.Module
@@ -37,6 +38,7 @@ class State:
     start: dict[str, Tensor]
     metrics: list[dict[str, Any]] = field(default_factory=list)
     kept: dict[str, Tensor] = field(default_factory=dict)
+    remedies: dict[str, Tensor] = field(default_factory=dict)
 
     def trainable(self) -> dict[str, Parameter]:
         """The parameters that the optimiser changes, by name; tied ones once."""
@@ -63,8 +65,8 @@ class Snapshot:
     """A copy of a :class:`State` at the end of an epoch, on the CPU.
 
     Attributes:
-        tensors: ``parameter.NAME``, ``buffer.NAME``, ``start.NAME``, ``optimizer.KEY.NAME``, and
-            ``kept.parameter.NAME``, ``kept.buffer.NAME`` if an iterate was set aside.
+        tensors: ``parameter.NAME``, ``buffer.NAME``, ``start.NAME``, ``optimizer.KEY.NAME``,
+            ``remedy.NAME``, and ``kept.parameter.NAME``, ``kept.buffer.NAME`` if an iterate was set aside.
         facts: What is not a tensor: ``metrics``, the optimiser's plain values by name, and which of its
             tensors stay on the CPU next to parameters that do not.
     """
@@ -141,7 +143,7 @@ def restore(state: State, path: Path) -> None:
 
 def _named(state: State) -> dict[str, Tensor]:
     tensors = state.values()
-    for prefix, values in (("start", state.start), ("kept", state.kept)):
+    for prefix, values in (("start", state.start), ("kept", state.kept), ("remedy", state.remedies)):
         tensors |= {f"{prefix}.{name}": value for name, value in values.items()}
     return tensors
 
