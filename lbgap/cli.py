@@ -257,7 +257,7 @@ def train(
         int | None, typer.Option(help="How many epochs.", show_default="until the training loss stops improving")
     ] = None,
     max_epochs: Annotated[int, typer.Option(help="The most epochs without --epochs.")] = 200,
-    optimizer: Annotated[str, typer.Option(help="A class of torch.optim.")] = "Adam",
+    optimizer: Annotated[str, typer.Option(help="A class of torch.optim, or LARS or LAMB.")] = "Adam",
     learning_rate: Annotated[float, typer.Option(help="Of all epochs, unless a remedy changes it.")] = 1e-3,
     remedy: Annotated[
         list[str] | None,

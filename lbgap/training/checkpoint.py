@@ -67,8 +67,8 @@ class Snapshot:
     Attributes:
         tensors: ``parameter.NAME``, ``buffer.NAME``, ``start.NAME``, ``optimizer.KEY.NAME``,
             ``remedy.NAME``, and ``kept.parameter.NAME``, ``kept.buffer.NAME`` if an iterate was set aside.
-        facts: What is not a tensor: ``metrics``, the optimiser's plain values by name, and which of its
-            tensors stay on the CPU next to parameters that do not.
+        facts: What is not a tensor: ``metrics``, the optimiser's plain values by name and those that it keeps for all
+            parameters at once, and which of its tensors stay on the CPU next to parameters that do not.
     """
 
     tensors: dict[str, Tensor]
@@ -96,7 +96,10 @@ def capture(state: State) -> Snapshot:
             else:
                 values.setdefault(name, {})[key] = plain(f"the optimiser's {key}", value)
     copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-    return Snapshot(copies, {"metrics": [dict(row) for row in state.metrics], "optimizer": values, "host": host})
+    facts: dict[str, Any] = {"metrics": [dict(row) for row in state.metrics], "optimizer": values, "host": host}
+    if counts := _counts(state.optimizer):
+        facts["counts"] = counts
+    return Snapshot(copies, facts)
 
 
 def restore(state: State, path: Path) -> None:
@@ -138,7 +141,16 @@ def restore(state: State, path: Path) -> None:
             entries.setdefault(name, {})[key] = _laid_out(tensor, trainable[name], device)
     for name, entry in entries.items():
         state.optimizer.state[trainable[name]] = entry
+    for group in state.optimizer.param_groups:
+        group.update(facts.get("counts", {}))
     state.metrics[:] = metrics
+
+
+def _counts(optimizer: Optimizer) -> dict[str, Any]:
+    """What an optimiser keeps beside its settings for all parameters at once; those of torch keep nothing there."""
+    (group,) = optimizer.param_groups
+    own = {key: value for key, value in group.items() if key not in optimizer.defaults and key != "params"}
+    return {key: plain(f"the optimiser's {key}", value) for key, value in own.items()}
 
 
 def _named(state: State) -> dict[str, Tensor]:

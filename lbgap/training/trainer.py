@@ -20,7 +20,7 @@ from lbgap.training.checkpoint import Recorder, State, restore
 from lbgap.training.config import FORMAT, describe_data, describe_environment, describe_model, differences
 from lbgap.training.descent import Descent
 from lbgap.training.loop import Loop
-from lbgap.training.optimizers import make_optimizer, resolve_optimizer
+from lbgap.training.optimizers import PACKAGE, in_torch, make_optimizer, resolve_optimizer
 from lbgap.training.progress import Metrics, check_progress, reporting
 from lbgap.training.remedies.apply import Treated
 from lbgap.training.remedies.base import Remedy, Task
@@ -83,7 +83,8 @@ def train(
         max_epochs: The most epochs then.
         patience: How many epochs in a row must then fail to improve the training loss.
         tolerance: By which share an epoch must lower the best loss to improve it.
-        optimizer: A class of ``torch.optim``, in any case; ADAM with the paper's constants by default.
+        optimizer: A class of ``torch.optim``, in any case, or ``"LARS"`` or ``"LAMB"``, which need the package
+            pytorch-optimizer; ADAM with the paper's constants by default.
         learning_rate: The same for all parameters and epochs.
         optimizer_options: Other arguments of the optimiser, such as ``{"momentum": 0.9}``.
         remedies: What to do about the generalisation gap of large batches: some of :mod:`lbgap.remedies`, or their
@@ -219,18 +220,19 @@ def _prepare(
         task = Task(state.model, loss, state.optimizer, parameters, train, size, epochs, seed, device)
         loop.descent = Treated(state, task, remedies)
     chosen = {key: value for key, value in state.optimizer.defaults.items() if key != "lr"}
+    optimizer = type(state.optimizer).__name__
     facts = {
         "format": FORMAT,
         "loss": loss.name,
         "batch_size": size,
-        "optimizer": type(state.optimizer).__name__,
+        "optimizer": optimizer,
         "learning_rate": float(state.optimizer.defaults["lr"]),
         "optimizer_options": plain("optimizer_options", chosen),
         "seed": seed,
         "model": describe_model(state.model),
         "data": describe_data(train_split),
         "test_data": None if test_split is None else describe_data(test_split),
-        "environment": describe_environment(device),
+        "environment": describe_environment(device, () if in_torch(optimizer) else (PACKAGE,)),
     }
     return loop, facts | ({"remedies": describe(remedies)} if remedies else {})
 

@@ -15,7 +15,7 @@ from lbgap.training.remedies.base import Remedy, Role, Task
 
 @dataclass(frozen=True)
 class SWA(Remedy):
-    """Stochastic weight averaging: the mean of the iterates of the last epochs (Izmailov et al. 2018, algorithm 1).
+    """Stochastic weight averaging: the mean of iterates of the last epochs (Izmailov et al. 2018, arXiv 1803.05407).
 
     Needs a fixed number of epochs. The metrics of all epochs but the last are those of the iterates; after the last one
     the model is the mean, with the statistics of its batch-norm layers estimated anew on the training set, and so are

@@ -13,7 +13,7 @@ from lbgap.training.remedies.base import Evaluate, Remedy, Role, Task
 
 @dataclass(frozen=True)
 class Conservative(Remedy):
-    """x_{k+1} = argmin_x f_B(x) + lam / 2 |x - x_k|^2, inexactly (Keskar et al. 2016, appendix; Li et al. 2014, eq. 3).
+    """x_{k+1} = argmin_x f_B(x) + lam / 2 |x - x_k|^2, inexactly (Keskar et al. 2016, appendix; Li et al. 2014).
 
     The minimum is approached by some steps of the training's own optimiser, by default the paper's ADAM, whose moments
     go on from batch to batch. (The paper does not say whether they do.) So a batch costs so many gradients.

@@ -37,10 +37,10 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class SmoothOut(Remedy):
-    """Noise is added to the parameters for each gradient and then taken off (Wen et al. 2018, stochastic SmoothOut).
+    """Noise is added to the parameters for each gradient and then taken off (Wen et al. 2018, arXiv 1805.07898).
 
-    So the loss is smoothed over a box. The noise is uniform, one draw a batch; theirs that adapts to the norms of
-    filters (AdaSmoothOut) is not here.
+    So the loss is smoothed over a box: their stochastic SmoothOut, with one uniform draw a batch. Noise that adapts to
+    the norms of filters (their AdaSmoothOut) is not here.
 
     Attributes:
         radius: Half the width of the box: each coordinate gets a draw from [-radius, radius].
@@ -73,7 +73,7 @@ class SmoothOut(Remedy):
 
 @dataclass(frozen=True)
 class SAM(Remedy):
-    """Sharpness-aware minimisation: the gradient at x + rho g / |g| (Foret et al. 2021, equations 2 and 3).
+    """Sharpness-aware minimisation: the gradient at x + rho g / |g| (Foret et al. 2021, eqs. 2 and 3).
 
     Two gradients a batch; the second leaves no trace in the running statistics of batch-norm.
 
@@ -119,7 +119,7 @@ class SAM(Remedy):
 
 @dataclass(frozen=True)
 class ASAM(SAM):
-    """Adaptive SAM: the gradient at x + rho T^2 g / |T g| with T = |x| + eta (Kwon et al. 2021, equation 3).
+    """Adaptive SAM: the gradient at x + rho T^2 g / |T g| with T = |x| + eta (Kwon et al. 2021).
 
     The ball is not changed by a rescaling of the weights that leaves the network's function the same.
 

@@ -17,7 +17,7 @@ from lbgap.training.remedies.base import Remedy, Role, Task
 
 @dataclass(frozen=True)
 class GhostBatchNorm(Remedy):
-    """Each batch-norm layer normalises parts of the batch by their own statistics (Hoffer et al. 2017, algorithm 1).
+    """Each batch-norm layer normalises parts of the batch by their own statistics (Hoffer et al. 2017, alg. 1).
 
     The running statistics take up one part after the other, with the momentum of the layer. The model itself is not
     changed: after training its layers are what they were.

@@ -95,7 +95,7 @@ class Adversarial(Remedy):
 
 @dataclass(frozen=True)
 class Stability(Remedy):
-    """Stability training: f(x) + alpha D(x, x + noise), Gaussian noise on the inputs (Zheng et al. 2016, section 3).
+    """Stability training: f(x) + alpha D(x, x + noise), Gaussian noise on the inputs (Zheng et al. 2016).
 
     D compares the outputs: for cross-entropy -sum_j P(j | x) log P(j | x + noise), for other losses the Euclidean
     distance, each the mean over the samples. Both arguments are trained. The running statistics of batch-norm are those

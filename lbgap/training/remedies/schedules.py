@@ -85,10 +85,10 @@ class Batches(Remedy):
 
 @dataclass(frozen=True)
 class Grow(Remedy):
-    """Grow the batch where one would lower the learning rate (Smith et al. 2018, section 5).
+    """Grow the batch where one would lower the learning rate (Smith et al. 2018, arXiv 1711.00489).
 
-    Once the batch has reached its limit, the rate falls instead, so that the noise scale of a step (their equation 5,
-    proportional to rate / batch) follows the same course throughout.
+    Once the batch has reached its limit, the rate falls instead, so that the noise scale of a step, proportional to
+    rate / batch, follows the same course throughout.
 
     Attributes:
         every: Grow after each so many epochs.
@@ -190,7 +190,7 @@ class LinearRate(Remedy):
 
 @dataclass(frozen=True)
 class SqrtRate(LinearRate):
-    """A learning rate proportional to the square root of the batch size (Hoffer et al. 2017, section 4, equation 7).
+    """A learning rate proportional to the square root of the batch size (Hoffer et al. 2017, arXiv 1705.08741).
 
     It keeps the covariance of a step of SGD the same for all batch sizes.
 
