@@ -64,7 +64,7 @@ Precision = Annotated[str, typer.Option(help="float32, float64 or mixed.")]
 
 REMEDIES = (
     "augment, conservative, batches, grow, ghost, sqrt-rate, linear-rate, swa, smoothout, robust, adversarial, "
-    "stability, sam, asam"
+    "stability, sam, asam, local-sgd"
 )
 
 

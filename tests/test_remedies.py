@@ -462,6 +462,46 @@ class TestLosses:
         assert_same_bits(trained(model, remedy).model[0], trained(model, ()).model[0])
 
 
+class TestLocalSGD:
+    @pytest.mark.parametrize("adam", [False, True])
+    def test_workers_step_by_themselves_and_are_averaged(self, adam):
+        workers, steps, model = 3, 2, make_model()
+        kind = (lambda p: torch.optim.Adam(p, lr=RATE)) if adam else (lambda p: torch.optim.SGD(p, RATE, momentum=0.9))
+        (inputs, targets), crew = make_data(70), [copy.deepcopy(model) for _ in range(workers)]
+        optimizers = [kind(one.parameters()) for one in crew]
+
+        def average(count):
+            for group in zip(*(one.parameters() for one in crew), strict=True):
+                mean = torch.stack([p.detach() for p in group[:count]]).mean(0)
+                states = [optimizer.state[p] for optimizer, p in zip(optimizers, group, strict=True)]
+                keys = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",)
+                moments = {key: torch.stack([state[key] for state in states[:count]]).mean(0) for key in keys}
+                for p, state in zip(group, states, strict=True):
+                    p.data.copy_(mean)
+                    state.update({key: moment.clone() for key, moment in moments.items()})
+                    if adam:
+                        state["step"] = states[0]["step"].clone()
+
+        for epoch in range(1, EPOCHS + 1):  # seven batches: one round of six, and a seventh for the first worker alone
+            for number, index in enumerate(epoch_batches(70, BATCH, SEED, epoch)):
+                who = number % workers
+                optimizers[who].zero_grad()
+                F.cross_entropy(crew[who](inputs[index]), targets[index]).backward()
+                optimizers[who].step()
+                if number == workers * steps - 1:
+                    average(workers)
+            average(1)
+        name = {"optimizer": "Adam", "optimizer_options": None} if adam else {}
+        run = trained(model, remedies.LocalSGD(workers=workers, steps=steps), (inputs, targets), **name)
+        assert_close(run.model, crew[0], 1e-9)
+
+    def test_averaging_after_every_step_of_plain_sgd_is_the_large_batch(self):
+        data, model = make_data(40), make_model()
+        plain = {"optimizer_options": None}
+        run = trained(model, "local-sgd:workers=2,steps=1", data, **plain)
+        assert_close(run.model, trained(model, (), data, batch_size=2 * BATCH, **plain).model)
+
+
 class TestTogether:
     NAMES = ("conservative", "batches:2=20", "ghost:size=4", "sqrt-rate", "swa", "sam", "stability")
 
@@ -486,7 +526,7 @@ class TestTogether:
             assert torch.equal(value, values[name])
 
     @pytest.mark.parametrize(
-        "remedy", ["conservative", "sam", "adversarial:epsilon=0.1", "stability", "swa", "robust:epsilon=0.1"]
+        "remedy", ["conservative", "sam", "adversarial:epsilon=0.1", "stability", "swa", "local-sgd"]
     )
     def test_models_that_begin_in_place(self, remedy):
         inner = make_model(norm=True)
@@ -497,7 +537,7 @@ class TestTogether:
         model = make_model()
         model[0].bias.requires_grad_(False)
         model.register_parameter("idle", nn.Parameter(torch.ones(2).double()))
-        for remedy in ("conservative", "swa", "sam", "asam", "smoothout:radius=0.1", "robust:epsilon=0.1"):
+        for remedy in ("conservative", "swa", "sam", "asam", "smoothout:radius=0.1", "robust:epsilon=0.1", "local-sgd"):
             run = trained(model, remedy)
             assert torch.equal(run.model[0].bias, model[0].bias)
             assert torch.equal(run.model.idle, model.idle)

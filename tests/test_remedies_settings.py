@@ -30,6 +30,8 @@ EVERY = [
     "stability",
     "sam",
     "asam",
+    "local-sgd:workers=3,steps=2",
+    "local-sgd:workers=2,steps=1 sam swa:start=3 ghost:size=4",
     "augment:shape=6 conservative batches:3=20 ghost:size=4 sqrt-rate swa:start=2 asam stability",
 ]
 
@@ -192,6 +194,9 @@ def test_numbers_of_numpy_are_plain_in_the_settings():
         ("sqrt-rate:warmup=-1", "warmup of sqrt-rate must be an integer >= 0"),
         ("swa:start=0", "start of swa must be an integer >= 1, got 0"),
         ("swa:start=1.0", "start of swa must be an epoch (an int) or a share in [0, 1), got 1.0"),
+        ("local-sgd:workers=1", "workers of local-sgd must be an integer >= 2, got 1"),
+        ("local-sgd:steps=0", "steps of local-sgd must be an integer >= 1, got 0"),
+        (["local-sgd", "conservative"], "exclude each other: both choose the steps of a batch"),
         ("swa:every=0", "every of swa must be an integer >= 1"),
         (7, "remedies must be a list such as ['conservative'], got 7"),
         ([7], "remedies must be of lbgap.remedies or their short forms, got 7"),

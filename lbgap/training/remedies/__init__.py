@@ -7,6 +7,7 @@ from lbgap.training.remedies.conservative import Conservative
 from lbgap.training.remedies.displace import ASAM, SAM, Robust, SmoothOut
 from lbgap.training.remedies.ghost import GhostBatchNorm
 from lbgap.training.remedies.inputs import Adversarial, Stability
+from lbgap.training.remedies.local import LocalSGD
 from lbgap.training.remedies.schedules import Batches, Grow, LinearRate, SqrtRate
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "GhostBatchNorm",
     "Grow",
     "LinearRate",
+    "LocalSGD",
     "Remedy",
     "Robust",
     "SmoothOut",

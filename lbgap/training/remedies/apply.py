@@ -69,7 +69,8 @@ class Treated(Descent):
 
     def end(self, epoch: int) -> None:
         """As :meth:`Descent.end`."""
-        self._in(Role.RESULT).end(self._task)
+        for role in (Role.STEPS, Role.RESULT):  # in this order, for the result may be a mean over where the steps end
+            self._in(role).end(self._task)
 
     def metrics(self) -> dict[str, Any]:
         """As :meth:`Descent.metrics`."""

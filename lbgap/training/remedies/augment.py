@@ -109,7 +109,7 @@ class Augment(Remedy):
         angle = (2 * draws[0] - 1) * math.radians((wanted["rotate"] or 0.0) if image else 0.0)
         mirror = torch.ones_like(angle)
         if image and wanted["flip"]:
-            mirror[draws[1] < 0.5] = -1.0
+            mirror.masked_fill_(draws[1] < 0.5, -1.0)
         moves = 2 * (2 * draws[2:] - 1) * (wanted["shift"] or 0.0)  # affine_grid counts from -1 to 1
         return warp(images, angle, mirror, moves[0], moves[1] if image else torch.zeros_like(angle)).reshape_as(inputs)
 

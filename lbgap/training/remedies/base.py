@@ -52,6 +52,7 @@ class Task:
         seed: Of the training.
         device: Where everything is.
         tensors: What a remedy carries from epoch to epoch, by name; part of ``state.safetensors``.
+        workspace: What a remedy holds within an epoch, by its name; gone at the end.
         epoch: The current one, from 1.
         size: Samples in a batch of it.
     """
@@ -66,6 +67,7 @@ class Task:
     seed: int
     device: torch.device
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    workspace: dict[str, Any] = field(default_factory=dict)
     epoch: int = 0
     size: int = 0
     _generators: dict[Role, torch.Generator] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class Task:
             epoch: From 1.
         """
         self.epoch = epoch
+        self.workspace.clear()
         self._generators.clear()
 
     def generator(self, role: Role) -> torch.Generator:

@@ -14,13 +14,14 @@ from lbgap.training.remedies.conservative import Conservative
 from lbgap.training.remedies.displace import ASAM, SAM, Robust, SmoothOut
 from lbgap.training.remedies.ghost import GhostBatchNorm
 from lbgap.training.remedies.inputs import Adversarial, Stability
+from lbgap.training.remedies.local import LocalSGD
 from lbgap.training.remedies.schedules import Batches, Grow, LinearRate, SqrtRate
 
 REMEDIES: dict[str, type[Remedy]] = {
     kind.name: kind
     for kind in (
         *(Augment, Conservative, Batches, Grow, GhostBatchNorm, SqrtRate, LinearRate, SWA, SmoothOut, Robust),
-        *(Adversarial, Stability, SAM, ASAM),
+        *(Adversarial, Stability, SAM, ASAM, LocalSGD),
     )
 }
 
