@@ -62,7 +62,7 @@ Parameters = Annotated[
 ]
 Precision = Annotated[str, typer.Option(help="float32, float64 or mixed.")]
 
-REMEDIES = (
+REMEDY_NAMES = (
     "augment, conservative, batches, grow, ghost, sqrt-rate, linear-rate, swa, smoothout, robust, adversarial, "
     "stability, sam, asam, local-sgd"
 )
@@ -263,7 +263,7 @@ def train(
         list[str] | None,
         typer.Option(
             help="Against the generalisation gap, such as conservative or conservative:lam=1e-3,iterations=3; may be "
-            f"given several times: {REMEDIES}.",
+            f"given several times: {REMEDY_NAMES}.",
             show_default=False,
         ),
     ] = None,

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from lbgap.training import read_iterates, remedies, train
-from lbgap.training.batches import REMEDIES, derive_seed, epoch_batches
+from lbgap.training.batches import REMEDY, derive_seed, epoch_batches
 from lbgap.training.remedies.augment import warp
 from lbgap.training.remedies.base import Role
 
@@ -61,7 +61,7 @@ def assert_same_bits(first, second):
 
 def generators(role):
     """The random numbers of a role, one generator an epoch."""
-    position = REMEDIES + list(Role).index(role)
+    position = REMEDY + list(Role).index(role)
     return {e: torch.Generator().manual_seed(derive_seed(SEED, e, position)) for e in range(1, EPOCHS + 1)}
 
 

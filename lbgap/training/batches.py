@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lbgap.training._checks import whole
 
-ORDER, NOISE, REMEDIES = 0, 1, 3
+ORDER, NOISE, REMEDY = 0, 1, 3
 """Streams of random numbers of an epoch: the order of the samples, dropout and the like, and from 3 on those of the
 remedies, one a role. (2 is that of the places on a trained path.)"""
 

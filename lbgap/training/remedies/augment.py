@@ -70,7 +70,7 @@ class Augment(Remedy):
     def from_text(cls, options: Mapping[str, Any]) -> Self:
         """As :meth:`Remedy.from_text`; a shape is written ``1x28x28``."""
         shape = options.get("shape")
-        if shape is None:
+        if shape is None or isinstance(shape, tuple):
             return cls(**options)
         try:
             sizes = tuple(int(size) for size in str(shape).split("x"))

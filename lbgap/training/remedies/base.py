@@ -18,14 +18,17 @@ from torch.optim import Optimizer
 from lbgap.datasets import Split
 from lbgap.losses import Loss
 from lbgap.training._checks import plain, real, whole
-from lbgap.training.batches import REMEDIES, derive_seed
+from lbgap.training.batches import REMEDY, derive_seed
 
 Evaluate = Callable[[], Tensor]
 """Sets the gradient of the batch at the current parameters, and returns its summed loss, float64."""
 
 
 class Role(Enum):
-    """A place in the training; no two remedies may take the same. The value completes "both ..."."""
+    """A place in the training; no two remedies may take the same. The value completes "both ...".
+
+    Their order tells the random numbers of one from those of another: new ones come last.
+    """
 
     INPUTS = "change the inputs of a batch"
     LOSS = "choose the loss of a batch"
@@ -85,7 +88,7 @@ class Task:
     def generator(self, role: Role) -> torch.Generator:
         """The random numbers of a role in this epoch, on the device; no other draws are changed by them."""
         if role not in self._generators:
-            seed = derive_seed(self.seed, self.epoch, REMEDIES + list(Role).index(role))
+            seed = derive_seed(self.seed, self.epoch, REMEDY + list(Role).index(role))
             self._generators[role] = torch.Generator(self.device).manual_seed(seed)
         return self._generators[role]
 
@@ -239,7 +242,7 @@ class Remedy:
         """Finish the current epoch, before it is measured."""
 
     def __str__(self) -> str:
-        told = ",".join(f"{key}={_told(value)}" for key, value in self.settings().items() if value is not None)
+        told = ",".join(f"{key}={_told(value)}" for key, value in self.settings().items() if value not in (None, []))
         return f"{self.name}:{told}" if told else self.name
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lbgap.training.remedies.augment import Augment
@@ -41,12 +41,9 @@ def resolve_remedies(remedies: Remedy | str | Iterable[Remedy | str]) -> list[Re
     """
     if isinstance(remedies, str | Remedy):
         remedies = [remedies]
-    try:
-        chosen = [parse_remedy(entry) if isinstance(entry, str) else entry for entry in remedies]
-    except TypeError as error:
-        if isinstance(remedies, Iterable):
-            raise
-        raise TypeError(f"remedies must be a list such as ['conservative'], got {remedies!r}") from error
+    if isinstance(remedies, Mapping) or not isinstance(remedies, Iterable):
+        raise TypeError(f"remedies must be a list such as ['conservative'], got {remedies!r}")
+    chosen = [parse_remedy(entry) if isinstance(entry, str) else entry for entry in remedies]
     for entry in chosen:
         if not isinstance(entry, Remedy):
             hint = f": write {entry.__name__}(...)" if isinstance(entry, type) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -10,6 +11,13 @@ from typing import Any, ClassVar, Self
 from lbgap.training._checks import whole
 from lbgap.training.batches import resolve_batch_size
 from lbgap.training.remedies.base import Remedy, Role, Task
+
+
+def _size(name: str, size: object) -> int | float:
+    """A batch size as a plain number; whether it is in range depends on the data."""
+    if isinstance(size, bool) or not isinstance(size, numbers.Real):
+        raise TypeError(f"{name} must be an int (samples) or a float in (0, 1] (a share), got {size!r}")
+    return int(size) if isinstance(size, numbers.Integral) else float(size)
 
 
 @dataclass(frozen=True)
@@ -42,11 +50,8 @@ class Batches(Remedy):
                 "batches needs a batch size by epoch, as {51: 0.1} or on the command line batches:51=10%, got "
                 f"{self.sizes!r}"
             )
-        ordered = sorted((whole("an epoch of batches", epoch, 2), size) for epoch, size in pairs)
-        for _, size in ordered:
-            if isinstance(size, str):
-                raise TypeError(f"batches needs numbers of samples or shares, got {size!r}")
-        object.__setattr__(self, "sizes", tuple(ordered))
+        sizes = {whole("an epoch of batches", epoch, 2): _size("a size of batches", size) for epoch, size in pairs}
+        object.__setattr__(self, "sizes", tuple(sorted(sizes.items())))
 
     @classmethod
     def keys(cls) -> list[str]:
@@ -119,6 +124,7 @@ class Grow(Remedy):
             raise ValueError("grow needs either every=N epochs or the epochs `at` which it grows (grow:every=30)")
         if self.every is not None:
             self._whole("every", 1)
+        object.__setattr__(self, "limit", _size("limit of grow", self.limit))
         if self._real("factor", positive=True) <= 1:
             raise ValueError(f"factor of grow must be greater than 1, got {self.factor}")
 
