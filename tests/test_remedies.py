@@ -495,6 +495,15 @@ class TestLocalSGD:
         run = trained(model, remedies.LocalSGD(workers=workers, steps=steps), (inputs, targets), **name)
         assert_close(run.model, crew[0], 1e-9)
 
+    def test_swa_takes_what_the_workers_have_been_averaged_to(self, tmp_path):
+        model = make_model()
+        given = "local-sgd:workers=3,steps=9"  # never full: averaged at the ends of the epochs alone
+        trained(model, given, out=tmp_path, keep_every=1)
+        run = trained(model, [given, f"swa:start={EPOCHS - 1}"])
+        (_, first), (_, second) = read_iterates(tmp_path)[-2:]
+        for name, value in run.model.state_dict().items():
+            torch.testing.assert_close(value, (first[name] + second[name]) / 2, rtol=1e-12, atol=1e-12)
+
     def test_averaging_after_every_step_of_plain_sgd_is_the_large_batch(self):
         data, model = make_data(40), make_model()
         plain = {"optimizer_options": None}
