@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.cu csrc/cuda/*.cuh)
 
-.PHONY: demo test lint types bench cuda-compile gpu test-gpu sanitize-gpu bench-gpu clean
+.PHONY: demo test lint types docs bench cuda-compile gpu test-gpu sanitize-gpu bench-gpu clean
 
 # pip 25 and older read PIP_CONSTRAINT for builds, newer ones PIP_BUILD_CONSTRAINT; here nothing is isolated.
 .venv/.installed: pyproject.toml setup.py constraints.txt csrc/cuda/nvcc.py $(SOURCES)
@@ -26,6 +26,10 @@ lint: .venv/.installed
 
 types: .venv/.installed
 	$(BIN)/mypy
+
+# The site, into site/; a broken link or reference is an error.
+docs: .venv/.installed
+	$(BIN)/mkdocs build --quiet --strict
 
 bench: .venv/.installed
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
@@ -56,4 +60,4 @@ bench-gpu: gpu
 	$(PYTHON) -m benchmarks.report bench-gpu.json --write
 
 clean:
-	rm -rf .venv build dist *.egg-info lbgap/*.so
+	rm -rf .venv build dist site *.egg-info lbgap/*.so

@@ -67,3 +67,27 @@ def products_bar(title: str, total: int, show: bool, unit: str = "products") -> 
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(f"{title}: {unit}", total=total)
         yield lambda count: progress.update(task, advance=count)
+
+
+@contextmanager
+def bytes_bar(title: str, total: int, show: bool) -> Iterator[Callable[[int], None] | None]:
+    """Show how much of a file has arrived.
+
+    Args:
+        title: The file.
+        total: Its size in bytes.
+        show: Whether to show anything.
+
+    Yields:
+        What is told the number of bytes that are there, or None.
+    """
+    if not show:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda arrived: progress.update(task, completed=arrived)

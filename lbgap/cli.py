@@ -1,4 +1,4 @@
-"""The command line: ``lbgap demo | train | sharpness | measure | spectrum | line | curve | info``."""
+"""The command line: ``lbgap demo | train | sharpness | measure | spectrum | line | curve | plane | info``."""
 
 from __future__ import annotations
 
@@ -47,11 +47,15 @@ Weights = Annotated[
     list[Path] | None,
     typer.Option("--weights", help="Its weights, a .safetensors file; once for each minimizer.", show_default=False),
 ]
+DATA = "mnist1d, digits, mnist, cifar10, cifar100 or a .npz file"
 DataName = Annotated[
     str | None,
-    typer.Option("--data", help="mnist1d, digits, mnist or a .npz file.", show_default="what the run was trained on"),
+    typer.Option("--data", help=f"{DATA}.", show_default="what the run was trained on"),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Folder with the four files of mnist.", show_default=False)]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder with the files of mnist, cifar10 or cifar100.", show_default=False)
+]
+Download = Annotated[bool, typer.Option("--download", help="Fetch what is missing of them into --data-dir.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is random.", callback=_seed)]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="the model's")]
@@ -97,7 +101,9 @@ def _fail(reason: str, code: int) -> NoReturn:
     """Say why on one line, in the words of the command line, and leave."""
     text = "".join(reason.strip().splitlines()[:1])
     text = re.sub(r"train\(\.\.\., out=(.*), resume=True\)", r"lbgap train --out \1 --resume", text)
-    text = text.replace("resume=True", "--resume")
+    for python, option in (("resume=True", "--resume"), ("download=True", "--download")):
+        text = text.replace(python, option)
+    text = re.sub(r"(needs|with) data_dir\b", r"\1 --data-dir", text)
     if text:  # nothing is left to say where typer has shown the help
         errors.print(f"[bold red]lbgap:[/] {escape(text)}", highlight=False)
     sys.exit(code)
@@ -242,10 +248,14 @@ def demo(
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; must be new unless --resume.")],
-    data: Annotated[str, typer.Option(help="mnist1d, digits, mnist or a .npz file.")] = "mnist1d",
+    data: Annotated[str, typer.Option(help=f"{DATA}.")] = "mnist1d",
     data_dir: DataDir = None,
-    network: Annotated[str, typer.Option(help="mlp or f1.")] = "mlp",
+    download: Download = False,
+    network: Annotated[
+        str, typer.Option(help="mlp, f1, f2, c1_1d, c2_1d; c1 to c4 for images (cifar10, cifar100).")
+    ] = "mlp",
     hidden: Annotated[str, typer.Option(help="Widths of the hidden layers of mlp.")] = "128,128,128,128",
+    initialisation: Annotated[str, typer.Option(help="torch or uniform (Keras), of the networks above.")] = "torch",
     model: ModelPath = None,
     batch_size: Annotated[
         str | None,
@@ -287,14 +297,16 @@ def train(
     from lbgap import datasets, networks
     from lbgap import training as lbgap_training
 
-    samples = datasets.load(data, data_dir)
+    if model is None:
+        networks.known(network)  # before data are read or fetched, which may take long
+    samples = datasets.load(data, data_dir, download=download, progress=errors.is_terminal)
     extra: dict[str, Any] = {"data": {"name": data, "data_dir": None if data_dir is None else str(data_dir)}}
     if model is not None:
         torch.manual_seed(seed)  # for the initial values that a model of one's own draws
         module = networks.from_path(model)
         extra["model"] = model
     else:
-        spec = _network_spec(network, hidden, samples, seed)
+        spec = _network_spec(network, hidden, samples, seed, initialisation)
         module = networks.build(spec)
         extra["network"] = spec
     with _resumable("the same command with --resume"):
@@ -362,6 +374,7 @@ def sharpness(
     weights: Weights = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    download: Download = False,
     seed: Seed = 0,
     device: Device = None,
     out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("."),
@@ -376,7 +389,7 @@ def sharpness(
     from lbgap import Objective
     from lbgap.cli_sharpness import curves, each, layers, tables
 
-    minimizers = _minimizers(runs, model, weights, data, data_dir)
+    minimizers = _minimizers(runs, model, weights, data, data_dir, download)
     _writable(out)
 
     def objectives() -> Iterator[tuple[str, str, Any]]:
@@ -498,17 +511,15 @@ def _batch_size(text: str) -> int | float:
         ) from None
 
 
-def _network_spec(name: str, hidden: str, samples: Any, seed: int) -> dict[str, Any]:
-    if len(samples.features) != 1:
-        raise ValueError(f"networks mlp and f1 need flat samples, these have shape {samples.features}: use --model")
+def _network_spec(name: str, hidden: str, samples: Any, seed: int, initialisation: str) -> dict[str, Any]:
+    from lbgap import networks
+
     outputs = samples.classes or samples.train.targets[0].numel()
-    spec: dict[str, Any] = {"name": name, "inputs": samples.features[0], "outputs": outputs, "seed": seed}
-    if name == "mlp":
-        try:
-            spec["hidden"] = [int(width) for width in hidden.split(",")]
-        except ValueError:
-            raise ValueError(f"--hidden must be widths such as 128,128, got {hidden!r}") from None
-    return spec
+    try:
+        widths = [int(width) for width in hidden.split(",")] if name == "mlp" else None
+    except ValueError:
+        raise ValueError(f"--hidden must be widths such as 128,128, got {hidden!r}") from None
+    return networks.specify(name, samples.features, outputs, seed=seed, hidden=widths, initialisation=initialisation)
 
 
 def _batches_of(runs: list[Path] | None) -> dict[str, str]:
@@ -519,7 +530,12 @@ def _batches_of(runs: list[Path] | None) -> dict[str, str]:
 
 
 def _minimizers(
-    runs: list[Path] | None, model: str | None, weights: list[Path] | None, data: str | None, data_dir: Path | None
+    runs: list[Path] | None,
+    model: str | None,
+    weights: list[Path] | None,
+    data: str | None,
+    data_dir: Path | None,
+    download: bool,
 ) -> list[tuple[str, Any, Any]]:
     """Names, models and data of what was named: run folders, or a model of one's own with weights and data."""
     from lbgap import datasets, networks
@@ -529,7 +545,7 @@ def _minimizers(
     def network() -> Any:
         return copy.deepcopy(networks.from_path(model)) if model else None  # the path may name one and the same module
 
-    load = functools.cache(datasets.load)
+    load = functools.cache(functools.partial(datasets.load, download=download, progress=errors.is_terminal))
     if runs and weights:
         raise ValueError("give run folders or --weights, not both")
     if runs:
@@ -550,6 +566,8 @@ def _minimizers(
 
 import lbgap.cli_landscape  # noqa: E402  these register their commands on the app of lbgap.cli
 import lbgap.cli_measure  # noqa: E402
+import lbgap.cli_paper  # noqa: E402
+import lbgap.cli_plane  # noqa: E402
 import lbgap.cli_spectrum  # noqa: E402
 
 if __name__ == "__main__":

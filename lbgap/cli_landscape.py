@@ -16,6 +16,7 @@ from lbgap.cli import (
     DataDir,
     DataName,
     Device,
+    Download,
     ModelPath,
     Precision,
     Runs,
@@ -56,6 +57,7 @@ def line(
     weights: Weights = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    download: Download = False,
     seed: NotRandom = 0,
     device: Device = None,
     out: Out = Path("."),
@@ -69,7 +71,7 @@ def line(
     """
     from lbgap.landscape import line as evaluate
 
-    named = _minimizers(runs, model, weights, data, data_dir)
+    named = _minimizers(runs, model, weights, data, data_dir, download)
     grid = {"points": points, "low": low, "high": high, "rise": rise}
     how = {"batch_norm": batch_norm, "precision": precision, "batch_size": batch_size, "device": device}
     _path("line", evaluate, named, {**grid, **how}, seed, out, as_json)
@@ -89,6 +91,7 @@ def curve(
     weights: Weights = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    download: Download = False,
     seed: NotRandom = 0,
     device: Device = None,
     out: Out = Path("."),
@@ -101,7 +104,7 @@ def curve(
     """
     from lbgap.landscape import curve as evaluate
 
-    named = _minimizers(runs, model, weights, data, data_dir)
+    named = _minimizers(runs, model, weights, data, data_dir, download)
     grid = {"points": points, "low": low, "high": high, "rise": rise}
     how = {"batch_norm": batch_norm, "precision": precision, "batch_size": batch_size, "device": device}
     _path("curve", evaluate, named, {**grid, **how}, seed, out, as_json)
@@ -123,6 +126,7 @@ def connect(
     weights: Weights = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    download: Download = False,
     seed: Seed = 0,
     device: Device = None,
     out: Out = Path("."),
@@ -137,7 +141,7 @@ def connect(
     from lbgap import _files, plotting
     from lbgap.landscape import connect as train_path
 
-    small, large, samples = _two("path", _minimizers(runs, model, weights, data, data_dir))
+    small, large, samples = _two("path", _minimizers(runs, model, weights, data, data_dir, download))
     _writable(out)
     result = train_path(
         small[1],

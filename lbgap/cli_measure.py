@@ -16,6 +16,7 @@ from lbgap.cli import (
     DataDir,
     DataName,
     Device,
+    Download,
     ModelPath,
     Parameters,
     Precision,
@@ -85,6 +86,7 @@ def measure(
     weights: Weights = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    download: Download = False,
     seed: Seed = 0,
     device: Device = None,
     out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("."),
@@ -119,7 +121,7 @@ def measure(
         "device": device,
     }
     own = _judged(name, asked, seed)
-    minimizers = _minimizers(runs, model, weights, data, data_dir)
+    minimizers = _minimizers(runs, model, weights, data, data_dir, download)
     _writable(out)
     _report(name, minimizers, {**own, **options}, out, as_json)
 

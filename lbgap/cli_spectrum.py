@@ -17,6 +17,7 @@ from lbgap.cli import (
     DataDir,
     DataName,
     Device,
+    Download,
     ModelPath,
     Parameters,
     Precision,
@@ -77,6 +78,7 @@ def spectrum(
     weights: Weights = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    download: Download = False,
     seed: Seed = 0,
     device: Device = None,
     out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("."),
@@ -93,7 +95,7 @@ def spectrum(
     from lbgap.hessian.mass import default_threshold
 
     _judge(top, threshold, kind, tolerance, steps, relative_error, most)
-    minimizers = _minimizers(runs, model, weights, data, data_dir)
+    minimizers = _minimizers(runs, model, weights, data, data_dir, download)
     _writable(out)
     options: dict[str, Any] = {
         "parameters": parameters,

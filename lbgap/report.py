@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import json
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from lbgap import _files
 from lbgap.landscape.plane import Plane
-from lbgap.plotting import encode, plot_plane, plot_surface, surface_html
+from lbgap.plotting import encode, plot_plane, plot_surface, save, surface_html
 
 if TYPE_CHECKING:
     from lbgap.experiments.demo import Demo
@@ -52,6 +57,48 @@ def plane_page(plane: Plane, title: str) -> str:
     return _render(
         "plane.html", plane=plane, title=title, images=images, surface=surface, points=points, settings=settings
     )
+
+
+def write_paper(folder: str | os.PathLike[str]) -> Path:
+    """Draw everything that :func:`lbgap.experiments.paper.paper` left in a folder, from its files alone.
+
+    Args:
+        folder: What was ``out``.
+
+    Returns:
+        ``report.html`` in the folder, without any reference outside itself. Beside it, in ``report``, are the figures
+        as PNG and SVG and the tables as CSV.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It holds no experiments of the paper, or a file is damaged or of another version.
+        OSError: A file cannot be written.
+    """
+    from lbgap.experiments.paper.pictures import figures
+    from lbgap.experiments.paper.run import read_paper
+    from lbgap.experiments.paper.summary import findings, tables
+
+    folder = Path(folder)
+    stored = read_paper(folder)
+    beside = folder / "report"
+    beside.mkdir(exist_ok=True)
+    found = dict(tables(stored))
+    for name, table in found.items():
+        lines = io.StringIO()
+        csv.writer(lines).writerows([table.columns, *table.rows])
+        _files.write_bytes(beside / f"{name}.csv", lines.getvalue().encode())
+    pictures = []
+    for name, caption, figure in figures(stored):
+        save(figure, beside / name)
+        pictures.append((caption, _embedded({name: figure})[name]))
+    versions = stored["parts"][0]["versions"] if stored["parts"] else {}
+    settings = json.dumps({"plan": stored["plan"], "versions": versions}, indent=2)
+    page = _render(
+        "paper.html", findings=list(findings(stored)), tables=found, pictures=pictures, stored=stored, settings=settings
+    )
+    path = folder / "report.html"
+    _files.write_bytes(path, page.encode())
+    return path
 
 
 def _embedded(figures: Mapping[str, Figure]) -> dict[str, str]:

@@ -200,6 +200,14 @@ class TestTrain:
         assert config["extra"]["network"] == {"name": "mlp", "inputs": 6, "outputs": 3, "seed": 0, "hidden": [4]}
         assert config["batch_size"] == 16
 
+    @pytest.mark.parametrize("network", ["f1", "c1_1d"])
+    def test_a_network_of_the_paper(self, succeed, here, network):
+        options = ("--network", network, "--initialisation", "uniform")
+        succeed("train", "--out", "run", "--data", "data.npz", *options, "--epochs", "1")
+        expected = {"name": network, "inputs": 6, "outputs": 3, "seed": 0, "initialisation": "uniform"}
+        assert read_run(here / "run").config["extra"]["network"] == expected
+        assert "phi" in succeed("sharpness", "run", "--epsilon", "1e-4")
+
     def test_as_json(self, succeed):
         result = pure_json(succeed("train", "--out", "run", *TRAIN, "--json"))
         assert (result["folder"], result["epoch"]) == ("run", 2)
@@ -396,7 +404,18 @@ WRONG = [
     (2, "Invalid value for '--seed': must be between 0 and", "sharpness sb --seed -1"),
     (2, "Invalid value for '--seed': must be between 0 and", f"train --out new --seed {2**63}"),
     (1, "data must be one of .*, got 'mnst1d': did you mean 'mnist1d'?", "sharpness sb --data mnst1d"),
-    (1, "mnist needs data_dir", "sharpness sb --data mnist"),
+    (1, "mnist needs --data-dir", "sharpness sb --data mnist"),
+    (1, "cifar10 needs --data-dir", "train --out new --data cifar10 --download"),
+    (1, "no cifar-100-binary.tar.gz, nor .* fetch it with --download", "line sb lb --data cifar100 --data-dir nowhere"),
+    (
+        1,
+        "network c1 takes images .*, the samples have shape .6,.: use f1,",
+        "train --out new --data data.npz --network c1",
+    ),
+    (1, "network must be one of", "train --out new --data mnist --data-dir nowhere --download --network c5"),
+    (1, "data.npz: File exists", "train --out new --data mnist --data-dir data.npz --download"),
+    (1, "no train-images-idx3-ubyte .* in my/data_dir: put", "train --out new --data mnist --data-dir my/data_dir"),
+    (1, "initialisation must be 'torch' or 'uniform', got 'he'", "train --out new --initialisation he"),
     (1, "no train-images-idx3-ubyte .* in nowhere", "sharpness sb --data mnist --data-dir nowhere"),
     (1, "no file nothing.npz", "sharpness sb --data nothing.npz"),
     (1, "pickled.npz: expected plain arrays", "sharpness sb --data pickled.npz"),
@@ -407,7 +426,7 @@ WRONG = [
     (1, "device 'gpu'", "line sb lb --device gpu"),
     (2, "Missing option '--out'", "train"),
     (2, "Option '--out' requires an argument", "train --out"),
-    (1, "name must be one of f1, mlp, got 'mpl': did you mean 'mlp'?", "train --out new --network mpl"),
+    (1, "network must be one of f1, f2, c1, .*, mlp, got 'mpl': did you mean 'mlp'?", "train --out new --network mpl"),
     (1, "--hidden must be widths such as 128,128, got '16,'", "train --out new --hidden 16,"),
     (1, "hidden must be at least 1, got -3", "train --out new --hidden 16,-3"),
     (1, "too large for the memory", f"train --out new --hidden {10**14}"),

@@ -1,10 +1,12 @@
 """The data sets, the readers and the door for the user's data: properties, and every refusal."""
 
 import gzip
+import importlib
 import pickle
 import struct
 import sys
 import time
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -21,8 +23,9 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from lbgap import datasets
 from lbgap.datasets import Data, Split, as_tensors, digits, load, mnist, mnist1d, npz, read_idx
+
+generated = importlib.import_module("lbgap.datasets.mnist1d")
 
 
 def refused(error, message, call, *arguments, **keywords):
@@ -73,14 +76,14 @@ def test_mnist1d_depends_on_the_seed_alone():
 def test_mnist1d_agrees_with_a_sample_by_sample_construction():
     """One curve at a time, with the draws of the vectorised version replayed."""
     labels = np.arange(20) % 10
-    curves = datasets._distort(labels, np.random.default_rng(5))
+    curves = generated._distort(labels, np.random.default_rng(5))
     rng, n = np.random.default_rng(5), len(labels)
     pad, scale = rng.integers(36, 61, size=(n, 1)), rng.random((n, 1))
     shift, noise = rng.integers(48, size=(n, 1)), rng.standard_normal((n, 72))
     iid, shear = rng.standard_normal((n, 72)), rng.random((n, 1))
     weights = np.exp(-0.5 * (np.arange(-8, 9) / 2) ** 2)
     for i, label in enumerate(labels):
-        template = np.array(datasets._TEMPLATES[label], dtype=float)
+        template = np.array(generated._TEMPLATES[label], dtype=float)
         template = (template - template.mean()) / template.std()
         template = (template - template[0]) / 6
         # As in the original, 1e-8 marks what is signal.
@@ -130,6 +133,7 @@ def test_digits():
         len(torch.cat([inputs, torch.cat([data.train.targets, data.test.targets])[:, None]], 1).unique(dim=0)) == 1797
     )
     assert same(digits().train, data.train)
+    assert same(load("digits").train, data.train)
     assert not same(digits(seed=1).train, data.train)
     assert len(digits(test_fraction=0.5).test.inputs) == 898
 
@@ -181,7 +185,7 @@ GOOD = idx(np.zeros((2, 3), "u1"), 8)
         (b"\0\0\x08\x40", "expected an IDX header .*, got 00 00 08 40: "),
         (GOOD[:9], "truncated, expected a header of 12 bytes, got 9: fetch the file again"),
         (GOOD[:-1], r"truncated, expected 6 bytes of data for shape \(2, 3\), got 5: fetch"),
-        (GOOD + b"\0", r"too long, expected 6 bytes of data for shape \(2, 3\), got 7: fetch"),
+        (GOOD + b"\0", r"too long, expected 6 bytes of data for shape \(2, 3\), got more: fetch"),
         (gzip.compress(GOOD)[:-6], r"corrupt gzip \(.*\): fetch the file again"),
         (gzip.compress(GOOD)[:-8] + b"\0" * 8, r"corrupt gzip \(.*\): fetch the file again"),
         (gzip.compress(GOOD)[:10] + b"\xff" * 20, r"corrupt gzip \(.*\): fetch the file again"),
@@ -191,6 +195,19 @@ def test_read_idx_refuses(tmp_path, content, message):
     path = tmp_path / "file"
     path.write_bytes(content)
     refused(ValueError, f"file: {message}", read_idx, path)
+
+
+def test_read_idx_unpacks_no_more_than_is_announced(tmp_path):
+    path = tmp_path / "bomb"
+    path.write_bytes(gzip.compress(GOOD + bytes(2**26)))
+    tracemalloc.start()
+    refused(ValueError, r"bomb: too long, expected 6 bytes of data for shape \(2, 3\), got more", read_idx, path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
+    path.write_bytes(bytes([0, 0, 14, 2]) + b"\xff" * 8)
+    message = f"bomb: expected at most {2**30} bytes of data, the header announces {(2**32 - 1) ** 2 * 8} for shape"
+    refused(ValueError, message, read_idx, path)
 
 
 def write_mnist(folder, separator="-", suffix="", train=6, test=3):
@@ -344,6 +361,14 @@ def test_npz_refuses_arrays(tmp_path, arrays, message):
     refused(ValueError, f"own.npz: .*{message}", npz, write_npz(tmp_path, **arrays))
 
 
+def test_npz_refuses_what_would_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("lbgap.datasets.npz"), "MOST_BYTES", 2**20)
+    path = tmp_path / "own.npz"
+    np.savez_compressed(path, features=np.zeros((2**10, 2**10)), labels=np.zeros(2**10, int))
+    assert path.stat().st_size < 2**15
+    refused(ValueError, "own.npz: expected arrays of at most 1048576 bytes, got 8[0-9]{6}: read it yourself", npz, path)
+
+
 def test_npz_refuses_files(tmp_path):
     path = tmp_path / "own.npz"
     refused(FileNotFoundError, "no file .*own.npz: pass the path of an .npz", npz, path)
@@ -363,12 +388,12 @@ def test_npz_refuses_files(tmp_path):
     refused(ValueError, "features must be real numbers, got", npz, path)
 
 
-def test_load(monkeypatch):
+def test_load():
     assert load("mnist1d").name == "mnist1d"
-    monkeypatch.setattr(datasets, "digits", lambda: "the digits")
-    assert load("digits") == "the digits"
-    refused(ValueError, "mnist needs data_dir, got none: name the folder with its four IDX files", load, "mnist")
-    message = "must be one of mnist1d, digits, mnist or a path ending in .npz, got 'mnist1': did you mean 'mnist"
+    for name in ("mnist", "cifar10", "cifar100"):
+        refused(ValueError, f"{name} needs data_dir, got none: name the folder with its files", load, name)
+    names = "mnist1d, digits, mnist, cifar10, cifar100"
+    message = f"must be one of {names} or a path ending in .npz, got 'mnist1': did you mean 'mnist"
     refused(ValueError, message, load, "mnist1")
     refused(ValueError, "or a path ending in .npz, got 'imagenet'$", load, "imagenet")
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lbgap.datasets import mnist1d
+from lbgap.experiments import _workers
 from lbgap.experiments.demo import EPSILONS, Phi, Row, _findings, demo, steps
 
 module = sys.modules["lbgap.experiments.demo"]  # the package's attribute of that name is the function
@@ -35,7 +36,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(module, "HIDDEN", (8,))
     monkeypatch.setattr(module, "RESTARTS", 1)
     context = SimpleNamespace(Pool=OneProcess)
-    monkeypatch.setattr(module, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
+    monkeypatch.setattr(_workers, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -56,6 +56,17 @@ def test_short_writes_are_continued(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_bytes() == bytes(range(100))
 
 
+def test_a_digest_tells_bits_shapes_and_types_apart():
+    values = torch.tensor([[1.0, -0.0], [float("nan"), 2.0]])
+    others = [values.abs(), values.double(), values.flatten(), values.T, values[:1]]
+    digests = {_files.digest([one]) for one in [values, *others]}
+    assert len(digests) == 6
+    assert _files.digest([values.clone()]) == _files.digest([values.T.contiguous().T]) in digests
+    assert _files.digest([values, values[0]]) != _files.digest([values[0], values])
+    for empty in (torch.tensor(3), torch.empty(0), torch.nn.Parameter(values.bfloat16())):
+        assert len(_files.digest([empty])) == 64
+
+
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
 def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch, call):
     path = tmp_path / "a.json"

@@ -62,6 +62,14 @@ FLAT = {
     "linear": lambda: nn.Linear(6, 3),
     "no bias": lambda: nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False)),
     "relu in place": lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(5, 3)),
+    "unflatten": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 6)),
+        nn.Conv1d(1, 2, 3, padding=1),
+        nn.Unflatten(1, (2, -1)),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(12, 3),
+    ),
     "gelu tanh": lambda: nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 3)),
     "sigmoid silu": lambda: nn.Sequential(nn.Linear(6, 5), nn.Sigmoid(), nn.Linear(5, 5), nn.SiLU(), nn.Linear(5, 3)),
     "batch-norm": lambda: nn.Sequential(

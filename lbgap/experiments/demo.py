@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ import torch
 from lbgap import _files, networks, report
 from lbgap._result import plain, versions
 from lbgap.datasets import Data, mnist1d
+from lbgap.experiments._workers import in_processes
 from lbgap.landscape.line import Line, line
 from lbgap.objective import Objective
 from lbgap.plotting import plot_bars, plot_line, save
@@ -235,24 +232,6 @@ def _work(training: _Training) -> None:
     training.run()
 
 
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Ignore Ctrl-C; processes that are started meanwhile inherit that, and leave it to their parent for good."""
-    if threading.current_thread() is not threading.main_thread():  # where no handler can be set, nor is one called
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _start_worker() -> None:
-    """One thread each, since such small networks do not gain from more."""
-    torch.set_num_threads(1)
-
-
 def _train_all(
     folder: Path, data: Data, network: dict[str, Any], updates: int, seeds: range, say: Step
 ) -> list[tuple[_Training, Run]]:
@@ -263,11 +242,7 @@ def _train_all(
         for seed in seeds
         for regime, batch in (("SB", SMALL_BATCH), ("LB", large))
     ]
-    workers = min(len(trainings), torch.get_num_threads())
-    with _interrupts_ignored():
-        pool = multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker)
-    with pool:
-        finished = pool.imap(_work, trainings)
+    with in_processes(_work, trainings, torch.get_num_threads()) as finished:
         for training in trainings:
             say(f"training {training.regime}, batch {training.batch}, seed {training.seed}")
             next(finished)

@@ -142,7 +142,7 @@ class _Builder:
             before.fold(self._norm(layer))
             self._values[node] = source
         else:
-            if kind is nn.Flatten:
+            if kind in (nn.Flatten, nn.Unflatten):
                 self._views.add(node)
             self._append(node, self._rule(layer), (source,))
 
@@ -192,6 +192,8 @@ class _Builder:
             return _max_pool(layer)
         if kind is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
             return Flatten()
+        if kind is nn.Unflatten and layer.dim == 1:
+            return Linear(layer, fresh=False)
         raise UnknownError(f"{kind.__name__}, or some setting of it")
 
     def _take_function(self, node: fx.Node) -> None:

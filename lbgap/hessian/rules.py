@@ -165,8 +165,8 @@ class Flatten(Rule):
 class Linear(Rule):
     """A linear function of each sample without parameters, such as a mean over windows."""
 
-    def __init__(self, function: Map) -> None:
-        self._function = function
+    def __init__(self, function: Map, fresh: bool = True) -> None:
+        self._function, self.fresh = function, fresh
 
     def forward(self, *x: Tensor) -> tuple[Tensor, Any]:
         """Return the value; saved is the shape of a sample."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +35,7 @@ class Frame:
         origin: Coefficients at (0, 0), ``(3,)`` float64.
         slopes: What they change by along x and y, ``(2, 3)`` float64.
         marks: Name and coordinates of each minimizer; mark i is the point of the i-th unit vector.
-        axes: What x and y are, with units.
+        axes: What x and y are, with units, short enough for a figure; distances are Euclidean, of all that may move.
         ranges: Of x and y, unless the caller says otherwise.
         path: Coordinates of the iterates of a trajectory.
         eigenvalues: Along the directions, where they are eigenvectors.
@@ -116,7 +115,7 @@ def make_frame(
     kind: str,
     models: Sequence[nn.Module],
     objective: Objective,
-    directions: Any,
+    directions: str | Tensor | None,
     normalise: str,
     seed: int,
     progress: bool,
@@ -145,17 +144,18 @@ def make_frame(
     centre = objective.theta
     if kind == "random":
         rows = _random(objective, normalise, seed)
-        units = {"filter": "norms of the filters", "layer": "norms of the layers", "none": "the norm of all parameters"}
+        units = {"filter": "filter norms", "layer": "layer norms", "none": "norms of all parameters"}
         return _around(centre, rows, tuple(f"random direction {i}, in {units[normalise]}" for i in (1, 2)))
     if kind == "eigenvectors":
         return _eigenvectors(objective, seed, progress, kept)
+    assert isinstance(directions, Tensor)  # else there is another kind
     rows = _given(directions, objective)
     lengths = rows.double().norm(dim=1).tolist()
     return _around(centre, rows, tuple(f"coefficient of direction {i + 1}, of length {lengths[i]:.4g}" for i in (0, 1)))
 
 
 def _through(models: Sequence[nn.Module], objective: Objective) -> Frame:
-    """The plane through three minimizers, in Euclidean coordinates (Garipov et al. 2018, arXiv 1802.10026, A.2)."""
+    """The plane through three minimizers, in Euclidean coordinates (Garipov et al. 2018, arXiv 1802.10026)."""
     ends = torch.stack([flat_like(model, objective) for model in models])
     for i, j in itertools.combinations(range(3), 2):
         if torch.equal(ends[i], ends[j]):
@@ -175,13 +175,12 @@ def _through(models: Sequence[nn.Module], objective: Objective) -> Frame:
     share = along / length  # of the way to the second, below the third
     slope_y = [(share - 1) / height, -share / height, 1 / height]
     corners = [(0.0, 0.0), (length, 0.0), (along, height)]
-    unit = "Euclidean distance of parameters"
     return Frame(
         ends=ends,
         origin=torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64),
         slopes=torch.tensor([slope_x, slope_y], dtype=torch.float64),
         marks=tuple((name, *at) for name, at in zip(ORDINALS, corners, strict=True)),
-        axes=(f"from the first to the second minimizer, {unit}", f"from their line to the third, {unit}"),
+        axes=("first to second, Euclidean distance", "line to third, Euclidean distance"),
         ranges=_widened(corners),
     )
 
@@ -252,7 +251,7 @@ def _eigenvectors(
     return _around(
         objective.theta,
         rows.to(objective.theta),
-        tuple(f"eigenvector {i + 1} (eigenvalue {value:.4g}), Euclidean distance" for i, value in enumerate(values)),
+        tuple(f"eigenvector {i + 1} (eigenvalue {value:.3g}), distance" for i, value in enumerate(values)),
         eigenvalues=values,
         details={"eigenvalue_residuals": list(numbers[2:])},
     )
@@ -298,11 +297,10 @@ def _pca(models: Sequence[nn.Module], objective: Objective) -> Frame:
         rows[:, place] = weights.T @ part
     explained = (values / (middle @ gram @ middle).trace()).tolist()
     path = (*((float(x), float(y)) for x, y in coordinates[:-1].tolist()), (0.0, 0.0))
-    unit = "of the variance), Euclidean distance"
     return _around(
         centre,
         rows.to(centre),
-        tuple(f"principal component {i + 1} ({100 * share:.3g} % {unit}" for i, share in enumerate(explained)),
+        tuple(f"component {i + 1} ({100 * share:.3g} % of variance), distance" for i, share in enumerate(explained)),
         "last iterate",
         "principal components",
         ranges=_widened(path),
@@ -312,7 +310,7 @@ def _pca(models: Sequence[nn.Module], objective: Objective) -> Frame:
     )
 
 
-def _differences(models: Sequence[nn.Module], objective: Objective) -> Any:
+def _differences(models: Sequence[nn.Module], objective: Objective) -> Iterator[tuple[slice, Tensor]]:
     """Differences of all iterates to the last one, in pieces of their columns: places and ``(m, columns)`` float64."""
     named = [dict(model.named_parameters()) for model in models]
     first, most = 0, max(1, AT_ONCE // len(models))
@@ -326,9 +324,9 @@ def _differences(models: Sequence[nn.Module], objective: Objective) -> Any:
 
 def _widened(points: Sequence[tuple[float, float]]) -> tuple[Range, Range]:
     """The box of some points, with a margin."""
-    found = []
-    for values in zip(*points, strict=True):
+
+    def wider(values: Sequence[float]) -> Range:
         low, high = min(values), max(values)
-        found.append((low - MARGIN * (high - low), high + MARGIN * (high - low)))
-    assert all(math.isfinite(bound) for pair in found for bound in pair)
-    return found[0], found[1]
+        return low - MARGIN * (high - low), high + MARGIN * (high - low)
+
+    return wider([x for x, _ in points]), wider([y for _, y in points])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,16 +15,13 @@ from lbgap import _files
 from lbgap._progress import evaluations_bar
 from lbgap._result import plain, versions
 from lbgap.landscape.frame import Frame, Range, check_models, kind_of, make_frame
+from lbgap.landscape.grid import Grid, Rows, check_grid
 from lbgap.landscape.path import Combined, check_batch_norm, combined_buffers
-from lbgap.landscape.record import Record, opened
-from lbgap.landscape.refine import refine as refine_grid
+from lbgap.landscape.record import opened
 from lbgap.losses import LossFunction
 from lbgap.measures._call import flag, positive, whole
 
-MOST_POINTS = 1_000_000
-CHUNK = 64  # points evaluated together and written together: never another number, for it is part of their bits
 TOLERANCE = 0.02  # of refine=True
-Rows = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +113,11 @@ def plane(
         x_range: First and last x; by default what is marked with a margin of 20 % on each side, or (-1, 1) around one
             minimizer. In units that ``axes`` of the result names.
         y_range: The same for y.
-        refine: None: evaluate every point. A tolerance: look at some 17 x 17 points, evaluate more only where they are
-            not what interpolation between every other one predicts, and interpolate the rest. Losses may be off by this
-            share of themselves; accuracies by this share of 100 % and by what a sample of the size of the data is off,
-            50 % over the root of their number. True means 0.02. A bend narrower than a 16th of the plane may be missed.
-            ``evaluated`` of the result says which values are not interpolated.
+        refine: None: evaluate every point. A tolerance: look at some 17 x 17 points, evaluate more where every other
+            one does not predict the rest, and interpolate in between. Where both are known, interpolated and evaluated
+            losses differ by at most this share of the latter, and accuracies by this share of 100 % and the sampling
+            error of an accuracy (50 % over the root of the number of samples). True means 0.02. A bend narrower than a
+            16th of the plane may be missed. ``evaluated`` of the result says which values are not interpolated.
         loss: ``"cross_entropy"``, ``"mse"`` or ``loss(output, target) -> mean over the batch``.
         batch_norm: ``"batch"``: statistics of each evaluation batch; ``"eval"``: running statistics, between three
             minimizers combined as the parameters are (variances no lower than zero), else those of the centre;
@@ -154,12 +149,16 @@ def plane(
         (3, 5, 15)
     """
     began = time.perf_counter()
+    if not isinstance(models, nn.Module | Sequence):
+        raise TypeError(f"models must be a module or a sequence of them, got {type(models).__name__}")
     several = [models] if isinstance(models, nn.Module) else list(models)
     kind = kind_of(several, directions, normalise)
     (columns, rows), asked = check_grid(points, x_range, y_range)
     tolerance = _tolerance(refine)
     whole("seed", seed, 0)
     flag("resume", resume)
+    if resume and out is None:
+        raise ValueError("resume=True needs the folder of the plane that goes on: pass it as `out`")
     flag("progress", progress)
     check_batch_norm(batch_norm)
     check_models(several, kind)
@@ -175,29 +174,28 @@ def plane(
         "y_range": asked[1],
         "refine": tolerance,
         "seed": seed,
-        **_facts(combined),
     }
-    digests = _digests(several, directions, combined) if out is not None else {}
-    with opened(out, resume, {**own, **digests}) as record:
+    facts = {**own, **_facts(combined), **_digests(several, directions, combined)} if out is not None else {}
+    with opened(out, resume, facts) as record:
         frame = make_frame(
             kind, several, combined.objectives[0], directions, normalise, seed, progress, record.directions
         )
         checked = _check_ends(frame, kind, several, combined)
-        grid = _Grid(frame, combined, record, (columns, rows), asked)
+        grid = Grid(frame, combined, record, (columns, rows), asked)
         with evaluations_bar("plane", (rows * columns + len(frame.marks)) * len(sets), progress) as visited:
             mark_loss = grid.at_marks(visited)
             grid.fill(tolerance, visited)
     ranges = {"x_range": [grid.x[0], grid.x[-1]], "y_range": [grid.y[0], grid.y[-1]]}
     statistics = {"ends_checked": checked, "statistics": _statistics(kind, combined)}
-    settings = {**own, **ranges, **combined.settings(), **frame.details, **statistics, "versions": versions()}
-    found = grid.quantities()
+    settings = {**combined.settings(), **own, **ranges, **frame.details, **statistics, "versions": versions()}
+    tested = len(sets) > 1
     return Plane(
         x=tuple(grid.x),
         y=tuple(grid.y),
-        train_loss=found[0] or (),
-        train_accuracy=found[1],
-        test_loss=found[2],
-        test_accuracy=found[3],
+        train_loss=grid.loss(0),
+        train_accuracy=grid.accuracy(0),
+        test_loss=grid.loss(1) if tested else None,
+        test_accuracy=grid.accuracy(1) if tested else None,
         evaluated=tuple(tuple(row) for row in grid.evaluated.tolist()),
         marks=frame.marks,
         path=frame.path,
@@ -209,129 +207,6 @@ def plane(
         eigenvalues=frame.eigenvalues,
         explained=frame.explained,
     )
-
-
-Visited = Callable[[float, float], None]
-
-
-class _Grid:
-    """The points of a plane and their values.
-
-    Attributes:
-        x: Of the columns.
-        y: Of the rows.
-        values: Losses and accuracies of each data set, ``(2 sets, rows, columns)`` float64.
-        evaluated: ``(rows, columns)``.
-    """
-
-    def __init__(
-        self,
-        frame: Frame,
-        combined: Combined,
-        record: Record,
-        points: tuple[int, int],
-        ranges: tuple[Range | None, Range | None],
-    ) -> None:
-        self._frame, self._combined, self._record = frame, combined, record
-        bounds = [own if asked is None else asked for asked, own in zip(ranges, frame.ranges, strict=True)]
-        self._x, self._y = (
-            torch.linspace(low, high, count, dtype=torch.float64)
-            for (low, high), count in zip(bounds, points, strict=True)
-        )
-        self.x, self.y = self._x.tolist(), self._y.tolist()
-        shape = len(self.y), len(self.x)
-        self.values = torch.full((2 * len(combined.objectives), *shape), math.nan, dtype=torch.float64)
-        self.evaluated = torch.zeros(shape, dtype=torch.bool)
-
-    def at_marks(self, visited: Visited | None) -> tuple[float, ...]:
-        """The training loss at the marks."""
-        count = len(self._frame.marks)
-        rows = torch.eye(len(self._frame.ends), dtype=torch.float64)[:count]
-        places = torch.tensor([[-1, index] for index in range(count)])
-        return tuple(self._chunk(places, rows, visited)[0, :, 0].tolist())
-
-    def fill(self, tolerance: float | None, visited: Visited | None) -> None:
-        """Evaluate all points, or with a tolerance as many as are needed."""
-        shape = self.evaluated.shape[0], self.evaluated.shape[1]
-        if tolerance is None:
-            self._evaluate([(row, column) for row in range(shape[0]) for column in range(shape[1])], visited)
-            return
-        present = [i for i in range(len(self.values)) if i % 2 == 0 or self._classes(i // 2)]
-        some = self.values[present]
-        share = torch.tensor([[[0.0 if i % 2 else tolerance]] for i in present], dtype=torch.float64)
-        least = torch.tensor(
-            [[[self._apart(i // 2, tolerance) if i % 2 else 0.0]] for i in present], dtype=torch.float64
-        )
-
-        def evaluate(wanted: list[tuple[int, int]]) -> None:
-            self._evaluate(wanted, visited)
-            some.copy_(self.values[present])
-
-        refine_grid(shape, evaluate, some, self.evaluated, lambda values: share * values.abs() + least)
-        self.values[present] = some
-        self.values[1::2].clamp_(0, 100)
-
-    def _apart(self, number: int, tolerance: float) -> float:
-        """How far an interpolated accuracy may be off: its steps are no finer than its own sampling error."""
-        return 100.0 * tolerance + 50.0 / math.sqrt(self._combined.objectives[number].samples)
-
-    def _classes(self, number: int) -> bool:
-        return self._combined.objectives[number].classes is not None
-
-    def _evaluate(self, wanted: list[tuple[int, int]], visited: Visited | None) -> None:
-        for some in torch.tensor(wanted, dtype=torch.int64).view(-1, 2).split(CHUNK):
-            row, column = some.unbind(1)
-            rows = self._frame.coefficients(torch.stack((self._x[column], self._y[row]), 1))
-            found = self._chunk(some, rows, visited)
-            self.values[:, row, column] = found.transpose(1, 2).flatten(0, 1)
-            self.evaluated[row, column] = True
-
-    def _chunk(self, places: Tensor, rows: Tensor, visited: Visited | None) -> Tensor:
-        """Losses and accuracies at some points, ``(sets, k, 2)``."""
-        found = self._record.chunk(places, lambda: torch.tensor(self._combined.at(rows), dtype=torch.float64))
-        for loss in found[..., 0].flatten().tolist() if visited is not None else ():
-            visited(0, loss)  # type: ignore[misc]
-        return found
-
-    def quantities(self) -> list[Rows | None]:
-        """Losses and accuracies of the training and the test data; None where there are none."""
-        found: list[Rows | None] = [tuple(tuple(row) for row in rows) for rows in self.values.tolist()]
-        for index in range(1, len(found), 2):
-            found[index] = found[index] if self._classes(index // 2) else None
-        return [*found, *[None] * (4 - len(found))]
-
-
-def check_grid(points: Any, x_range: Any, y_range: Any) -> tuple[tuple[int, int], tuple[Range | None, Range | None]]:
-    """Refuse a grid that is none; returns columns and rows, and the two ranges.
-
-    Raises:
-        TypeError: A number is of the wrong kind.
-        ValueError: It is out of its range.
-    """
-    pair = tuple(points) if isinstance(points, tuple | list) else (points, points)
-    if len(pair) != 2:
-        raise ValueError(f"points must be one number, or columns and rows, got {points!r}")
-    for count in pair:
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise TypeError(f"points must be whole numbers, got {count!r}")
-        if count < 2:
-            raise ValueError(f"points must be at least 2 along each axis, got {count}")
-    if pair[0] * pair[1] > MOST_POINTS:
-        raise ValueError(f"points must be at most {MOST_POINTS:,} in all, got {pair[0]} x {pair[1]}")
-    return (pair[0], pair[1]), (_range("x_range", x_range), _range("y_range", y_range))
-
-
-def _range(name: str, bounds: Any) -> Range | None:
-    if bounds is None:
-        return None
-    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
-        raise TypeError(f"{name} must be two numbers, got {bounds!r}")
-    for bound in bounds:
-        if isinstance(bound, bool) or not isinstance(bound, numbers.Real):
-            raise TypeError(f"{name} must be two numbers, got {bound!r}")
-    if not (math.isfinite(bounds[0]) and math.isfinite(bounds[1]) and bounds[0] < bounds[1]):
-        raise ValueError(f"{name} must be finite and ascend, got {bounds[0]} and {bounds[1]}")
-    return float(bounds[0]), float(bounds[1])
 
 
 def _tolerance(refine: float | bool | None) -> float | None:

@@ -26,8 +26,10 @@ class Record:
         folder: The folder, or None.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, facts: Mapping[str, Any] | None = None) -> None:
+        """Begin; ``facts`` go into a new folder with the first result, so that arguments may be mended until then."""
         self.folder = folder
+        self._facts = facts
         self._number = 0
 
     def chunk(self, points: Tensor, evaluate: Callable[[], Tensor]) -> Tensor:
@@ -51,6 +53,7 @@ class Record:
                 raise ValueError(f"{path} holds other points than those that come next: delete the folder, begin anew")
             return tensors["values"]
         values = evaluate()
+        self._begin()
         _files.write_safetensors(path, {"points": points, "values": values}, {})
         return values
 
@@ -71,8 +74,14 @@ class Record:
             except (KeyError, ValueError) as error:
                 raise ValueError(f"{path} is not what a plane has written: delete the folder, begin anew") from error
         rows, numbers = make()
+        self._begin()
         _files.write_safetensors(path, {"directions": rows}, {"numbers": json.dumps(numbers)})
         return rows, numbers
+
+    def _begin(self) -> None:
+        if self._facts is not None and self.folder is not None:
+            _files.write_json(self.folder / SETTINGS, self._facts)
+            self._facts = None
 
 
 @contextmanager
@@ -114,9 +123,7 @@ def opened(out: str | os.PathLike[str] | None, resume: bool, facts: Mapping[str,
                 )
             _check_same(folder, here, _files.read_json(folder / SETTINGS))
         _files.remove_temporaries(folder)
-        if not entries:
-            _files.write_json(folder / SETTINGS, here)
-        yield Record(folder)
+        yield Record(folder, None if entries else here)
 
 
 def _check_same(folder: Path, here: Mapping[str, Any], there: Any) -> None:

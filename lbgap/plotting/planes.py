@@ -21,7 +21,7 @@ from lbgap.plotting.base import GREY, ORANGE, VERMILION, plain
 LEVELS = 16  # of a contour
 COLOURS = "cividis"  # even in lightness, and the same to readers with and without colour-blindness
 MARKERS = "osD^vP*X"
-STRETCHED = 4  # ranges of x and y that differ by more are not drawn to one scale
+STRETCHED = 2  # ranges of x and y that differ by more are not drawn to one scale
 FEW = 1.5  # largest over smallest loss, below which a logarithm shows nothing
 
 Values = NDArray[np.float64]
@@ -43,7 +43,7 @@ def plot_plane(plane: Plane, title: str = "") -> Figure:
     levels, scale = _levels(np.concatenate([found.ravel() for _, found in panels]))
     wide, high = _extent(plane)
     width = min(4.6, 4.0 * wide / high) if _to_scale(wide, high) else 4.6
-    figure = Figure(figsize=(2.2 + width * len(panels), 4.8), layout="constrained")
+    figure = Figure(figsize=(2.2 + width * len(panels), 5.4), layout="constrained")
     drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (name, found) in zip(drawn, panels, strict=True):
         filled = _contours(axes, plane, found, levels, scale)

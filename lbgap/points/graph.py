@@ -166,6 +166,8 @@ class _Builder:
             return Samplewise(layer)
         if kind is nn.Flatten and getattr(layer, "start_dim", 0) >= 1:
             return Samplewise(layer, linear=True, fresh=False)
+        if kind is nn.Unflatten and getattr(layer, "dim", 0) == 1:
+            return Samplewise(layer, linear=True, fresh=False)
         raise UnknownError(f"{kind.__name__}, or some setting of it")
 
     def _function(self, node: fx.Node) -> None:

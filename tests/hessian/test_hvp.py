@@ -93,6 +93,21 @@ KNOWN = {
     "folded batch-norm": (dense(nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 5), nn.BatchNorm1d(5), nn.ReLU()), ROWS),
     "batch-norm without scale": (dense(nn.BatchNorm1d(5, affine=False), nn.ReLU()), ROWS),
     "free batch-norm": (lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 5), nn.Tanh(), nn.BatchNorm1d(5)), ROWS),
+    "unflatten": (
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (1, 4)),
+            nn.Conv1d(1, 2, 3, padding=1),
+            nn.Tanh(),
+            nn.MaxPool1d(3, 2, padding=1),
+            nn.Flatten(),
+            nn.Linear(4, 6),
+            nn.Unflatten(1, (2, -1)),
+            nn.ReLU(inplace=True),
+            nn.Conv1d(2, 3, 3),
+            nn.Flatten(),
+        ),
+        ROWS,
+    ),
     "conv1d": (
         lambda: nn.Sequential(
             nn.Conv1d(2, 3, 3, stride=2),

@@ -1,0 +1,201 @@
+"""The command ``lbgap plane``: the loss on a plane through minimizers, or around one."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from lbgap.cli import (
+    AsJson,
+    BatchSize,
+    DataDir,
+    DataName,
+    Device,
+    Download,
+    ModelPath,
+    Precision,
+    Runs,
+    Seed,
+    Weights,
+    _minimizers,
+    _resumable,
+    _show,
+    _table,
+    _writable,
+    app,
+    errors,
+)
+
+Directions = Annotated[
+    str | None,
+    typer.Option(
+        help="minimizers, random, eigenvectors or pca (of the iterates that a run kept).",
+        show_default="minimizers of three, random from one",
+    ),
+]
+Bounds = tuple[float, float] | None
+
+
+@app.command()
+def plane(
+    runs: Runs = None,
+    directions: Directions = None,
+    normalise: Annotated[str, typer.Option(help="Random directions, by filter, layer or none.")] = "filter",
+    points: Annotated[int, typer.Option(help="Along each axis.")] = 51,
+    x_range: Annotated[
+        Bounds, typer.Option(help="First and last x.", show_default="what is marked, or -1 1", metavar="LOW HIGH")
+    ] = None,
+    y_range: Annotated[
+        Bounds, typer.Option(help="First and last y.", show_default="what is marked, or -1 1", metavar="LOW HIGH")
+    ] = None,
+    refine: Annotated[
+        float | None,
+        typer.Option(
+            help="Interpolate where that is off by no more than this share of the loss, e.g. 0.02.",
+            show_default="evaluate all",
+        ),
+    ] = None,
+    batch_norm: Annotated[
+        str, typer.Option(help="batch (of each evaluation batch), eval (running), freeze (the first's) or recalibrate.")
+    ] = "batch",
+    precision: Precision = "float32",
+    batch_size: BatchSize = None,
+    model: ModelPath = None,
+    weights: Weights = None,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    seed: Seed = 0,
+    device: Device = None,
+    out: Annotated[Path, typer.Option(help="Folder of the plane; must be new unless --resume.")] = Path("plane"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the plane in --out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw loss and accuracy on a plane: through three minimizers, or along two directions from one.
+
+    Give three run folders or one, or a model of your own by --model, --data and
+    --weights. Writes into --out: plane.json, plane and surface as .png and
+    .svg, surface.html, and what was evaluated, so that a plane that was killed
+    goes on with --resume.
+    """
+    from lbgap import _files, plotting, report
+    from lbgap.landscape import plane as evaluate
+
+    named = _models(runs, directions, model, weights, data, data_dir, download)
+    (_, _, samples), *rest = named
+    _same_data(named)
+    _writable(out)
+    with _resumable("the same command with --resume"):
+        result = evaluate(
+            [module for _, module, _ in named],
+            samples.train,
+            test_data=samples.test,
+            directions=directions,
+            normalise=normalise,
+            points=points,
+            x_range=x_range,
+            y_range=y_range,
+            refine=refine,
+            loss="cross_entropy" if samples.classes else "mse",
+            batch_norm=batch_norm,
+            precision=precision,
+            batch_size=batch_size,
+            device=device,
+            seed=seed,
+            out=out,
+            resume=resume,
+            progress=errors.is_terminal,
+        )
+    names = [name for name, _, _ in named]
+    if rest and result.path is None:
+        marks = tuple((name, x, y) for name, (_, x, y) in zip(names, result.marks, strict=True))
+        result = dataclasses.replace(result, marks=marks)
+    record = {"models": names, "data": samples.name, **result.to_dict()}
+    _files.write_json(out / "plane.json", record)
+    plotting.save(plotting.plot_plane(result), out / "plane")
+    plotting.save(plotting.plot_surface(result), out / "surface")
+    page = report.plane_page(result, f"A plane of the loss: {', '.join(names if result.path is None else names[-1:])}")
+    _files.write_bytes(out / "surface.html", page.encode())
+    axes = f"x: {result.axes[0]}\ny: {result.axes[1]}\n"
+    written = f"Written: {escape(str(out))}/plane.json, plane and surface as .png and .svg, surface.html"
+    _show(as_json, record, escape(axes), _places(result), "", _extremes(result), "", _note(result), written)
+
+
+def _models(
+    runs: list[Path] | None,
+    directions: str | None,
+    model: str | None,
+    weights: list[Path] | None,
+    data: str | None,
+    data_dir: Path | None,
+    download: bool,
+) -> list[tuple[str, Any, Any]]:
+    """Names, models and data: of what was named, or with pca of the iterates that a run kept."""
+    named = _minimizers(runs, model, weights, data, data_dir, download)
+    if directions != "pca" or not runs:
+        return named
+    from lbgap.training import read_iterates, read_run
+    from lbgap.training.load import load_weights
+
+    if len(named) != 1:
+        raise ValueError(f"--directions pca shows the iterates of one run, got {len(named)} runs")
+    (name, trained, samples), found = named[0], []
+    last = read_run(runs[0]).result["epoch"]
+    for epoch, values in read_iterates(runs[0]):
+        if epoch < last:  # the trained model itself ends the path
+            module = copy.deepcopy(trained)
+            load_weights(module, values, f"{name}, epoch {epoch}")
+            found.append((f"{name}, epoch {epoch}", module, samples))
+    return [*found, (name, trained, samples)]
+
+
+def _same_data(named: list[tuple[str, Any, Any]]) -> None:
+    """Refuse minimizers that were trained on different data.
+
+    Raises:
+        ValueError: They were.
+    """
+    import torch
+
+    first, _, samples = named[0]
+    for name, _, others in named[1:]:
+        if samples is not others and not all(map(torch.equal, samples.train, others.train)):
+            raise ValueError(f"{first} and {name} were trained on different data: name those to use with --data")
+
+
+def _places(result: Any) -> Table:
+    table = _table("at", "x", "y", "train loss")
+    for (name, x, y), loss in zip(result.marks, result.mark_loss, strict=True):
+        table.add_row(escape(name), f"{x:.4g}", f"{y:.4g}", f"{loss:.4g}")
+    return table
+
+
+def _extremes(result: Any) -> Table:
+    """Where each loss is least and largest on the grid."""
+    table = _table("of the grid", "least", "at x", "at y", "largest", "at x", "at y", "not\nfinite")
+    for name, values in (("train loss", result.train_loss), ("test loss", result.test_loss)):
+        if values is None:
+            continue
+        every = [
+            (loss, x, y) for row, y in zip(values, result.y, strict=True) for loss, x in zip(row, result.x, strict=True)
+        ]
+        finite = [point for point in every if math.isfinite(point[0])]
+        shown = [f"{number:.4g}" for point in (min(finite), max(finite)) for number in point] if finite else ["-"] * 6
+        table.add_row(name, *shown, str(len(every) - len(finite)))
+    return table
+
+
+def _note(result: Any) -> str:
+    s = result.settings
+    points = s["points"][0] * s["points"][1]
+    how = f"{result.evaluations} of {points} points evaluated" + (
+        ", the others interpolated" if result.evaluations < points else ""
+    )
+    return f"Loss: mean {s['loss']}; batch-norm: {s['batch_norm']}\n{how}"

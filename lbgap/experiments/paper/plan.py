@@ -1,0 +1,198 @@
+"""What is trained and measured to repeat the paper: its networks, or small ones that stand for them offline."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lbgap import datasets, networks
+from lbgap.samples import Data
+from lbgap.training import Run, train
+
+LARGE_SHARE = 0.1  # of the training set: the paper's large batch
+KEPT = 16  # iterates of a training, about
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network on one data set: a row of the paper's tables.
+
+    Attributes:
+        name: The paper's, or that of what stands for one.
+        network: A key of :data:`lbgap.networks.NETWORKS`.
+        data: What :func:`lbgap.datasets.load` takes.
+        small: Samples in a small batch.
+        hidden: Widths of the hidden layers of ``mlp``.
+        like: The row of the paper to compare with.
+    """
+
+    name: str
+    network: str
+    data: str
+    small: int
+    hidden: tuple[int, ...] = ()
+    like: str = ""
+
+
+ROWS: Mapping[str, Row] = {
+    row.name: row
+    for row in (
+        Row("MLP-MNIST1D", "mlp", "mnist1d", 32, (128, 128, 128, 128), "F1"),
+        Row("MLP-DIGITS", "mlp", "digits", 16, (64, 64), "F1"),
+        Row("C1-MNIST1D", "c1_1d", "mnist1d", 32, like="C1"),
+        Row("C2-MNIST1D", "c2_1d", "mnist1d", 32, like="C2"),
+        Row("F1", "f1", "mnist", 256, like="F1"),
+        Row("F2", "f2", "timit", 256, like="F2"),
+        Row("C1", "c1", "cifar10", 256, like="C1"),
+        Row("C2", "c2", "cifar10", 256, like="C2"),
+        Row("C3", "c3", "cifar100", 256, like="C3"),
+        Row("C4", "c4", "cifar100", 256, like="C4"),
+    )
+}
+OFFLINE = ("MLP-MNIST1D", "MLP-DIGITS", "C1-MNIST1D")
+QUICK = ("MLP-MNIST1D", "MLP-DIGITS")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the results depend on, but for the versions.
+
+    Attributes:
+        rows: Networks and data.
+        trials: How many starts.
+        updates: Steps of each training, rounded to whole epochs; None trains until the loss stops improving.
+        epsilons: Sizes of the box.
+        restarts: Further starts of vertex ascent, as :func:`lbgap.fast_sharpness` has them.
+        batches: Shares of the training set that the sweep over batch sizes trains with, beside both regimes.
+        warm: How many iterates of the small-batch training are continued with the large batch.
+        first_seed: Of the first trial.
+        batch_norm: ``"eval"`` or ``"batch"``, of all sharpnesses.
+        data_dir: Where the files of data sets lie.
+    """
+
+    rows: tuple[Row, ...]
+    trials: int
+    updates: int | None
+    epsilons: tuple[float, ...] = (1e-3, 5e-4)
+    restarts: int = 10
+    batches: tuple[float, ...] = (0.02, 0.04, 0.2)
+    warm: int = 5
+    first_seed: int = 0
+    batch_norm: str = "eval"
+    data_dir: str | None = None
+
+    @property
+    def seeds(self) -> range:
+        """Of the trials."""
+        return range(self.first_seed, self.first_seed + self.trials)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+
+def choose(names: Sequence[str]) -> tuple[Row, ...]:
+    """Find rows by name, in any case.
+
+    Raises:
+        ValueError: A name is not known, or comes twice.
+    """
+    known = {name.upper(): row for name, row in ROWS.items()}
+    for name in names:
+        if name.upper() not in known:
+            close = difflib.get_close_matches(name.upper(), known, 1)
+            hint = f": did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"row must be one of {', '.join(known)}, got {name!r}{hint}")
+    found = tuple(known[name.upper()] for name in names)
+    if len(set(found)) < len(found):
+        raise ValueError(f"each row may be named once, got {', '.join(names)}")
+    return found
+
+
+def load(row: Row, plan: Plan) -> Data:
+    """Read the data of a row.
+
+    Raises:
+        ValueError: They need ``data_dir``, or a file is damaged.
+        FileNotFoundError: A file is missing.
+    """
+    if row.data == "timit":
+        if plan.data_dir is None:
+            raise ValueError("F2 needs TIMIT features as timit.npz in a folder: name it with --data-dir")
+        return datasets.npz(Path(plan.data_dir) / "timit.npz")
+    return datasets.load(row.data, plan.data_dir)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: the piece of work that a process takes.
+
+    Attributes:
+        row: Network and data.
+        regime: ``"SB"``, ``"LB"``, or what a sweep calls it.
+        batch: Samples in a batch.
+        seed: Of the start and of the order of the samples.
+        epochs: How many; None trains until the loss stops improving.
+        folder: Of the run.
+        plan: What it belongs to.
+        start: A file of weights to start from, in place of those of the seed.
+    """
+
+    row: Row
+    regime: str
+    batch: int
+    seed: int
+    epochs: int | None
+    folder: Path
+    plan: Plan
+    start: Path | None = None
+
+    def run(self, data: Data | None = None) -> Run:
+        """Train, go on with an unfinished run, or read a finished one."""
+        from lbgap.training.load import read_weights
+
+        data = data or load(self.row, self.plan)
+        outputs = data.classes or data.train.targets[0].numel()
+        hidden = self.row.hidden if self.row.network == "mlp" else None
+        spec = networks.specify(
+            self.row.network, data.features, outputs, seed=self.seed, hidden=hidden, initialisation="uniform"
+        )
+        model = networks.build(spec)
+        if self.start is not None:
+            read_weights(model, self.start)
+        return train(
+            model,
+            data.train,
+            test_data=data.test,
+            batch_size=self.batch,
+            epochs=self.epochs,
+            optimizer_options={"fused": True},
+            seed=self.seed,
+            out=self.folder,
+            resume=True,
+            keep_every=max(1, (self.epochs or 2 * KEPT) // KEPT),
+            config={"network": spec, "data": {"name": self.row.data, "data_dir": self.plan.data_dir}},
+        )
+
+
+def epochs_of(updates: int | None, samples: int, batch: int) -> int | None:
+    """So many updates in whole epochs, one at least."""
+    return None if updates is None else max(1, round(updates / math.ceil(samples / batch)))
+
+
+def batches_of(row: Row, samples: int) -> dict[str, int]:
+    """Samples in a batch of both regimes.
+
+    Raises:
+        ValueError: The data are so few that the large batch is not larger.
+    """
+    large = round(LARGE_SHARE * samples)
+    if large <= row.small:
+        raise ValueError(
+            f"{row.name}: a tenth of {samples} samples is no larger than the small batch of {row.small}; take more"
+        )
+    return {"SB": row.small, "LB": large}

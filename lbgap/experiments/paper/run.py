@@ -1,0 +1,218 @@
+"""Train and measure what a plan says, in processes; whatever was finished before is not done again."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lbgap import _files
+from lbgap._result import plain
+from lbgap.experiments._workers import in_processes
+from lbgap.experiments.paper.parts import PARTS, RUNS, Part, parts, run_folder, trainings
+from lbgap.experiments.paper.plan import Plan, Training, choose
+from lbgap.training import read_run
+
+MARK = "paper.json"
+FORMAT = "lbgap paper 1"
+# Each experiment and the parts that it needs beside the trainings.
+EXPERIMENTS: Mapping[str, tuple[str, ...]] = {
+    "table2": (),
+    "table3": ("sharpness",),
+    "table4": ("sharpness",),
+    "figure2": (),
+    "figure3": ("line",),
+    "figure4": ("sharpness", "batch"),
+    "figure5": ("sharpness", "warm"),
+    "figure6": ("during",),
+    "figure7": ("line",),
+    "distance": (),
+    "spectrum": ("spectrum",),
+    "asymmetry": ("asymmetry",),
+}
+QUICK_UPDATES = 2500
+Step = Callable[[str, int], None]
+
+
+def paper(
+    out: str | os.PathLike[str],
+    *,
+    rows: Sequence[str],
+    experiments: Sequence[str] = (),
+    trials: int = 5,
+    updates: int | None = None,
+    seed: int = 0,
+    batch_norm: str = "eval",
+    data_dir: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
+    step: Step | None = None,
+) -> Path:
+    """Repeat experiments of the paper: train small- and large-batch from the same starts, and measure.
+
+    Trainings and measurements are files of their own in the folder, so that what was interrupted goes on where it was,
+    and more experiments or trials can be added by another call. ``lbgap.report.paper_page`` draws everything from them.
+
+    Args:
+        out: The folder.
+        rows: Which networks, keys of :data:`ROWS`.
+        experiments: Keys of :data:`EXPERIMENTS`; all by default.
+        trials: How many starts.
+        updates: ADAM updates of each training, in whole epochs; None trains until the loss stops improving.
+        seed: The first start; the others count on.
+        batch_norm: Statistics of batch-norm in all sharpnesses: ``"eval"`` or ``"batch"``.
+        data_dir: Where the files of data sets lie.
+        workers: Processes, of one thread each; as many as torch has threads by default.
+        step: Called with what was done and the number of steps that are left in its stage.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: A name is not known, a number is out of range, or the folder was begun with other settings.
+        FileNotFoundError: A file of a data set is missing.
+        FileExistsError: The folder holds something else.
+    """
+    for name, value, least in (("trials", trials, 1), ("seed", seed, 0), ("updates", updates, 1)):
+        if value is None and name == "updates":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if batch_norm not in ("eval", "batch"):
+        raise ValueError(f"batch_norm must be 'eval' or 'batch', got {batch_norm!r}")
+    wanted = _experiments(experiments)
+    plan = Plan(
+        choose(rows),
+        trials,
+        updates,
+        first_seed=seed,
+        batch_norm=batch_norm,
+        data_dir=None if data_dir is None else os.fspath(data_dir),
+    )
+    folder = Path(out)
+    works = trainings(plan, folder)  # reads all data: what is missing is told before anything is written
+    _claim(folder, plan, wanted)
+    count = workers or torch.get_num_threads()
+    _stage("training", _train, works, count, step)
+    kinds = dict.fromkeys(kind for name in wanted for kind in EXPERIMENTS[name])
+    # The longest first, so that no process is left alone with one at the end.
+    order = sorted(kinds, key=("warm", "batch", "sharpness", "during", "spectrum", "asymmetry", "line").index)
+    pending = [part for kind in order for part in parts(kind, plan, folder) if not part.path.exists()]
+    (folder / PARTS).mkdir(exist_ok=True)
+    _stage("measuring", _measure, pending, count, step)
+    return folder
+
+
+def _experiments(names: Sequence[str]) -> list[str]:
+    for name in names:
+        if name not in EXPERIMENTS:
+            close = difflib.get_close_matches(name, EXPERIMENTS, 1)
+            hint = f": did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {name!r}{hint}")
+    return list(dict.fromkeys(names)) or list(EXPERIMENTS)
+
+
+def _claim(folder: Path, plan: Plan, experiments: list[str]) -> None:
+    """Take a new folder, or go on with one that was begun with the same settings."""
+    mark, settings = folder / MARK, plain({"format": FORMAT, "plan": plan.to_dict()})
+    if mark.exists():
+        found = _read_mark(mark)
+        theirs, ours = found["plan"], settings["plan"]
+        free = ("trials", "rows")  # which may grow
+        for key in ours:
+            if key not in free and theirs.get(key) != ours[key]:
+                raise ValueError(
+                    f"{folder} was begun with {key} {theirs.get(key)!r}, not {ours[key]!r}: choose another folder"
+                )
+        experiments = list(dict.fromkeys((*found["experiments"], *experiments)))
+        names = {row["name"] for row in ours["rows"]}
+        settings["plan"]["rows"] = [row for row in theirs["rows"] if row["name"] not in names] + ours["rows"]
+        settings["plan"]["trials"] = max(theirs["trials"], ours["trials"])
+    elif folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: choose another folder")
+    elif folder.exists() and not all(map(_files.is_temporary, folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and holds no experiments of the paper: choose another folder")
+    (folder / RUNS).mkdir(parents=True, exist_ok=True)
+    _files.write_json(mark, {**settings, "experiments": experiments})
+
+
+def _read_mark(mark: Path) -> dict[str, Any]:
+    found = _files.read_json(mark)
+    version = found.get("format") if isinstance(found, dict) else None
+    if version != FORMAT:
+        raise ValueError(f"{mark} has format {version!r}, this version reads {FORMAT!r}: choose another folder")
+    assert isinstance(found, dict)
+    return found
+
+
+def _stage(name: str, work: Callable[[Any], None], works: Sequence[Any], workers: int, step: Step | None) -> None:
+    if not works:
+        return
+    with in_processes(work, works, workers) as finished:
+        for index, what in enumerate(works):
+            if step is not None:
+                step(f"{name} {_describe(what)}", len(works) - index)
+            next(finished)
+    if step is not None:
+        step(f"{name}: done", 0)
+
+
+def _describe(work: Training | Part) -> str:
+    if isinstance(work, Training):
+        return f"{work.row.name}, {work.regime}, seed {work.seed}"
+    return f"{work.kind} of {work.row.name} {work.regime} {work.number or ''}".strip()
+
+
+def _train(training: Training) -> None:
+    training.run()
+
+
+def _measure(part: Part) -> None:
+    part.perform()
+
+
+def read_paper(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read everything that :func:`paper` left in a folder.
+
+    Args:
+        folder: What was ``out``.
+
+    Returns:
+        ``plan``, ``experiments``, ``runs`` (row, regime and seed to the metrics of all epochs, with ``epoch`` and
+        ``reason``) and ``parts`` (a list of what each part found).
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It holds no experiments of the paper, or those of another version, or a file is damaged.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise FileNotFoundError(f"no folder {folder}: name one that lbgap paper wrote")
+    if not (folder / MARK).is_file():
+        raise ValueError(f"{folder} holds no experiments of the paper (no {MARK}): name one that lbgap paper wrote")
+    mark = _read_mark(folder / MARK)
+    plan = mark["plan"]
+    rows = choose([row["name"] for row in plan["rows"]])
+    runs = {}
+    for row in rows:
+        for seed in range(plan["first_seed"], plan["first_seed"] + plan["trials"]):
+            for regime in ("SB", "LB"):
+                where = run_folder(folder, row, regime, seed)
+                if (where / "result.json").exists():
+                    run = read_run(where)
+                    runs[row.name, regime, seed] = {
+                        "batch": run.config["batch_size"],
+                        "samples": run.config["data"]["samples"],
+                        "parameters": run.config["model"]["parameters"],
+                        "metrics": run.metrics,
+                        "epoch": run.result["epoch"],
+                        "reason": run.result["reason"],
+                        "seconds": run.result["seconds"],
+                    }
+    found = [_files.read_json(path) for path in sorted((folder / PARTS).glob("*.json"))]
+    return {"plan": plan, "experiments": mark["experiments"], "runs": runs, "parts": found}

@@ -1,0 +1,314 @@
+"""The paper's experiments: trained, measured and reported once, whatever interrupts them."""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import json
+import math
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+from lbgap import datasets
+from lbgap.experiments import _workers
+from lbgap.experiments.paper import EXPERIMENTS, ROWS, Plan, Row, choose, paper, parts, plan, read_paper, run
+from lbgap.experiments.paper.summary import _verdict, growth, mean_and_deviation
+from lbgap.report import write_paper
+from lbgap.training import read_run
+
+QUICK = {"rows": ["MLP-DIGITS"], "trials": 2, "updates": 24}
+
+
+class OneProcess(contextlib.nullcontext):
+    """Stands in for a pool: works where the test runs, one after the other."""
+
+    def __init__(self, *_, **__):
+        super().__init__()
+
+    imap = staticmethod(map)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """Few samples and restarts, and no further processes."""
+    whole = datasets.digits()
+    few = datasets.Data(whole.name, *(type(whole.train)(*(p[:200] for p in s)) for s in (whole.train, whole.test)), 10)
+    for module in (plan, parts):
+        monkeypatch.setattr(module, "load", lambda row, _: few)
+    monkeypatch.setattr(parts, "WAY_RESTARTS", 0)
+    monkeypatch.setattr(run, "Plan", functools.partial(Plan, restarts=0))
+    monkeypatch.setitem(ROWS, "OTHER", Row("OTHER", "mlp", "digits", 10, (8,), "F1"))
+    context = SimpleNamespace(Pool=OneProcess)
+    monkeypatch.setattr(_workers, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Where :func:`done` keeps what it made."""
+    return {"folder": tmp_path_factory.mktemp("paper") / "all"}
+
+
+@pytest.fixture
+def done(made):
+    """A folder with all experiments of two trials."""
+    if "ready" not in made:
+        paper(made["folder"], **QUICK)
+        made["ready"] = True
+    return made["folder"]
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")}
+
+
+class TestRun:
+    def test_every_part_of_every_experiment_is_there(self, done):
+        stored = read_paper(done)
+        assert stored["experiments"] == list(EXPERIMENTS)
+        assert list(stored["runs"]) == [("MLP-DIGITS", regime, seed) for seed in (0, 1) for regime in ("SB", "LB")]
+        kinds = {name for needed in EXPERIMENTS.values() for name in needed}
+        assert {part["part"] for part in stored["parts"]} == kinds == set(parts.KINDS)
+        small, large = (stored["runs"]["MLP-DIGITS", regime, 0] for regime in ("SB", "LB"))
+        assert (small["batch"], large["batch"], small["samples"]) == (16, 20, 200)
+        assert len(small["metrics"]) == 2  # 24 updates in whole epochs
+        found = [part for part in stored["parts"] if part["part"] == "sharpness"]
+        assert len(found) == 4
+        assert {(one["space"], one["epsilon"], one["method"]) for one in found[0]["sharpness"]} == {
+            (space, epsilon, method)
+            for space in ("full space", "manifold")
+            for epsilon in (1e-3, 5e-4)
+            for method in ("vertex", "recipe")
+        }
+        assert {part["number"] for part in stored["parts"] if part["part"] == "batch"} == {4, 8, 40}
+        warm = [part for part in stored["parts"] if part["part"] == "warm"]
+        assert {part["number"] for part in warm} == {1, 2}
+        assert all(part["batch"] == 20 for part in warm)
+
+    def test_warm_starts_begin_at_the_iterate(self, done):
+        run = read_run(done / "runs" / "MLP-DIGITS-warm2-seed0")
+        first = read_run(done / "runs" / "MLP-DIGITS-SB-seed0")
+        assert run.config["model"]["start"] != first.config["model"]["start"]
+        assert run.config["batch_size"] == 20
+        iterates = sorted(path.name for path in (done / "runs" / "MLP-DIGITS-warm2-seed0" / "iterates").iterdir())
+        begin = (done / "runs" / "MLP-DIGITS-warm2-seed0" / "iterates" / iterates[0]).read_bytes()
+        assert begin == (done / "runs" / "MLP-DIGITS-SB-seed0" / "iterates" / "epoch-00002.safetensors").read_bytes()
+
+    def test_nothing_finished_is_done_again(self, done):
+        before = times(done)
+        paper(done, **QUICK)
+        after = times(done)
+        assert {path for path in after if after[path] != before.get(path)} <= {done / "paper.json"}
+
+    @pytest.mark.parametrize("calls", [2, 4, 6])
+    def test_it_goes_on_after_an_interruption(self, tmp_path, calls):
+        wanted = {"experiments": ["figure3", "figure6"], "rows": ["MLP-DIGITS"], "trials": 1, "updates": 24}
+        left = calls
+
+        def interrupt(*_):
+            nonlocal left
+            left -= 1
+            if not left:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            paper(tmp_path / "cut", **wanted, step=interrupt)
+        paper(tmp_path / "cut", **wanted)
+        paper(tmp_path / "whole", **wanted)
+        one, two = (read_paper(tmp_path / name) for name in ("cut", "whole"))
+        assert timeless(one) == timeless(two)
+
+    def test_trials_rows_and_experiments_are_added(self, tmp_path):
+        paper(tmp_path, rows=["MLP-DIGITS"], trials=1, updates=24, experiments=["table2"])
+        before = times(tmp_path / "runs")
+        paper(tmp_path, rows=["other"], trials=2, updates=24, experiments=["distance"])
+        stored = read_paper(tmp_path)
+        assert stored["experiments"] == ["table2", "distance"]
+        assert [row["name"] for row in stored["plan"]["rows"]] == ["MLP-DIGITS", "OTHER"]
+        assert stored["plan"]["trials"] == 2
+        assert before.items() <= times(tmp_path / "runs").items()
+
+    def test_steps_count_down(self, tmp_path):
+        said = []
+        paper(
+            tmp_path, rows=["MLP-DIGITS"], trials=1, updates=8, experiments=["figure3"], step=lambda *s: said.append(s)
+        )
+        assert said == [
+            ("training MLP-DIGITS, SB, seed 0", 2),
+            ("training MLP-DIGITS, LB, seed 0", 1),
+            ("training: done", 0),
+            ("measuring line of MLP-DIGITS", 1),
+            ("measuring: done", 0),
+        ]
+
+
+def timeless(value):
+    """What is stored, without wall-clock times."""
+    if isinstance(value, dict):
+        return {key: timeless(one) for key, one in value.items() if key != "seconds"}
+    return [timeless(one) for one in value] if isinstance(value, list) else value
+
+
+class TestReport:
+    def test_it_needs_what_is_stored_alone(self, done, tmp_path):
+        copy = shutil.copytree(done, tmp_path / "copy")
+        write_paper(copy)
+        first = {path.name: path.read_bytes() for path in (copy / "report").iterdir()}
+        page = (copy / "report.html").read_bytes()
+        shutil.rmtree(copy / "report")
+        write_paper(copy)
+        assert (copy / "report.html").read_bytes() == page
+        assert {path.name: path.read_bytes() for path in (copy / "report").iterdir()} == first
+
+    def test_tables_and_figures(self, done):
+        path = write_paper(done)
+        page = path.read_text()
+        for caption in ("figure 2", "figure 3", "figure 4", "figure 5", "figure 6", "figure 7"):
+            assert f"({caption})" in page
+        assert page.count("data:image/svg+xml;base64,") == len(list((done / "report").glob("*.svg"))) == 10
+        assert 'src="http' not in page
+        rows = list(csv.reader((done / "report" / "table3.csv").read_text().splitlines()))
+        assert rows[0] == ["", "epsilon", "SB", "LB", "SB, recipe", "LB, recipe", "SB, paper", "LB, paper"]
+        assert rows[1][6:] == ["1.23 ± 0.83", "205.14 ± 69.52"]
+        stored = read_paper(done)
+        values = [
+            one["value"]
+            for part in stored["parts"]
+            if part["part"] == "sharpness" and part["regime"] == "LB"
+            for one in part["sharpness"]
+            if (one["space"], one["epsilon"], one["method"]) == ("full space", 1e-3, "vertex")
+        ]
+        assert rows[1][3] == mean_and_deviation(values)
+        assert all(imread(path).ndim == 3 for path in (done / "report").glob("*.png"))
+
+    def test_a_sign_test(self):
+        assert _verdict("F1", "phi", {0: 1.0, 1: 1.0, 2: 3.0}, {0: 2.0, 1: 2.0, 2: 4.0}, "sharper") == (
+            "F1, phi: LB is sharper in 3 of 3 trials (sign test, one-sided: p = 0.125)."
+        )
+        assert "in 1 of 2 trials, the other way round in 1" in _verdict(
+            "F1", "phi", {0: 1.0, 1: 2.0}, {0: 2.0, 1: 1.0}, ""
+        )
+        assert _verdict("F1", "phi", {0: 1.0}, {0: 1.0}, "sharper") == "F1, phi: LB is sharper in 0 of 1 trials."
+        assert "1 of 1" in _verdict("F1", "phi", {0: 1.0, 1: 2.0}, {0: math.inf}, "sharper")
+
+    @pytest.mark.parametrize(
+        ("values", "shown"),
+        [
+            ([], ""),
+            ([2.0], "2"),
+            ([1.0, 3.0], "2 ± 1.4"),
+            ([12345.6, 12345.6], "12346 ± 0"),
+            ([math.inf], "not finite"),
+            ([1.0, math.inf], "1"),
+        ],
+    )
+    def test_means(self, values, shown):
+        assert mean_and_deviation(values) == shown
+
+    def test_growth_is_the_slope_in_the_logarithm(self):
+        metrics = [{"epoch": epoch, "distance": 3 + 2 * math.log(epoch)} for epoch in (1, 2, 5, 10)]
+        assert growth(metrics) == pytest.approx(2)
+        assert growth(metrics[:1]) is None
+        assert growth([{"epoch": 1, "distance": None}, *metrics[1:]]) == pytest.approx(2)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"rows": ["MLP-DIGIT"]}, ValueError, "got 'MLP-DIGIT': did you mean 'MLP-DIGITS'?"),
+            ({"rows": ["C1-MNIST1D", "c1-mnist1d"]}, ValueError, "each row may be named once"),
+            ({"experiments": ["table5"]}, ValueError, "got 'table5': did you mean 'table"),
+            ({"trials": 0}, ValueError, "trials must be at least 1, got 0"),
+            ({"trials": 1.5}, TypeError, "trials must be a whole number, got 1.5"),
+            ({"updates": 0}, ValueError, "updates must be at least 1, got 0"),
+            ({"batch_norm": "train"}, ValueError, "batch_norm must be 'eval' or 'batch', got 'train'"),
+            ({"rows": ["F1"]}, ValueError, "F1: a tenth of 200 samples is no larger than the small batch of 256"),
+        ],
+    )
+    def test_bad_arguments_leave_nothing(self, tmp_path, options, error, message):
+        with pytest.raises(error) as caught:
+            paper(tmp_path / "new", **{**QUICK, **options})
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "new").exists()
+
+    def test_other_settings(self, done):
+        for options, name in (
+            ({"updates": 30}, "updates"),
+            ({"batch_norm": "batch"}, "batch_norm"),
+            ({"seed": 1}, "seed"),
+        ):
+            with pytest.raises(ValueError, match=rf"was begun with \w*{name} .*: choose another folder"):
+                paper(done, **{**QUICK, **options})
+
+    def test_another_version(self, done, tmp_path):
+        copy = shutil.copytree(done, tmp_path / "copy")
+        mark = json.loads((copy / "paper.json").read_text())
+        (copy / "paper.json").write_text(json.dumps({**mark, "format": "lbgap paper 0"}))
+        for call in (lambda: paper(copy, **QUICK), lambda: write_paper(copy)):
+            with pytest.raises(ValueError, match="has format 'lbgap paper 0', this version reads 'lbgap paper 1'"):
+                call()
+
+    def test_folders_that_hold_something_else(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(NotADirectoryError, match="is a file: choose another folder"):
+            paper(tmp_path / "file", **QUICK)
+        with pytest.raises(FileExistsError, match="holds no experiments of the paper: choose another folder"):
+            paper(tmp_path, **QUICK)
+        with pytest.raises(ValueError, match=r"holds no experiments of the paper \(no paper\.json\)"):
+            write_paper(tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere: name one that lbgap paper wrote"):
+            write_paper(tmp_path / "nowhere")
+
+    def test_a_damaged_part(self, done, tmp_path):
+        copy = shutil.copytree(done, tmp_path / "copy")
+        next((copy / "parts").glob("line-*.json")).write_text("{")
+        with pytest.raises(ValueError, match="is damaged, not JSON"):
+            write_paper(copy)
+
+
+def test_rows_are_buildable_and_name_rows_of_the_paper():
+    for name, row in ROWS.items():
+        assert choose([name.lower()]) == (row,)
+        assert row.like in ("F1", "F2", "C1", "C2", "C3", "C4")
+    assert dataclasses.replace(Plan((), 3, None), first_seed=2).seeds == range(2, 5)
+
+
+class TestCommands:
+    def test_paper_and_report(self, tmp_path, lbgap_command):
+        command = ("paper", "table2", "distance", "--row", "MLP-DIGITS", "--trials", "1", "--updates", "24")
+        code, out, err = lbgap_command(*command, "--out", tmp_path / "p")
+        assert (code, err) == (0, "")
+        assert "Accuracy in percent (the paper's Table 2)" in out
+        assert "MLP-DIGITS, test accuracy: LB is less accurate in" in " ".join(out.split())
+        assert (tmp_path / "p" / "report.html").exists()
+        shutil.rmtree(tmp_path / "p" / "report")
+        code, out, err = lbgap_command("report", tmp_path / "p", "--json")
+        assert (code, err) == (0, "")
+        record = json.loads(out)
+        assert set(record["tables"]) == {"table2", "distance"}
+        assert len(list((tmp_path / "p" / "report").glob("*.csv"))) == 2
+
+    @pytest.mark.parametrize(
+        ("command", "message"),
+        [
+            (("paper", "figure8"), "experiment must be one of"),
+            (("paper", "--row", "F9"), "row must be one of"),
+            (("report", "nowhere"), "no folder nowhere"),
+        ],
+    )
+    def test_what_is_wrong_is_said_on_one_line(self, tmp_path, monkeypatch, lbgap_command, command, message):
+        monkeypatch.chdir(tmp_path)
+        code, out, err = lbgap_command(*command)
+        assert (code, out) == (1, "")
+        assert err.count("\n") == 1
+        assert message in err
+        assert not list(tmp_path.iterdir())
