@@ -272,8 +272,8 @@ def train(
     remedy: Annotated[
         list[str] | None,
         typer.Option(
-            help="Against the generalisation gap, such as conservative or conservative:lam=1e-3,iterations=3; may be "
-            f"given several times: {REMEDY_NAMES}.",
+            help="Against the generalisation gap, such as swa or conservative:lam=1e-3; may be given several times: "
+            f"{REMEDY_NAMES}.",
             show_default=False,
         ),
     ] = None,

@@ -31,7 +31,7 @@ class Loop:
         loss: What they lower.
         train: The training set, on the device.
         test: The test set, on the device, or ``None``.
-        descent: Their steps.
+        descent: The steps of an epoch.
         seed: Of the order of the samples and of dropout.
         device: Where everything is.
     """

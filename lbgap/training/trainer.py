@@ -85,7 +85,7 @@ def train(
         tolerance: By which share an epoch must lower the best loss to improve it.
         optimizer: A class of ``torch.optim``, in any case, or ``"LARS"`` or ``"LAMB"``, which need the package
             pytorch-optimizer; ADAM with the paper's constants by default.
-        learning_rate: The same for all parameters and epochs.
+        learning_rate: The same for all parameters and, unless a remedy changes it, for all epochs.
         optimizer_options: Other arguments of the optimiser, such as ``{"momentum": 0.9}``.
         remedies: What to do about the generalisation gap of large batches: some of :mod:`lbgap.remedies`, or their
             short forms such as ``"conservative:lam=1e-3"``. The metrics are those of the data as they are.
