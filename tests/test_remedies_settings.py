@@ -88,6 +88,31 @@ def test_interrupted_and_resumed_gives_the_same_bits(tmp_path, texts, optimizer)
     assert not torch.equal(weights, one.weights["0.weight"]), "the remedy did nothing"
 
 
+@pytest.mark.parametrize("steps", ["conservative", "local-sgd:workers=2,steps=2"])
+def test_images_in_channels_last_and_half_precision_resume_to_the_same_bits(tmp_path, steps):
+    def model():
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(0)
+            net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
+        return net.to(torch.bfloat16).to(memory_format=torch.channels_last)
+
+    def stop(metrics):
+        if metrics["epoch"] == 2:
+            raise Stop
+
+    given, data = (
+        ["augment", "ghost:size=4", "asam", "adversarial:epsilon=0.1,steps=2", "swa:start=2", steps],
+        (33, 3, 6, 6),
+    )
+    whole = run(given, data=make_data(*data), model=model())
+    with pytest.raises(Stop):
+        run(given, tmp_path, data=make_data(*data), model=model(), progress=stop)
+    cut = run(given, tmp_path, data=make_data(*data), model=model(), resume=True)
+    for (name, one), two in zip(whole.model.state_dict().items(), cut.model.state_dict().values(), strict=True):
+        assert torch.equal(one, two), name
+    assert cut.model[0].weight.stride() == model()[0].weight.stride()
+
+
 def test_other_settings_are_refused_on_a_resume(tmp_path):
     run("sam:rho=0.1", tmp_path)
     with pytest.raises(ValueError, match=r"remedies\.sam\.rho is 0\.1 there but 0\.2 here"):
