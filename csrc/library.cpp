@@ -4,6 +4,9 @@
 // y, direction, gradient and out are (n,) or (k, n) with contiguous rows; centre is (n,). out may be y
 // itself. All are float32 or all float64; the sums are float64, one row per row of y.
 //
+// Points are combinations of ends: coefficients (k, j) float64. Where one is exactly 0 the end takes no part,
+// so that what is not finite in it does not matter.
+//
 // The random matrix A is (n, p), drawn as rng.h says and never stored: distribution 0 is normal, 1 uniform on
 // [-1, 1), 2 rademacher; `first` is the index of its first row. centre, g and out are float32 or float64.
 
@@ -81,4 +84,51 @@ STABLE_TORCH_LIBRARY(lbgap, m) {
   m.def(
       "subspace_gram(Tensor like, int n, int p, int distribution, int seed, int stream, int first) -> "
       "Tensor");
+
+  // Tangents t of k vectors are (batch, k, ...), float32, float64 or bfloat16, and share the other values of
+  // a sample, in the dtype of t or float32 for bfloat16. All are contiguous; out may be t.
+
+  // out = first * t, with first (batch, ...).
+  m.def("tangents_scale(Tensor t, Tensor first, Tensor(a!) out) -> ()");
+
+  // out = first * r + curve * t, with first and curve (batch, ...); out may be r.
+  m.def("tangents_curve(Tensor r, Tensor first, Tensor curve, Tensor t, Tensor(a!) out) -> ()");
+
+  // out = scale * t + slopes * values + shifts, with scale (channels,), slopes and shifts (k, channels) and
+  // values (batch, channels, ...), for t (batch, k, channels, ...). slopes and values come together or not at
+  // all.
+  m.def(
+      "tangents_affine(Tensor t, Tensor scale, Tensor? slopes, Tensor? values, Tensor? shifts, Tensor(a!) "
+      "out) -> ()");
+
+  // out = weight * (p * t - p <p, t>) for t (batch, k, classes), p (batch, classes) and weights (batch,), one
+  // without.
+  m.def("tangents_softmax(Tensor t, Tensor p, Tensor? weights, Tensor(a!) out) -> ()");
+
+  // Max-pooling: out[..., i] = t[..., places[..., i]], for t (batch, k, channels, ...) and places (batch,
+  // channels,
+  // ...), int64, which count in the one or two last dimensions of t; NaN where a place is none.
+  m.def("tangents_gather(Tensor t, Tensor places, Tensor(a!) out) -> ()");
+
+  // The transpose: out[..., j] = the sum of r[..., i] over the windows i that cover j and whose place it is,
+  // in rising order of i. kernel, stride, padding and dilation have one number for each of the last
+  // dimensions.
+  m.def(
+      "tangents_scatter(Tensor r, Tensor places, int[] kernel, int[] stride, int[] padding, int[] dilation, "
+      "Tensor(a!) out) -> ()");
+
+  // out = coefficients @ ends, (k, m), each number summed in float64 and rounded once.
+  m.def("blend_points(Tensor coefficients, Tensor ends, Tensor(a!) out) -> ()");
+
+  // Cross-entropy summed over N samples, and the number of correct ones, of k networks that are chains of
+  // linear layers with ReLU between them: (k, 2). widths are the outputs of the layers, at most 128. The
+  // first layer made first (j, widths[0], N) of the data at each end; ends (j, m) holds weight (out, in) and
+  // bias of the others, one after the other. targets are class indices (N,); one that is out of range makes
+  // the sum NaN.
+  m.def(
+      "chain_points(Tensor coefficients, Tensor first, Tensor ends, int[] widths, Tensor targets) -> Tensor");
+
+  // Cross-entropy summed over N samples, and the number of correct ones, of k sets of logits (k, N, c) in any
+  // layout: (k, 2). targets as in chain_points.
+  m.def("xent_points(Tensor logits, Tensor targets) -> Tensor");
 }

@@ -58,6 +58,10 @@ class Loss:
         total = mean.reshape(()) * len(output)
         return total, mean.detach().reshape(()).double() * len(output)
 
+    def by_class(self, target: Tensor) -> bool:
+        """Whether this is cross-entropy with one class index a sample: ``(batch,)`` int64."""
+        return self.function is None and self.classification and target.dim() == 1 and target.dtype == torch.int64
+
     def totals(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Sum the loss over the samples of one batch, for the outputs of several networks.
 

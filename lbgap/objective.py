@@ -130,7 +130,12 @@ class Objective:
                 )
             self._load(inputs, targets)
         self._products = _products.Products(
-            self._flat, self._loss, by_batch=self.by_batch, bfloat16=self._bfloat16, notes=self.notes
+            self._flat,
+            self._loss,
+            by_batch=self.by_batch,
+            bfloat16=self._bfloat16,
+            backend=self.backend,
+            notes=self.notes,
         )
         self.n = self._centre.numel()
         self.samples = len(self._inputs)
@@ -337,7 +342,9 @@ class Objective:
             if name not in own or value.shape != (j, *own[name].shape):
                 raise ValueError(f"the model has no buffer {name!r} of shape {tuple(value.shape[1:])} for {j} ends")
         placed = {name: value.to(self.device, torch.float64) for name, value in (buffers or {}).items()}
-        source = Combinations(coefficients.to(self.device, torch.float64), ends, placed)
+        source = Combinations(
+            coefficients.to(self.device, torch.float64), ends, placed, native=self.backend == "native"
+        )
         return self._many(source, accuracy, bfloat16=self._bfloat16)
 
     @torch.inference_mode(False)
@@ -403,7 +410,16 @@ class Objective:
                 chunk = plan.chunk(self.batch_size, source, _hardware.batch_budget(self.device))
                 with torch.no_grad(), self._exact(), self._context(False):
                     batches = self._micro_batches()
-                    return plan.sweep(source[rest], batches, self._loss, chunk=chunk, low=low, accuracy=accuracy)
+                    return plan.sweep(
+                        source[rest],
+                        batches,
+                        self._loss,
+                        chunk=chunk,
+                        low=low,
+                        accuracy=accuracy,
+                        native=self.backend == "native",
+                        narrow=self._narrow(plan, bfloat16),
+                    )
 
             self._count(self.samples * len(rest))
             totals, correct = self._within_memory(sweep)
@@ -436,7 +452,13 @@ class Objective:
             return None
         chunk = plan.chunk(self.batch_size, source, _hardware.batch_budget(self.device))
         batches = math.ceil(self.samples / self.batch_size)
-        return plan if bfloat16 or plan.better(source, self.samples, batches, chunk) else None
+        narrow = self._narrow(plan, bfloat16)
+        return plan if bfloat16 or plan.better(source, self.samples, batches, chunk, narrow) else None
+
+    def _narrow(self, plan: Plan, bfloat16: bool) -> bool:
+        """Whether the op for narrow chains evaluates a plan."""
+        able = self.backend == "native" and not bfloat16 and self._loss.by_class(self._targets)
+        return able and plan.chain is not None
 
     def loss_and_accuracy(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate loss and accuracy at one point.

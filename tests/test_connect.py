@@ -152,7 +152,7 @@ class TestTraining:
         assert found.straight.train_loss[0] == found.path.train_loss[0]
         assert found.straight.train_loss[-1] == found.path.train_loss[-1]
         line = lbgap.line(*models, train, points=21, low=0, high=1)
-        assert found.straight.train_loss == line.train_loss
+        assert found.straight.train_loss == pytest.approx(line.train_loss, 1e-6)  # the places differ by a rounding
 
     @pytest.mark.parametrize("kind", ["bezier", "polygon"])
     def test_without_training_the_path_is_the_straight_line(self, kind):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lbgap import Objective
+from lbgap import Objective, _extension, ops
 from lbgap.points import Combinations, Plan, Separate, make_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -262,6 +262,148 @@ class TestValues:
         objective = objective_of("batch-norm")
         objective.combination_losses(coefficients_of(7, 2), ends_of(objective, 2))
         assert objective.evaluations == 7
+
+
+needs_native = pytest.mark.skipif("cpu" not in _extension.NATIVE_DEVICES, reason="no compiled library")
+
+
+class Wide(nn.Module):
+    """A chain but for a sum of two of its values."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        return self.c(F.relu(self.b(x)) + x)
+
+
+def deep(hidden):
+    pairs = [(nn.Linear(6, 6), nn.ReLU()) for _ in range(hidden)]
+    return nn.Sequential(*(layer for pair in pairs for layer in pair), nn.Linear(6, 3))
+
+
+def norm_first():
+    return nn.Sequential(nn.BatchNorm1d(6).eval(), *build("relu in place"))
+
+
+CHAINS = {  # by the widths of their layers
+    "linear": (lambda: build("linear"), [3]),
+    "no bias": (lambda: build("no bias"), [5, 3]),
+    "relu in place": (lambda: build("relu in place"), [5, 3]),
+    "flattened": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 128), nn.ReLU(), nn.Linear(128, 3)), [128, 3]),
+    "deep": (lambda: deep(3), [6, 6, 6, 3]),
+    "fixed beginning": (
+        lambda: nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3)),
+        [5, 3],
+    ),
+}
+NO_CHAINS = {
+    "tanh": lambda: build("gelu tanh"),
+    "batch-norm": lambda: build("batch-norm"),
+    "batch-norm before": norm_first,
+    "too wide": lambda: nn.Sequential(nn.Linear(6, 129), nn.ReLU(), nn.Linear(129, 3)),
+    "too deep": lambda: deep(64),
+    "linear twice": lambda: nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)),
+    "relu last": lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), nn.ReLU()),
+    "sum": Wide,
+}
+
+
+@needs_native
+class TestChain:
+    """Narrow networks, by the op that evaluates them tile by tile."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        """The names of the ops on points that were called."""
+        names = []
+        for name in ("blend_points", "chain_points", "xent_points"):
+            op = getattr(ops, name)
+            monkeypatch.setattr(ops, name, lambda *args, op=op, name=name: (names.append(name), op(*args))[1])
+        return names
+
+    @pytest.mark.parametrize("spans", [True, False])
+    @pytest.mark.parametrize("name", CHAINS)
+    def test_it_is_found_and_agrees_with_the_plain_loop(self, name, spans, calls, monkeypatch):
+        build_one, widths = CHAINS[name]
+        parameters = ["2", "4"] if name == "fixed beginning" else "all"
+        objective = Objective(build_one(), make_data(), precision="float64", batch_size=9, parameters=parameters)
+        ends, coefficients = ends_of(objective, 2), coefficients_of(130, 2)
+        pairs = [objective.loss_and_accuracy(point) for point in coefficients @ ends]
+        expected, accuracies = (torch.stack(part) for part in zip(*pairs, strict=True))
+        always(objective, monkeypatch)
+        never(monkeypatch)
+        if spans:
+            losses, found = objective.combination_losses(coefficients, ends, accuracy=True)
+            assert torch.equal(found, accuracies)
+        else:
+            losses = objective.losses(coefficients @ ends)
+        torch.testing.assert_close(losses, expected, rtol=1e-11, atol=0)
+        assert set(calls) == {"chain_points"}
+        assert objective._plans[spans].chain.widths == widths
+
+    @pytest.mark.parametrize("name", NO_CHAINS)
+    def test_other_networks_are_evaluated_layer_by_layer(self, name, calls, monkeypatch):
+        objective = Objective(NO_CHAINS[name](), make_data(), precision="float64")
+        ends, coefficients = ends_of(objective, 2), coefficients_of(5, 2)
+        expected = plain(objective, coefficients @ ends)
+        always(objective, monkeypatch)
+        losses, _ = objective.combination_losses(coefficients, ends)
+        torch.testing.assert_close(losses, expected, rtol=1e-11, atol=0)
+        assert objective._plans[True].chain is None
+        assert set(calls) == {"blend_points", "xent_points"}
+
+    def test_a_layer_on_several_rows_of_a_sample_is_no_chain(self, monkeypatch):
+        always(None, monkeypatch)
+        inputs, targets = torch.randn(12, 2, 6), torch.arange(12) % 6
+        model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), nn.Flatten())
+        objective = Objective(model, (inputs, targets), precision="float64")
+        ends, coefficients = ends_of(objective, 2), coefficients_of(4, 2)
+        losses, _ = objective.combination_losses(coefficients, ends)
+        torch.testing.assert_close(losses, plain(objective, coefficients @ ends), rtol=1e-11, atol=0)
+        assert objective._plans[True].chain is None
+
+    @pytest.mark.parametrize("options", [{"backend": "torch"}, {"loss": "mse"}, {"precision": "mixed"}])
+    def test_what_the_op_does_not_do_is_left_to_the_layers(self, options, calls, monkeypatch):
+        monkeypatch.setattr("lbgap._hardware.bfloat16_products", lambda _: True)
+        inputs, targets = make_data()
+        targets = inputs[:, :3] if "loss" in options else targets
+        objective = Objective(build("relu in place"), (inputs, targets), **{"precision": "float64", **options})
+        always(objective, monkeypatch)
+        ends, coefficients = ends_of(objective, 2), coefficients_of(5, 2)
+        losses, _ = objective.combination_losses(coefficients, ends)
+        rounding = 0.05 if "precision" in options else 1e-11
+        torch.testing.assert_close(losses, plain(objective, coefficients.to(ends) @ ends), rtol=rounding, atol=0)
+        assert "chain_points" not in calls
+        assert "backend" not in options or not calls
+
+    def test_work_counts_its_products(self):
+        plan = make_plan(objective_of("relu in place")._flat, make_data()[0][:4].double(), True)
+        found = plan.chain_work(k=100, j=2, samples=1000, batches=2)
+        first, last, blend = 6 * 5, 5 * 3, 2 * 5
+        assert found.products == 2 * (1000 * (2 * first + 100 * (blend + last)) + 100 * 2 * 2 * (15 + 3))
+        assert (found.moved, found.calls) == (0, 2 * 2)
+        apart = plan.chain_work(k=129, j=0, samples=1000, batches=2)
+        assert apart.calls == 2 * 2 * 2
+        assert apart.moved == 129 * 2 * 18
+
+    @pytest.mark.parametrize(
+        ("k", "j", "samples", "chosen"),
+        [
+            (1000, 2, 10**5, True),
+            (2, 2, 100, True),  # fewer calls
+            (2, 7, 10**6, False),  # more products in the first layer than the points have
+            (1000, 50, 10**5, False),  # blending the first layer's outputs costs more than its products
+            (1000, 50, 1, True),
+        ],
+    )
+    def test_it_is_chosen_where_it_counts_less_than_the_plain_loop(self, k, j, samples, chosen):
+        plan = make_plan(objective_of("relu in place")._flat, make_data()[0][:4].double(), True)
+        source = Combinations(torch.zeros(k, j).double(), torch.zeros(j, 1))
+        assert plan.better(source, samples, 1, 1, True) == chosen
+        assert (plan.chain_work(k, j, samples, 1).total < plan.plain_work(k, samples, 1).total) == chosen
 
 
 class TestChoice:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbgap import _tangents
+from lbgap import _tangents, ops, reference
 from lbgap._layers import UnknownError
 from lbgap.flat import FlatModule
 from lbgap.hessian.graph import Step, steps_of
@@ -32,17 +32,19 @@ SAME_GRADIENT = 1e-4  # of a loss for a batch and for its pieces, but for roundi
 class Engine:
     """A network as a list of layers whose tangent rules are known."""
 
-    def __init__(self, flat: FlatModule, loss: Loss) -> None:
+    def __init__(self, flat: FlatModule, loss: Loss, backend: str = "torch") -> None:
         """Find the layers.
 
         Args:
             flat: The replica.
             loss: The loss.
+            backend: ``"native"`` or ``"torch"``: who runs the pointwise parts.
 
         Raises:
             UnknownError: Something in the network has no rule; the message says what.
         """
         self._flat, self._loss = flat, loss
+        self._ops: Any = ops if backend == "native" else reference
         self._steps = steps_of(flat)
         self._buffers: dict[tuple[int, str, torch.dtype], Tensor] = {}
         self._floats = 0  # of one sample's values, counted at the first call
@@ -71,7 +73,7 @@ class Engine:
                 batches.
         """
         parts, products = self._by_parameter(vectors), self._by_parameter(out)
-        run = Run(len(vectors), kind == "hessian", dtype or vectors.dtype, parts, products, self._buffers)
+        run = Run(len(vectors), kind == "hessian", dtype or vectors.dtype, parts, products, self._ops, self._buffers)
         for step in self._steps:
             step.rule.begin(run)
         for inputs, targets in batches:
@@ -135,9 +137,8 @@ class Engine:
         last = tangents[-1]
         if last is None:
             return None
-        curvature = OutputCurvature(self._loss, values[-1], targets, kind)
-        pushed = curvature(last.to(curvature.gradient.dtype)).to(run.dtype)
-        self._backward(saved, tangents, curvature.gradient if run.second else None, pushed)
+        curvature = OutputCurvature(self._loss, values[-1], targets, kind, self._ops)
+        self._backward(saved, tangents, curvature.gradient if run.second else None, curvature(last))
         return values[-1], curvature.gradient
 
     def _backward(self, saved: list[Any], tangents: list[Tensor | None], gradient: Tensor | None, push: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch.nn.modules import module as global_hooks
 
 from lbgap._layers import FUNCTIONS, MEANS, NORMS, OFF, RESHAPES, UnknownError, is_size, trace
 from lbgap.flat import FlatModule
-from lbgap.hessian.rules import Add, Flatten, Linear, MaxPool, Pointwise, Rule
+from lbgap.hessian.rules import Add, Flatten, Linear, MaxPool, Pointwise, Rule, Windows
 from lbgap.hessian.weighted import BatchNorm, Convolution, Dense, Norm, Places, Weighted
 
 PIECEWISE_LINEAR = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
@@ -244,6 +244,5 @@ def _max_pool(layer: Any) -> MaxPool:
     def both(number: Any) -> tuple[int, ...]:
         return (number,) * dimensions if isinstance(number, int) else tuple(number)
 
-    spans = (d * (size - 1) + 1 for d, size in zip(both(layer.dilation), both(layer.kernel_size), strict=True))
-    overlapping = any(span > stride for span, stride in zip(spans, both(layer.stride), strict=True))
-    return MaxPool(lambda x: function(x, *arguments, return_indices=True), dimensions, overlapping)
+    windows = Windows(*(both(number) for number in arguments[:4]))
+    return MaxPool(lambda x: function(x, *arguments, return_indices=True), windows)

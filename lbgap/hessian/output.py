@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from lbgap import _tangents
+from lbgap import _tangents, reference
 from lbgap._hardware import first_line
 from lbgap.losses import Loss
 
@@ -23,7 +25,7 @@ class OutputCurvature:
         gradient: Of the loss in the outputs, ``(batch, ...)``.
     """
 
-    def __init__(self, loss: Loss, output: Tensor, targets: Tensor, kind: str) -> None:
+    def __init__(self, loss: Loss, output: Tensor, targets: Tensor, kind: str, ops: Any = reference) -> None:
         """Evaluate the gradient.
 
         Args:
@@ -31,20 +33,28 @@ class OutputCurvature:
             output: ``(batch, ...)``, without a graph.
             targets: ``(batch, ...)``.
             kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
+            ops: Who multiplies: :mod:`lbgap.ops` or :mod:`lbgap.reference`.
 
         Raises:
             ValueError: The loss cannot be differentiated twice in the outputs; or, for ``"fisher"``, the term of a
                 sample depends on the others of its batch.
         """
-        self._loss, self._kind, self._probabilities = loss, kind, None
+        self._loss, self._kind, self._ops = loss, kind, ops
+        self._probabilities: Tensor | None = None
+        self._weights: Tensor | None = None  # of the samples: what their target probabilities add up to
         if kind == "fisher":
             with torch.enable_grad():
                 _tangents.check_terms(loss, output, targets)
                 self.gradient = _tangents.output_gradient(loss, output, targets)
-        elif loss.name == "cross_entropy" and loss.function is None and output.dim() == 2 and targets.dim() == 1:
+        elif loss.name == "cross_entropy" and loss.function is None and output.dim() == 2:
             self._probabilities = output.softmax(1)
-            self.gradient = self._probabilities.clone()
-            self.gradient[torch.arange(len(output), device=output.device), targets] -= 1
+            if targets.dim() == 1:
+                self.gradient = self._probabilities.clone()
+                self.gradient[torch.arange(len(output), device=output.device), targets] -= 1
+            else:
+                targets = targets.to(output.dtype)
+                self._weights = targets.sum(1)
+                self.gradient = self._probabilities * self._weights[:, None] - targets
         else:
             self._differentiate(output, targets)
 
@@ -67,7 +77,8 @@ class OutputCurvature:
         """Multiply by the matrices of the samples.
 
         Args:
-            tangents: ``(batch, k, ...)``, derivatives of the outputs along k vectors.
+            tangents: ``(batch, k, ...)``, derivatives of the outputs along k vectors, in the dtype of the outputs or
+                bfloat16; they may be overwritten.
 
         Returns:
             The same shape.
@@ -75,12 +86,15 @@ class OutputCurvature:
         Raises:
             ValueError: The loss cannot be differentiated twice in the outputs.
         """
+        if self._probabilities is not None:
+            self._ops.tangents_softmax(tangents, self._probabilities, self._weights, tangents)
+            return tangents
+        return self._multiply(tangents.to(self.gradient.dtype)).to(tangents.dtype)
+
+    def _multiply(self, tangents: Tensor) -> Tensor:
         if self._kind == "fisher":
             along = (tangents * self.gradient.unsqueeze(1)).flatten(2).sum(2)
             return along.view(*along.shape, *[1] * (tangents.dim() - 2)) * self.gradient.unsqueeze(1)
-        if self._probabilities is not None:
-            weighted = tangents * self._probabilities.unsqueeze(1)
-            return weighted.sub_(self._probabilities.unsqueeze(1) * weighted.sum(2, keepdim=True))
         if self._loss.name == "mse" and self._loss.function is None:
             return tangents * (2 / max(1, self.gradient[:1].numel()))
         slope, leaf = self._slope, self._leaf

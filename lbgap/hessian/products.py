@@ -33,7 +33,9 @@ class Products:
         error: With bfloat16 the relative error of one product, on a few samples of the last call; else None.
     """
 
-    def __init__(self, flat: FlatModule, loss: Loss, *, by_batch: bool, bfloat16: bool, notes: list[str]) -> None:
+    def __init__(
+        self, flat: FlatModule, loss: Loss, *, by_batch: bool, bfloat16: bool, backend: str, notes: list[str]
+    ) -> None:
         """Begin; nothing is computed yet.
 
         Args:
@@ -41,9 +43,11 @@ class Products:
             loss: The loss.
             by_batch: Whether the loss of a sample depends on its batch.
             bfloat16: Whether tangents may be rounded to bfloat16.
+            backend: ``"native"`` or ``"torch"``: who runs the engine's pointwise parts.
             notes: Takes a sentence on what bfloat16 did to the products.
         """
         self._flat, self._loss, self._notes, self._bfloat16 = flat, loss, notes, bfloat16
+        self._backend = backend
         self._engine: Engine | None = None
         self._agreed: set[str] = set()  # kinds
         self.way = "general: batch-norm with statistics of the batch" if by_batch else "not used yet"
@@ -115,7 +119,7 @@ class Products:
         if self.way.startswith("general"):
             return None
         try:
-            self._engine = self._engine or Engine(self._flat, self._loss)
+            self._engine = self._engine or Engine(self._flat, self._loss, self._backend)
             if kind not in self._agreed:
                 if not self._compare(next(iter(batches())), kind):
                     return None
@@ -147,7 +151,7 @@ class Products:
         vectors = vectors.to(flat.theta.device)
         found, expected = torch.zeros_like(vectors), torch.zeros_like(vectors)
         pieces = zip(inputs.clone().split(TRIED_PIECE), targets.clone().split(TRIED_PIECE), strict=True)
-        Engine(flat, self._loss).add_products(pieces, vectors, found, kind)
+        Engine(flat, self._loss, self._backend).add_products(pieces, vectors, found, kind)
         hvp.add_products(flat, self._loss, (inputs, targets), vectors, expected, kind)
         if not expected.isfinite().all():
             return False

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lbgap import reference
 from lbgap._layers import UnknownError
 
 Map = Callable[[Tensor], Tensor]
@@ -31,6 +32,7 @@ class Run:
         dtype: Of the tangents, and of values and gradients where they enter products with them.
         parts: For each parameter that moves the vectors' part, ``(k, *shape)``.
         out: The same views of the result, added to at the end.
+        ops: Who runs the pointwise parts: :mod:`lbgap.ops` or :mod:`lbgap.reference`.
         buffers: Memory, kept from one set of vectors to the next.
     """
 
@@ -39,6 +41,7 @@ class Run:
     dtype: torch.dtype
     parts: list[Tensor]
     out: list[Tensor]
+    ops: Any
     buffers: dict[tuple[int, str, torch.dtype], Tensor] = field(default_factory=dict)
 
     def buffer(
@@ -100,22 +103,26 @@ class Pointwise(Rule):
         self._function, self._linear = function, piecewise_linear
 
     def forward(self, *x: Tensor) -> tuple[Tensor, Any]:
-        """Return the value; saved are the first and, where it counts, the second derivative."""
+        """Return the value; saved are the first and, where it counts, the second derivative, in its dtype."""
         with torch.enable_grad():
             leaf = x[0].detach().requires_grad_()
             y = self._function(leaf)
             curved = not self._linear and self.run.second
             (first,) = torch.autograd.grad(y.sum(), leaf, create_graph=curved)
             second = torch.autograd.grad(first.sum(), leaf)[0] if curved else None
-        return y.detach(), (first.detach(), first.detach().to(self.run.dtype).unsqueeze(1), second)
+        return y.detach(), (first.detach(), second)
 
     def tangent(self, saved: Any, rx: Tangents, owned: bool) -> Tensor | None:
         """R{y} = f' R{x}."""
         (tangent,) = rx
-        _, first, second = saved
+        first, second = saved
         if tangent is None:
             return None
-        return tangent.mul_(first) if owned and second is None else tangent * first
+        # R{x} itself is wanted again backwards where there is a second derivative.
+        alone = owned and second is None
+        out = tangent if alone else self.run.buffer(self, "tangent", tuple(tangent.shape), tangent)
+        self.run.ops.tangents_scale(tangent, first, out)
+        return out
 
     def backward(self, saved: Any, g: Tensor) -> tuple[Tensor, ...]:
         """g_x = f' g."""
@@ -125,10 +132,11 @@ class Pointwise(Rule):
         self, saved: Any, g: Tensor | None, r: Tensor, rx: Tangents, owned: bool, wanted: bool
     ) -> Tangents:
         """R{g_x} = f' R{g} + f'' g R{x}."""
-        _, first, second = saved
-        r = r.mul_(first)
+        first, second = saved
         if second is not None and g is not None and rx[0] is not None:
-            r.addcmul_((second * g).to(r.dtype).unsqueeze(1), rx[0])
+            self.run.ops.tangents_curve(r, first, second * g, rx[0], r)
+        else:
+            self.run.ops.tangents_scale(r, first, r)
         return (r,)
 
 
@@ -192,46 +200,80 @@ class Linear(Rule):
         return (self.backward(saved, r.flatten(0, 1))[0].unflatten(0, r.shape[:2]),)
 
 
+@dataclass(frozen=True)
+class Windows:
+    """The windows of max-pooling, one number for each of the dimensions in which they move.
+
+    Attributes:
+        kernel: Elements of a window.
+        stride: From a window to the next.
+        padding: On both sides.
+        dilation: From an element of a window to the next.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether an element may be in several."""
+        spans = (d * (size - 1) + 1 for d, size in zip(self.dilation, self.kernel, strict=True))
+        return any(span > stride for span, stride in zip(spans, self.stride, strict=True))
+
+
 class MaxPool(Rule):
     """The largest element of each window; windows move one or two trailing dimensions."""
 
-    def __init__(self, function: Callable[[Tensor], tuple[Tensor, Tensor]], dimensions: int, overlapping: bool) -> None:
-        self._function, self._dimensions, self._overlapping = function, dimensions, overlapping
+    def __init__(self, function: Callable[[Tensor], tuple[Tensor, Tensor]], windows: Windows) -> None:
+        self._function, self._windows, self._dimensions = function, windows, len(windows.kernel)
 
     def forward(self, *x: Tensor) -> tuple[Tensor, Any]:
         """Return the value; saved are the places of the largest elements, and the shape of a sample."""
-        if self._overlapping and x[0].is_cuda:
-            raise UnknownError("max-pooling with overlapping windows, whose sums have no fixed order on a GPU")
+        if self._windows.overlapping and x[0].is_cuda and self.run.ops is reference:
+            raise UnknownError(
+                "max-pooling with overlapping windows, whose sums have no fixed order on a GPU without its kernels"
+            )
         y, places = self._function(x[0])
-        return y, (places.flatten(-self._dimensions), y.shape[1:], x[0].shape[1:])
+        return y, (self._planes(places, 1), x[0].shape[1:])
+
+    def _planes(self, values: Tensor, at: int) -> Tensor:
+        """The values with a dimension of channels, of which samples without one have one."""
+        return values if values.dim() == at + 1 + self._dimensions else values.unsqueeze(at)
 
     def tangent(self, saved: Any, rx: Tangents, owned: bool) -> Tensor | None:
         """R{y} is R{x} at these places."""
-        places, after, _ = saved
+        places, before = saved
         if rx[0] is None:
             return None
-        flat = rx[0].flatten(-self._dimensions)
-        places = places.unsqueeze(1).expand(-1, self.run.k, *places.shape[1:])
-        tangent: Tensor = flat.gather(-1, places).unflatten(-1, after[-self._dimensions :])
-        return tangent
+        tangents = self._planes(rx[0], 2)
+        out = self.run.buffer(self, "tangent", (*tangents.shape[:2], *places.shape[1:]), tangents)
+        self.run.ops.tangents_gather(tangents, places, out)
+        return out.view(*out.shape[:2], *self._sample(before, places))
 
     def backward(self, saved: Any, g: Tensor) -> tuple[Tensor, ...]:
         """g_x is g at these places, else zero."""
-        places, _, before = saved
-        return (self._scatter(g, places, (len(g), *before)),)
+        return (self._scatter(saved, g.unsqueeze(1))[:, 0],)
 
     def backward_tangent(
         self, saved: Any, g: Tensor | None, r: Tensor, rx: Tangents, owned: bool, wanted: bool
     ) -> Tangents:
         """R{g_x} is R{g} at these places, else zero."""
-        places, _, before = saved
-        places = places.unsqueeze(1).expand(-1, self.run.k, *places.shape[1:])
-        return (self._scatter(r, places, (len(r), self.run.k, *before)),)
+        return (self._scatter(saved, r),)
 
-    def _scatter(self, g: Tensor, places: Tensor, shape: tuple[int, ...]) -> Tensor:
-        g = g.flatten(-self._dimensions)
-        zeros = g.new_zeros(shape).flatten(-self._dimensions)
-        return zeros.scatter_add_(-1, places, g).view(shape)
+    def _sample(self, before: torch.Size, places: Tensor) -> tuple[int, ...]:
+        """The shape of a sample of the value."""
+        return (*before[: -self._dimensions], *places.shape[2:])
+
+    def _scatter(self, saved: Any, r: Tensor) -> Tensor:
+        places, before = saved
+        batch, k = r.shape[:2]
+        out = r.new_empty(batch, k, places.shape[1], *before[-self._dimensions :])
+        w = self._windows
+        planes = self._planes(r, 2)
+        self.run.ops.tangents_scatter(planes, places, w.kernel, w.stride, w.padding, w.dilation, out)
+        return out.view(batch, k, *before)
 
 
 class Add(Rule):

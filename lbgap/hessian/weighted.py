@@ -177,13 +177,18 @@ class BatchNorm(Rule):
     def tangent(self, saved: Any, rx: Tangents, owned: bool) -> Tensor | None:
         """R{y} = s R{x} + R{scale} x^ + R{shift}."""
         normal, shape = saved
-        own = None
-        if self.moves:
-            own = self._wide(self._u, shape).addcmul(self._wide(self._v, shape), normal.unsqueeze(1).to(self.run.dtype))
         if rx[0] is None:
-            return own
-        along = rx[0] * self._wide(self._s[None], shape)
-        return along if own is None else along.add_(own)
+            if not self.moves:
+                return None
+            return self._wide(self._u, shape).addcmul(
+                self._wide(self._v, shape), normal.unsqueeze(1).to(self.run.dtype)
+            )
+        # R{x} itself is wanted again backwards where the scale moves.
+        alone = owned and not self.moves
+        out = rx[0] if alone else self.run.buffer(self, "tangent", tuple(rx[0].shape), rx[0])
+        own = (self._v, normal, self._u) if self.moves else (None, None, None)
+        self.run.ops.tangents_affine(rx[0], self._s, *own, out)
+        return out
 
     def backward(self, saved: Any, g: Tensor) -> tuple[Tensor, ...]:
         """g_x = s g."""
@@ -193,19 +198,17 @@ class BatchNorm(Rule):
         self, saved: Any, g: Tensor | None, r: Tensor, rx: Tangents, owned: bool, wanted: bool
     ) -> Tangents:
         """R{g_x} = s R{g} + R{s} g; the sums over samples are gathered for the scale and the shift."""
-        normal, shape = saved
+        normal, _ = saved
         places = [0, *range(3, r.dim())]
-        wide_g = None if g is None else g.unsqueeze(1).to(r.dtype)
         if self.moves:
             self._sums[0] += (r * normal.unsqueeze(1).to(r.dtype)).sum(places)
             self._sums[1] += r.sum(places)
-            if wide_g is not None and rx[0] is not None:
-                self._sums[0] += (wide_g * rx[0]).sum(places) * self._inverse
+            if g is not None and rx[0] is not None:
+                self._sums[0] += (g.unsqueeze(1).to(r.dtype) * rx[0]).sum(places) * self._inverse
         if not wanted:
             return (None,)
-        r = r.mul_(self._wide(self._s[None], shape))
-        if wide_g is not None and self._norm.scale.moves:
-            r.addcmul_(self._wide(self._v * self._inverse, shape), wide_g)
+        own = (self._v * self._inverse, g) if g is not None and self._norm.scale.moves else (None, None)
+        self.run.ops.tangents_affine(r, self._s, *own, None, r)
         return (r,)
 
     def finish(self) -> None:

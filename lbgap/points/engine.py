@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lbgap import ops
 from lbgap._layers import UnknownError
 from lbgap.flat import FlatModule
 from lbgap.losses import Loss
+from lbgap.points.chain import MOST, TILE, Chain, find_chain
 from lbgap.points.graph import Step, fold_norms, steps_of
 from lbgap.points.rules import Kind, Run, own
 from lbgap.points.source import Combinations, Separate, Source
@@ -50,6 +52,7 @@ class Plan:
     Attributes:
         steps: The layers.
         kinds: Of each value; 0 is the network's input, i + 1 what step i returns.
+        chain: What runs tile by tile instead of layer by layer, if the network is narrow.
     """
 
     def __init__(self, steps: list[Step], spans: bool) -> None:
@@ -61,6 +64,7 @@ class Plan:
 
         self.steps = fold_norms(steps, kinds_of)
         self.kinds = kinds_of(self.steps)
+        self.chain: Chain | None = find_chain(self.steps, self.kinds)
         reads = [(source, index) for index, step in enumerate(self.steps) for source in step.sources]
         self._single = [sum(source == place for source, _ in reads) <= 1 for place in range(len(self.kinds))]
         self._last = dict(reads)  # who is the last to read a value
@@ -78,7 +82,12 @@ class Plan:
             0 if value is None else value.numel() // (len(inputs) * copies[kind])
             for value, kind in zip(values, self.kinds, strict=True)
         ]
-        return self._each(run, values, self._sizes, len(inputs))
+        output = self._each(run, values, self._sizes, len(inputs))
+        if self.chain is not None:
+            elements, outputs = self.chain.layers[0].affine
+            if self._sizes[self.steps[self.chain.head].sources[0]] * outputs != elements:
+                self.chain = None  # its layers are applied to several rows of a sample
+        return output
 
     def chunk(self, samples: int, source: Source, budget: int) -> int:
         """How many points fit in memory at once, one at least.
@@ -106,9 +115,12 @@ class Plan:
         """Names of the buffers that may go with the points."""
         return {name for step in self.steps for name in step.rule.statistics}
 
-    def better(self, source: Source, samples: int, batches: int, chunk: int) -> bool:
-        """Whether to use this plan rather than to evaluate the points one after the other."""
-        mine = self.work(source.k, source.j, samples, batches, chunk)
+    def better(self, source: Source, samples: int, batches: int, chunk: int, narrow: bool = False) -> bool:
+        """Whether to use this plan, or its chain, rather than to evaluate the points one after the other."""
+        if narrow:
+            mine = self.chain_work(source.k, source.j, samples, batches)
+        else:
+            mine = self.work(source.k, source.j, samples, batches, chunk)
         return mine.total < self.plain_work(source.k, samples, batches).total
 
     def work(self, k: int, j: int, samples: int, batches: int, chunk: int) -> Work:
@@ -129,6 +141,20 @@ class Plan:
                 moved += k * samples * blended
         return Work(products, moved, calls)
 
+    def chain_work(self, k: int, j: int, samples: int, batches: int) -> Work:
+        """Count what the chain does for k points: its products are as fast as those of a matrix product."""
+        assert self.chain is not None
+        first, *rest = (layer.affine[0] for layer in self.chain.layers)
+        tiles = batches * -(-samples // (batches * TILE))
+        products = samples * 2.0 * ((j or k) * first + k * (j * self.chain.widths[0] + sum(rest)))
+        products += k * tiles * 2.0 * max(j, 1) * self.chain.numel
+        moved = 0.0 if j else float(k * batches * self.chain.numel)
+        calls = batches * (self.chain.head + (2 if j else 2 * -(-k // MOST)))
+        for place, step in enumerate(self.steps[: self.chain.head], 1):
+            if step.rule.affine:
+                products += samples * 2.0 * step.rule.affine[0] * self._sizes[place] / step.rule.affine[1]
+        return Work(products, moved, float(calls))
+
     def plain_work(self, k: int, samples: int, batches: int) -> Work:
         """Count what evaluating the points one after the other does."""
         products = 0.0
@@ -146,6 +172,8 @@ class Plan:
         chunk: int,
         low: torch.dtype,
         accuracy: bool,
+        native: bool = False,
+        narrow: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Evaluate all points on all batches.
 
@@ -156,27 +184,43 @@ class Plan:
             chunk: Points at once.
             low: The type of products, but for those of shared inputs and of the last layer.
             accuracy: Whether to count the correct samples too.
+            native: Whether the compiled op sums the losses, where it can.
+            narrow: Whether to run the chain.
 
         Returns:
             The summed loss and the number of correct samples of each point, ``(k,)`` float64.
         """
-        totals = torch.zeros(source.k, dtype=torch.float64, device=source.device)
-        correct = torch.zeros_like(totals)
+        sums = torch.zeros(source.k, 2, dtype=torch.float64, device=source.device)
         scratch: dict[Any, Tensor] = {}
         for inputs, targets in batches:
-            values = self._once(Run(source, low), inputs)
+            run = Run(source, low)
+            if narrow:
+                assert self.chain is not None
+                sums += self.chain.sums(source, self._shared(run, inputs), targets)
+                continue
+            values = self._once(run, inputs)
             for first in range(0, source.k, chunk):
                 some = slice(first, first + chunk)
                 output = self._each(Run(source[some], low, scratch=scratch), list(values)).to(source.dtype)
-                totals[some] += loss.totals(output, targets)
+                if native and loss.by_class(targets):
+                    sums[some] += ops.xent_points(output, targets)
+                    continue
+                sums[some, 0] += loss.totals(output, targets)
                 if accuracy:
-                    correct[some] += (output.argmax(2) == targets).sum(1, dtype=torch.float64)
-        return totals, correct
+                    sums[some, 1] += (output.argmax(2) == targets).sum(1, dtype=torch.float64)
+        return sums[:, 0], sums[:, 1]
 
-    def _once(self, run: Run, inputs: Tensor) -> list[Tensor | None]:
-        """What is the same for all points, or linear in their coefficients."""
+    def _shared(self, run: Run, inputs: Tensor) -> Tensor:
+        """What the chain begins with, ``(batch, features)``."""
+        assert self.chain is not None
+        value = self._once(run, inputs, self.chain.head)[self.steps[self.chain.head].sources[0]]
+        assert value is not None
+        return value.flatten(1)
+
+    def _once(self, run: Run, inputs: Tensor, stop: int | None = None) -> list[Tensor | None]:
+        """What is the same for all points, or linear in their coefficients, of all steps or of those before one."""
         values: list[Tensor | None] = [inputs]
-        for step, kind in zip(self.steps, self.kinds[1:], strict=True):
+        for step, kind in zip(self.steps[:stop], self.kinds[1:], strict=False):
             if kind is Kind.OWN:
                 values.append(None)
                 continue

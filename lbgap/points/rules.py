@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lbgap.points.source import Combinations, Source
 
@@ -82,7 +82,7 @@ def own(run: Run, value: Tensor, kind: Kind, key: Any) -> Tensor:
         return value.expand(run.source.k, *value.shape)
     assert isinstance(run.source, Combinations)
     out = run.buffer((key, "blend"), (run.source.k, *value.shape[1:]), value)
-    torch.mm(run.source.rounded, value.reshape(len(value), -1), out=out.view(run.source.k, -1))
+    run.source.blend(value.reshape(len(value), -1), out.view(run.source.k, -1))
     return out
 
 
@@ -140,10 +140,15 @@ class Samplewise(Rule):
 
 
 class Pointwise(Rule):
-    """An activation: each number by itself, whatever the shape."""
+    """An activation: each number by itself, whatever the shape.
+
+    Attributes:
+        relu: Whether it is the rectifier.
+    """
 
     def __init__(self, function: Callable[[Tensor], Tensor], inplace: Callable[[Tensor], Tensor] | None) -> None:
         self._function, self._inplace = function, inplace
+        self.relu = isinstance(function, nn.ReLU)
 
     def once(self, run: Run, kind: Kind, *values: Tensor) -> Tensor:
         """Apply it."""
@@ -236,7 +241,14 @@ class Norm(Rule):
 
 
 class Weighted(Rule):
-    """A layer with a weight and maybe a bias, and maybe a batch-norm that was multiplied into them."""
+    """A layer with a weight and maybe a bias, and maybe a batch-norm that was multiplied into them.
+
+    Attributes:
+        norm: That batch-norm.
+        moves: Whether all its parameters may move.
+    """
+
+    affine: tuple[int, int]
 
     def __init__(self, layer: Any, places: Places) -> None:
         self.layer = layer
@@ -244,15 +256,16 @@ class Weighted(Rule):
         self.bias = None if layer.bias is None else Parameter(layer.bias, places)
         self.norm: Norm | None = None
         self.affine = (layer.weight.numel(), layer.weight.shape[0])
-        self._moves = {part.place is not None for part in (self.weight, self.bias) if part is not None}
+        moves = {part.place is not None for part in (self.weight, self.bias) if part is not None}
+        self.moves, self._rests = moves == {True}, moves == {False}
 
     def kind(self, kinds: Sequence[Kind], spans: bool) -> Kind:
         """The products of a shared input are linear in what moves."""
         if kinds[0] is not Kind.SHARED or self.norm is not None:
             return Kind.OWN
-        if self._moves == {False}:
+        if self._rests:
             return Kind.SHARED
-        return Kind.SPANNED if spans and self._moves == {True} else Kind.OWN
+        return Kind.SPANNED if spans and self.moves else Kind.OWN
 
     def effective(self, run: Run) -> tuple[Tensor, Tensor | None]:
         """Weight ``(k, out, ...)`` and bias ``(k, out)`` of all points, with the batch-norm."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lbgap import ops
+
 Buffers = Mapping[str, Tensor]
 
 
@@ -71,14 +73,18 @@ class Separate(Source):
 class Combinations(Source):
     """Points ``coefficients @ ends``, never formed as a whole."""
 
-    def __init__(self, coefficients: Tensor, ends: Tensor, buffers: Buffers | None = None) -> None:
+    def __init__(
+        self, coefficients: Tensor, ends: Tensor, buffers: Buffers | None = None, *, native: bool = False
+    ) -> None:
         """Begin.
 
         Args:
             coefficients: ``(k, j)`` float64.
             ends: ``(j, n)``.
             buffers: Name to ``(j, *shape)``, combined with the same coefficients, variances no lower than zero.
+            native: Whether the compiled op blends the ends.
         """
+        self.native = native
         self.k, self.j = coefficients.shape
         self.dtype, self.device = ends.dtype, ends.device
         self.coefficients = coefficients
@@ -89,11 +95,19 @@ class Combinations(Source):
 
     def __getitem__(self, chosen: slice | Tensor) -> Combinations:
         """Some of the points."""
-        return Combinations(self.coefficients[chosen], self._ends, self._buffers)
+        return Combinations(self.coefficients[chosen], self._ends, self._buffers, native=self.native)
 
     def parameter(self, place: slice, shape: torch.Size) -> Tensor:
         """A parameter of all points."""
-        return (self.rounded @ self._ends[:, place]).view(self.k, *shape)
+        ends = self._ends[:, place]
+        return self.blend(ends, ends.new_empty(self.k, ends.shape[1])).view(self.k, *shape)
+
+    def blend(self, ends: Tensor, out: Tensor) -> Tensor:
+        """Combine ``(j, m)`` numbers to ``(k, m)``, in ``out``: the op in float64, rounded once."""
+        if self.native:
+            ops.blend_points(self.coefficients, ends, out)
+            return out
+        return torch.mm(self.rounded, ends, out=out)
 
     def end(self, place: slice, shape: torch.Size) -> Tensor:
         """A parameter of all ends, ``(j, *shape)``."""

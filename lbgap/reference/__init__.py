@@ -16,6 +16,7 @@ from lbgap.reference.history import (
     history_line,
     history_step,
 )
+from lbgap.reference.points import blend_points, chain_points, xent_points
 from lbgap.reference.subspace import (
     DISTRIBUTIONS,
     philox,
@@ -24,12 +25,22 @@ from lbgap.reference.subspace import (
     subspace_gram,
     subspace_project,
 )
+from lbgap.reference.tangents import (
+    tangents_affine,
+    tangents_curve,
+    tangents_gather,
+    tangents_scale,
+    tangents_scatter,
+    tangents_softmax,
+)
 
 __all__ = [
     "DISTRIBUTIONS",
+    "blend_points",
     "box_project",
     "box_step",
     "box_vertex",
+    "chain_points",
     "history_append",
     "history_cauchy",
     "history_combine",
@@ -41,4 +52,11 @@ __all__ = [
     "subspace_entries",
     "subspace_gram",
     "subspace_project",
+    "tangents_affine",
+    "tangents_curve",
+    "tangents_gather",
+    "tangents_scale",
+    "tangents_scatter",
+    "tangents_softmax",
+    "xent_points",
 ]

@@ -47,10 +47,24 @@ def every_op(device="cuda"):
     def gram():
         return (ops.history_gram(inside, x, d, s, gradients, 1.5, low, high, *NO_BOX),)
 
+    few = torch.linspace(-1, 1, 6, device=device, dtype=torch.float64).view(3, 2)
+    targets = torch.arange(N // 5, device=device) % 5
+
+    def blend():
+        out = y.new_empty(3, N)
+        ops.blend_points(few, s[:2], out)
+        return (out,)
+
+    def chain():
+        first, ends = s[:2, : 5 * (N // 5)].double().view(2, 5, -1), s[:2, :30].double()
+        return (ops.chain_points(few, first, ends, [5, 5], targets),)
+
     return {
+        "blend_points": blend,
         "box_project": lambda: written(lambda out: ops.box_project(y, x, 0.1, 0.1, out)),
         "box_step": lambda: written(lambda out: ops.box_step(y, d, 0.3, x, 0.1, 0.1, out)),
         "box_vertex": lambda: written(lambda out: ops.box_vertex(y, d, x, 0.1, 0.1, out)),
+        "chain_points": chain,
         "history_append": append,
         "history_cauchy": lambda: written(cauchy),
         "history_gram": gram,
@@ -60,11 +74,13 @@ def every_op(device="cuda"):
         "subspace_apply": lambda: written(lambda out: ops.subspace_apply(x, z, 1, 2, "normal", out)),
         "subspace_project": lambda: (ops.subspace_project(d, 30, 1, 2, "rademacher"),),
         "subspace_gram": lambda: (ops.subspace_gram(N, 30, 1, 2, "uniform", x.device),),
+        "xent_points": lambda: (ops.xent_points(s[:, : 5 * (N // 5)].view(3, -1, 5), targets),),
     }
 
 
 OPS = ("box_project", "box_step", "box_vertex", "history_append", "history_cauchy", "history_gram", "history_combine")
 OPS += ("history_line", "history_step", "subspace_apply", "subspace_project", "subspace_gram")
+OPS += ("blend_points", "chain_points", "xent_points")
 
 
 def same(ones, others):

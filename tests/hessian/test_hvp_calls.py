@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lbgap import Objective, _hardware
+from lbgap import Objective, _hardware, ops
 from lbgap.hessian import engine, products
 from lbgap.networks import mlp
 
@@ -404,3 +404,45 @@ def test_smaller_batches_where_memory_is_short(place, monkeypatch):
     assert_close(objective.hvp(objective.theta, vectors), expected.hvp(expected.theta, vectors))
     assert objective.batch_size == 20
     assert objective.hvp_way == ("general: asked for" if place == "general" else "engine")
+
+
+@pytest.mark.parametrize("precision", ["float64", pytest.param("mixed", marks=needs_bfloat16)])
+def test_the_backend_runs_the_pointwise_parts(precision, monkeypatch):
+    calls = []
+
+    def note(name, op):
+        def noted(*args):
+            calls.append(name)
+            op(*args)
+
+        monkeypatch.setattr(ops, name, noted)
+
+    for name in ("tangents_scale", "tangents_softmax"):
+        note(name, getattr(ops, name))
+    native, twins = (built(backend=backend, precision=precision) for backend in ("auto", "torch"))
+    vectors = vectors_for(native, 3)
+    expected = twins.hvp(twins.theta, vectors)
+    assert calls == []
+    found = native.hvp(native.theta, vectors)
+    assert set(calls) == ({"tangents_scale", "tangents_softmax"} if native.backend == "native" else set())
+    assert native.hvp_way == twins.hvp_way == "engine"
+    assert native.settings()["backend"] == native.backend
+    # Sums in float64 of another order may round to another float32, and that to another bfloat16.
+    assert_close(found, expected, 1e-12 if precision == "float64" else 1e-2)
+
+
+def test_max_pooling_of_samples_without_channels():
+    model = nn.Sequential(nn.Linear(6, 9), nn.MaxPool1d(3, 2), nn.Tanh(), nn.Linear(4, 3))
+    objective, other = built(model=model), built(way="general", model=model)
+    vectors = vectors_for(objective, 3)
+    assert_close(objective.hvp(objective.theta, vectors), other.hvp(other.theta, vectors))
+    assert objective.hvp_way == "engine"
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_probabilities_that_do_not_add_up_to_one(backend):
+    targets = normal(SAMPLES, 3, seed=6).abs()
+    objective, other = (built((INPUTS, targets), way, backend=backend) for way in (None, "general"))
+    vectors = vectors_for(objective, 3)
+    assert_close(objective.hvp(objective.theta, vectors), other.hvp(other.theta, vectors))
+    assert objective.hvp_way == "engine"

@@ -19,7 +19,10 @@ SMALL_MATRICES = {"K", "q"}  # arguments that stay on the host
 MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.12 on
 MOST_COMPARED = 2**28  # bytes of a storage
 
-pytest.register_assert_rewrite("tests.test_ops", "tests.test_history", "tests.test_subspace", "tests.test_rng")
+pytest.register_assert_rewrite(
+    *("tests.test_ops", "tests.test_history", "tests.test_points_ops", "tests.test_subspace"),
+    *("tests.test_rng", "tests.test_tangents"),
+)
 
 
 def too_long(test, n=0, c=0, **others):
