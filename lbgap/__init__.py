@@ -24,7 +24,7 @@ from lbgap.measures import (
 from lbgap.objective import Objective
 from lbgap.sharpness import Sharpness, fast_sharpness
 from lbgap.sweeps import read_sweep
-from lbgap.training import Run, read_run, train
+from lbgap.training import Run, read_run, remedies, train
 
 __all__ = [
     "Asymmetry",
@@ -62,6 +62,7 @@ __all__ = [
     "read_run",
     "read_sweep",
     "relative_flatness",
+    "remedies",
     "sharpness_curve",
     "spectral_density",
     "train",

@@ -66,6 +66,11 @@ Parameters = Annotated[
 ]
 Precision = Annotated[str, typer.Option(help="float32, float64 or mixed.")]
 
+REMEDY_NAMES = (
+    "augment, conservative, batches, grow, ghost, sqrt-rate, linear-rate, swa, smoothout, robust, adversarial, "
+    "stability, sam, asam, local-sgd"
+)
+
 
 def main() -> None:
     """Run the command line; every failure is one line on standard error and a non-zero exit."""
@@ -262,8 +267,16 @@ def train(
         int | None, typer.Option(help="How many epochs.", show_default="until the training loss stops improving")
     ] = None,
     max_epochs: Annotated[int, typer.Option(help="The most epochs without --epochs.")] = 200,
-    optimizer: Annotated[str, typer.Option(help="A class of torch.optim.")] = "Adam",
-    learning_rate: Annotated[float, typer.Option(help="The same for all epochs.")] = 1e-3,
+    optimizer: Annotated[str, typer.Option(help="A class of torch.optim, or LARS or LAMB.")] = "Adam",
+    learning_rate: Annotated[float, typer.Option(help="Of all epochs, unless a remedy changes it.")] = 1e-3,
+    remedy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Against the generalisation gap, such as swa or conservative:lam=1e-3; may be given several times: "
+            f"{REMEDY_NAMES}.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Seed = 0,
     device: Device = None,
     keep_every: Annotated[
@@ -307,6 +320,7 @@ def train(
             max_epochs=max_epochs,
             optimizer=optimizer,
             learning_rate=learning_rate,
+            remedies=remedy or (),
             seed=seed,
             device=device,
             out=out,

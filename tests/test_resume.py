@@ -145,6 +145,16 @@ def stop_after(epochs):
         ("steps", {"epochs": 1, "checkpoint_seconds": 0}, 30),
         ("steps", {"max_epochs": 3, "patience": 1, "learning_rate": 0.5, "optimizer": "SGD", "stride": 3}, 9),
         ("steps", {"epochs": 3, "checkpoint_seconds": 1e9, "keep_every": 2, "stride": 3}, 9),
+        (
+            "steps",
+            {
+                "epochs": 3,
+                "checkpoint_seconds": 0,
+                "remedies": ["augment:shift=0.2,shape=6", "conservative", "sam", "swa:start=2", "ghost:size=4"],
+                "stride": 5,
+            },
+            9,
+        ),
         ("times", {"epochs": 60, "checkpoint_seconds": 0.02}, 2),
         (
             "times",

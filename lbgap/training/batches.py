@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lbgap.training._checks import whole
 
-ORDER, NOISE = 0, 1
-"""The two streams of random numbers of an epoch: the order of the samples, and dropout and the like."""
+ORDER, NOISE, REMEDY = 0, 1, 3
+"""Streams of random numbers of an epoch: the order of the samples, dropout and the like, and from 3 on those of the
+remedies, one a role. (2 is that of the places on a trained path.)"""
 
 
 def resolve_batch_size(batch_size: int | float, samples: int) -> int:
@@ -64,7 +65,20 @@ def epoch_batches(samples: int, batch_size: int, seed: int, epoch: int) -> list[
     """
     generator = torch.Generator(device="cpu").manual_seed(derive_seed(seed, epoch, ORDER))
     order = torch.randperm(samples, generator=generator, dtype=torch.int64, device="cpu")
-    batches = list(torch.split(order, batch_size))
+    return split_batches(order, batch_size)
+
+
+def split_batches(samples: Tensor, batch_size: int) -> list[Tensor]:
+    """Split samples into batches, none of them a single sample that was left over.
+
+    Args:
+        samples: ``(n, ...)``.
+        batch_size: Samples in a batch.
+
+    Returns:
+        The batches; the last one may be smaller, or larger by one.
+    """
+    batches = list(torch.split(samples, batch_size))
     if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
@@ -76,7 +90,7 @@ def derive_seed(seed: int, epoch: int, stream: int) -> int:
     Args:
         seed: The seed of the training, not negative.
         epoch: The epoch.
-        stream: :data:`ORDER` or :data:`NOISE`.
+        stream: :data:`ORDER`, :data:`NOISE`, or another number, not negative.
 
     Returns:
         64 bits; neighbouring arguments give unrelated values.

@@ -30,6 +30,7 @@ class State:
         start: The trainable parameters before training, by name.
         metrics: One dict an epoch.
         kept: Copies of :meth:`values` at the epoch that is the result so far; empty if the last one will be.
+        remedies: What they carry from epoch to epoch; changed in place.
     """
 
     model: nn.Module
@@ -37,6 +38,7 @@ class State:
     start: dict[str, Tensor]
     metrics: list[dict[str, Any]] = field(default_factory=list)
     kept: dict[str, Tensor] = field(default_factory=dict)
+    remedies: dict[str, Tensor] = field(default_factory=dict)
 
     def trainable(self) -> dict[str, Parameter]:
         """The parameters that the optimiser changes, by name; tied ones once."""
@@ -63,10 +65,10 @@ class Snapshot:
     """A copy of a :class:`State` at the end of an epoch, on the CPU.
 
     Attributes:
-        tensors: ``parameter.NAME``, ``buffer.NAME``, ``start.NAME``, ``optimizer.KEY.NAME``, and
-            ``kept.parameter.NAME``, ``kept.buffer.NAME`` if an iterate was set aside.
-        facts: What is not a tensor: ``metrics``, the optimiser's plain values by name, and which of its
-            tensors stay on the CPU next to parameters that do not.
+        tensors: ``parameter.NAME``, ``buffer.NAME``, ``start.NAME``, ``optimizer.KEY.NAME``,
+            ``remedy.NAME``, and ``kept.parameter.NAME``, ``kept.buffer.NAME`` if an iterate was set aside.
+        facts: What is not a tensor: ``metrics``, the optimiser's plain values by name and those that it keeps for all
+            parameters at once, and which of its tensors stay on the CPU next to parameters that do not.
     """
 
     tensors: dict[str, Tensor]
@@ -94,7 +96,10 @@ def capture(state: State) -> Snapshot:
             else:
                 values.setdefault(name, {})[key] = plain(f"the optimiser's {key}", value)
     copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-    return Snapshot(copies, {"metrics": [dict(row) for row in state.metrics], "optimizer": values, "host": host})
+    facts: dict[str, Any] = {"metrics": [dict(row) for row in state.metrics], "optimizer": values, "host": host}
+    if counts := _counts(state.optimizer):
+        facts["counts"] = counts
+    return Snapshot(copies, facts)
 
 
 def restore(state: State, path: Path) -> None:
@@ -136,12 +141,21 @@ def restore(state: State, path: Path) -> None:
             entries.setdefault(name, {})[key] = _laid_out(tensor, trainable[name], device)
     for name, entry in entries.items():
         state.optimizer.state[trainable[name]] = entry
+    for group in state.optimizer.param_groups:
+        group.update(facts.get("counts", {}))
     state.metrics[:] = metrics
+
+
+def _counts(optimizer: Optimizer) -> dict[str, Any]:
+    """What an optimiser keeps beside its settings for all parameters at once; those of torch keep nothing there."""
+    (group,) = optimizer.param_groups
+    own = {key: value for key, value in group.items() if key not in optimizer.defaults and key != "params"}
+    return {key: plain(f"the optimiser's {key}", value) for key, value in own.items()}
 
 
 def _named(state: State) -> dict[str, Tensor]:
     tensors = state.values()
-    for prefix, values in (("start", state.start), ("kept", state.kept)):
+    for prefix, values in (("start", state.start), ("kept", state.kept), ("remedy", state.remedies)):
         tensors |= {f"{prefix}.{name}": value for name, value in values.items()}
     return tensors
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,11 +59,12 @@ def describe_data(split: Split) -> dict[str, Any]:
     }
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
+def describe_environment(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:
     """Name the versions and the hardware that decide about rounding.
 
     Args:
         device: Where the training runs.
+        packages: Others that the training uses.
 
     Returns:
         Versions (``None`` for an lbgap that is not installed), ``device``, its ``hardware``,
@@ -83,6 +84,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "hardware": torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        **{name: importlib.metadata.version(name) for name in packages},
     }
 
 

@@ -15,6 +15,7 @@ from lbgap.datasets import Split
 from lbgap.losses import Loss
 from lbgap.training.batches import NOISE, derive_seed, epoch_batches, private_rng
 from lbgap.training.checkpoint import State
+from lbgap.training.descent import Descent
 from lbgap.training.progress import Metrics, Reporter
 
 EVALUATION_BATCH = 512  # a compromise: fills the cores with a small network, spares memory with a large one
@@ -30,7 +31,7 @@ class Loop:
         loss: What they lower.
         train: The training set, on the device.
         test: The test set, on the device, or ``None``.
-        batch_size: Samples in a batch.
+        descent: The steps of an epoch.
         seed: Of the order of the samples and of dropout.
         device: Where everything is.
     """
@@ -39,7 +40,7 @@ class Loop:
     loss: Loss
     train: Split
     test: Split | None
-    batch_size: int
+    descent: Descent
     seed: int
     device: torch.device
 
@@ -102,29 +103,29 @@ class Loop:
         begun = time.perf_counter()
         with self._surroundings(number):
             self._descend(number, reporter)
+            self.descent.end(number)
             row: Metrics = {"epoch": number, **self._measure(self.train, "train")}
             if row["train_loss"] is None:
                 raise FloatingPointError(f"the training loss is not finite after epoch {number}: {self._advice()}")
             if self.test is not None:
                 row |= self._measure(self.test, "test")
             row["distance"] = self._distance()
+        row |= self.descent.metrics()
         row["seconds"] = time.perf_counter() - begun
         return row
 
     def _descend(self, number: int, reporter: Reporter) -> None:
-        state, losses = self.state, []
-        state.model.train()
-        batches = epoch_batches(len(self.train.inputs), self.batch_size, self.seed, number)
-        for batch, samples in enumerate(batches, 1):
-            index = samples.to(self.device)
-            state.optimizer.zero_grad(set_to_none=True)
-            total, value = self.loss.total(state.model(self.train.inputs[index]), self.train.targets[index])
-            losses.append(value)
-            if self.device.type == "cpu":  # on a GPU a look at every value would stall the queue
-                self._check_finite(losses[-1:], number, batch, len(batches))
-            (total / len(index)).backward()
-            state.optimizer.step()
-            reporter.batch(number - 1 + batch / len(batches))
+        losses: list[Tensor] = []
+        self.state.model.train()
+        batches = epoch_batches(len(self.train.inputs), self.descent.begin(number), self.seed, number)
+        with self.descent.surroundings():
+            for batch, samples in enumerate(batches):
+                index = samples.to(self.device)
+                done = batch / len(batches)
+                losses.append(self.descent.step(self.train.inputs[index], self.train.targets[index], done))
+                if self.device.type == "cpu":  # on a GPU a look at every value would stall the queue
+                    self._check_finite(losses[-1:], number, batch + 1, len(batches))
+                reporter.batch(number - 1 + (batch + 1) / len(batches))
         self._check_finite(losses, number, 1, len(batches))
 
     def _check_finite(self, losses: list[Tensor], epoch: int, first: int, batches: int) -> None:

@@ -34,7 +34,8 @@ class Run:
         metrics: One dict an epoch: ``epoch`` (from 1), ``train_loss``, ``train_accuracy`` (percent),
             ``test_loss``, ``test_accuracy``, ``distance`` from the start (Euclidean), ``seconds``. Accuracies
             are there for classification only, test values for a training with test data only; a test loss
-            or distance that is not finite is ``None``.
+            or distance that is not finite is ``None``. With remedies that choose them also ``batch_size`` and, at the
+            end of the epoch, ``learning_rate``.
         config: Everything that the result depends on, as in ``config.json``.
         epoch: The epoch of which ``model`` is the iterate; its metrics are ``metrics[epoch - 1]``.
         reason: Why the training ended, a sentence.
@@ -91,6 +92,8 @@ def _summary(
         f"batch size {config['batch_size']}: {_epochs(len(metrics))} in {seconds:.1f} s",
         f"  {reason}",
     ]
+    if "remedies" in config:
+        lines.append(f"  remedies: {', '.join(config['remedies'])}")
     if epoch < len(metrics):
         lines.append(f"  the result is the iterate of epoch {epoch}, which has the lowest training loss")
     for part in ("train", "test"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,13 @@ from lbgap.training._checks import plain, real, whole
 from lbgap.training.batches import resolve_batch_size
 from lbgap.training.checkpoint import Recorder, State, restore
 from lbgap.training.config import FORMAT, describe_data, describe_environment, describe_model, differences
+from lbgap.training.descent import Descent
 from lbgap.training.loop import Loop
-from lbgap.training.optimizers import make_optimizer, resolve_optimizer
+from lbgap.training.optimizers import PACKAGE, in_torch, make_optimizer, resolve_optimizer
 from lbgap.training.progress import Metrics, check_progress, reporting
+from lbgap.training.remedies.apply import Treated
+from lbgap.training.remedies.base import Remedy, Task
+from lbgap.training.remedies.choose import describe, resolve_remedies
 from lbgap.training.run import CONFIG, MODEL, RESULT, STATE, Run, open_folder, read_run
 from lbgap.training.stopping import Stopping
 
@@ -41,6 +45,7 @@ def train(
     optimizer: str = "Adam",
     learning_rate: float = 1e-3,
     optimizer_options: Mapping[str, Any] | None = None,
+    remedies: Remedy | str | Iterable[Remedy | str] = (),
     seed: int = 0,
     device: str | torch.device | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -78,9 +83,12 @@ def train(
         max_epochs: The most epochs then.
         patience: How many epochs in a row must then fail to improve the training loss.
         tolerance: By which share an epoch must lower the best loss to improve it.
-        optimizer: A class of ``torch.optim``, in any case; ADAM with the paper's constants by default.
-        learning_rate: The same for all parameters and epochs.
+        optimizer: A class of ``torch.optim``, in any case, or ``"LARS"`` or ``"LAMB"``, which need the package
+            pytorch-optimizer; ADAM with the paper's constants by default.
+        learning_rate: The same for all parameters and, unless a remedy changes it, for all epochs.
         optimizer_options: Other arguments of the optimiser, such as ``{"momentum": 0.9}``.
+        remedies: What to do about the generalisation gap of large batches: some of :mod:`lbgap.remedies`, or their
+            short forms such as ``"conservative:lam=1e-3"``. The metrics are those of the data as they are.
         seed: Not negative.
         device: Where to train, ``"cpu"`` or ``"cuda"``; the model's by default.
         out: The folder of the run, new or empty, or one to resume; ``None`` writes nothing.
@@ -112,9 +120,11 @@ def train(
     stopping = Stopping(epochs, max_epochs, patience, tolerance)
     extra = {} if config is None else plain("config", config)
     criterion = resolve_loss(loss)
+    chosen = resolve_remedies(remedies)
     with torch.inference_mode(False), torch.enable_grad():
         state, place = _fresh_state(model, device, optimizer, learning_rate, optimizer_options or {})
-        loop, facts = _prepare(state, place, data, test_data, criterion, batch_size, whole("seed", seed, 0))
+        seed = whole("seed", seed, 0)
+        loop, facts = _prepare(state, place, data, test_data, criterion, batch_size, seed, chosen, epochs)
         facts |= {**stopping.settings(), "extra": extra} | ({"keep_every": keep_every} if keep_every else {})
         if out is None:
             return _run(loop, stopping, facts, Recorder(None, 0), progress)
@@ -189,6 +199,8 @@ def _prepare(
     loss: Loss,
     batch_size: int | float | None,
     seed: int,
+    remedies: list[Remedy],
+    epochs: int | None,
 ) -> tuple[Loop, dict[str, Any]]:
     """Move the data, check that everything fits, and name what the result depends on."""
     (train_split, loader_batch), test_split = as_tensors(data), None
@@ -200,23 +212,29 @@ def _prepare(
     size = resolve_batch_size(batch_size, samples)
     dtype = next(iter(state.start.values())).dtype
     test = None if test_split is None else _place(test_split, device, dtype)
-    loop = Loop(state, loss, _place(train_split, device, dtype), test, size, seed, device)
+    train = _place(train_split, device, dtype)
+    loop = Loop(state, loss, train, test, Descent(state, loss, size), seed, device)
     loop.check()
+    if remedies:
+        parameters = list(state.trainable().values())
+        task = Task(state.model, loss, state.optimizer, parameters, train, size, epochs, seed, device)
+        loop.descent = Treated(state, task, remedies)
     chosen = {key: value for key, value in state.optimizer.defaults.items() if key != "lr"}
+    optimizer = type(state.optimizer).__name__
     facts = {
         "format": FORMAT,
         "loss": loss.name,
         "batch_size": size,
-        "optimizer": type(state.optimizer).__name__,
+        "optimizer": optimizer,
         "learning_rate": float(state.optimizer.defaults["lr"]),
         "optimizer_options": plain("optimizer_options", chosen),
         "seed": seed,
         "model": describe_model(state.model),
         "data": describe_data(train_split),
         "test_data": None if test_split is None else describe_data(test_split),
-        "environment": describe_environment(device),
+        "environment": describe_environment(device, () if in_torch(optimizer) else (PACKAGE,)),
     }
-    return loop, facts
+    return loop, facts | ({"remedies": describe(remedies)} if remedies else {})
 
 
 def _place(split: Split, device: torch.device, dtype: torch.dtype) -> Split:
