@@ -28,6 +28,7 @@ PRECISIONS = ("float32", "float64", "mixed")
 BATCH_NORM_BATCH = 5000  # what the paper's authors evaluate with
 SMALLEST_BATCH = 32
 PROBE_SAMPLES = 32
+ONE_BY_ONE, LAYERS, TILES = "one after the other", "layer by layer", "tile by tile"  # ways to evaluate many points
 HALVED, STREAMED = "out of memory: ", "the data stay on the host: "  # how notes begin
 
 Result = TypeVar("Result")
@@ -109,6 +110,7 @@ class Objective:
         self.notes: list[str] = []
         self.evaluated = 0
         self._whole: Objective | None = None
+        self._losses_way = "not used yet"
         self._plans: dict[bool, Plan | str] = {}  # for points as they are and for combinations; or why there is none
         with torch.inference_mode(False), torch.no_grad():
             self._flat = FlatModule(
@@ -401,6 +403,7 @@ class Objective:
                 why if isinstance(why, str) else "buffers besides batch-norm's, or a restricted space",
             )
         bfloat16 = bfloat16 and plan is not None
+        self._losses_way = ONE_BY_ONE if plan is None else TILES if self._narrow(plan, bfloat16) else LAYERS
         alone = [end and not bfloat16 for end in source.is_end()] if plan else [True] * source.k
         rest = torch.tensor([i for i, one in enumerate(alone) if not one], dtype=torch.int64, device=self.device)
         if plan is not None and len(rest):
@@ -625,6 +628,15 @@ class Objective:
             bad = int((~finite).nonzero()[0])
             raise FloatingPointError(f"the product with vector {bad} is NaN or infinite: check the model's weights")
         return product
+
+    @property
+    def losses_way(self) -> str:
+        """How the last call evaluated many points; ``"not used yet"`` before.
+
+        ``"one after the other"``; ``"layer by layer"``, many points at once; or ``"tile by tile"``, for narrow
+        networks, a few samples through all layers of each point.
+        """
+        return self._losses_way
 
     @property
     def hvp_way(self) -> str:

@@ -342,6 +342,7 @@ class TestChain:
             losses = objective.losses(coefficients @ ends)
         torch.testing.assert_close(losses, expected, rtol=1e-11, atol=0)
         assert set(calls) == {"chain_points"}
+        assert objective.losses_way == "tile by tile"
         assert objective._plans[spans].chain.widths == widths
 
     @pytest.mark.parametrize("name", NO_CHAINS)
@@ -536,3 +537,14 @@ def test_other_types_and_accuracy_of_a_regression_are_refused():
     regression = Objective(build("linear"), (inputs, inputs[:, :3]), loss="mse")
     with pytest.raises(ValueError, match="accuracy needs class indices"):
         regression.combination_losses(coefficients_of(3, 1), ends_of(regression, 1), accuracy=True)
+
+
+def test_how_points_were_evaluated_is_told(monkeypatch):
+    objective = Objective(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), make_data(), backend="torch")
+    assert objective.losses_way == "not used yet"
+    ends = ends_of(objective, 2)
+    objective.losses(ends[:1])
+    assert objective.losses_way == "one after the other"
+    always(objective, monkeypatch)
+    objective.combination_losses(coefficients_of(9, 2), ends)
+    assert objective.losses_way == "layer by layer"

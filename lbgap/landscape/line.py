@@ -162,7 +162,8 @@ def evaluate_path(
         at = dict(zip((*alphas, *missing), (loss for loss, _ in pairs), strict=True))
         shapes.append(shape_of(alphas, [at[alpha] for alpha in alphas], (at[0.0], at[1.0]), float(rise)))
     settings = {"measure": measure, "points": points, "low": float(low), "high": float(high), "rise": float(rise)}
-    settings |= {**ends.settings(), "ends_checked": checked, "versions": versions()}
+    settings |= {**ends.settings(), "evaluated": ends.objectives[0].losses_way, "ends_checked": checked}
+    settings["versions"] = versions()
     train_loss, train_accuracy = columns(found[0][:points])
     test_loss, test_accuracy = columns(found[1][:points]) if len(found) > 1 else (None, None)
     return Line(
