@@ -580,7 +580,8 @@ class TestProcess:
         assert "Figures and report: demo/report.html" in out
 
         context = SimpleNamespace(Pool=OneProcess)
-        monkeypatch.setattr(demo, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
+        workers = importlib.import_module("lbgap.experiments._workers")
+        monkeypatch.setattr(workers, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
         monkeypatch.setattr(demo, "_write", lambda *_: None)
         result = pure_json(succeed(*command, "--json"))
         assert result.keys() == saved.keys()
