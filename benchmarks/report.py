@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lbgap.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, encode
+from lbgap.plotting.base import BLUE, GREEN, GREY, ORANGE, VERMILION, encode
 
 COLORS, MARKERS = (BLUE, ORANGE, GREEN, VERMILION, GREY), "os^Dv"
 TICKS = (10, 20, 50, 100, 200, 500)
