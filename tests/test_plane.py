@@ -692,3 +692,18 @@ class TestRefusals:
     def test_progress_goes_to_standard_error_only(self, capsys):
         lbgap.plane(make_model(1), make_data(), points=2, progress=True)
         assert capsys.readouterr().out == ""
+
+
+def test_a_folder_of_another_network_or_loss_with_the_same_weights_is_refused(tmp_path):
+    data = torch.randn(60, 4), torch.arange(60) % 3
+    models = [nn.Sequential(nn.Linear(4, 6), activation(), nn.Linear(6, 3)) for activation in (nn.ReLU, nn.Tanh)]
+    models[1].load_state_dict(models[0].state_dict())
+    lbgap.plane(models[0], data, points=3, out=tmp_path / "a")
+    with pytest.raises(ValueError, match="loss there"):
+        lbgap.plane(models[1], data, points=3, out=tmp_path / "a", resume=True)
+    losses = [
+        lambda output, target, s=s: nn.functional.cross_entropy(output, target, label_smoothing=s) for s in (0, 0.5)
+    ]
+    lbgap.plane(models[0], data, points=3, loss=losses[0], out=tmp_path / "b")
+    with pytest.raises(ValueError, match="loss there"):
+        lbgap.plane(models[0], data, points=3, loss=losses[1], out=tmp_path / "b", resume=True)

@@ -229,7 +229,10 @@ def _digests(models: Sequence[nn.Module], directions: Any, combined: Combined) -
         found["directions digest"] = _files.digest([directions])
     for name, objective in zip(("data", "test data"), combined.objectives, strict=False):
         found[f"{name} digest"] = objective.digest()
-    return found
+    # Weights do not tell a network from one of other activations, nor a name a loss from another one: their value does.
+    objective = combined.objectives[0]
+    value = f"{float(objective.losses(objective.theta[None])[0]):.5g}"
+    return {**found, "loss there": value}
 
 
 def _check_ends(frame: Frame, kind: str, models: Sequence[nn.Module], combined: Combined) -> str:
