@@ -205,8 +205,8 @@ class TestReport:
             ([2.0], "2"),
             ([1.0, 3.0], "2 ± 1.4"),
             ([12345.6, 12345.6], "12346 ± 0"),
-            ([math.inf], "not finite"),
-            ([1.0, math.inf], "1"),
+            ([math.inf], "1 of 1 not finite"),
+            ([1.0, 2.0, math.inf], "1 of 3 not finite"),
         ],
     )
     def test_means(self, values, shown):

@@ -548,3 +548,11 @@ def test_how_points_were_evaluated_is_told(monkeypatch):
     always(objective, monkeypatch)
     objective.combination_losses(coefficients_of(9, 2), ends)
     assert objective.losses_way == "layer by layer"
+
+
+def test_a_layer_applied_to_several_rows_of_a_sample_is_no_chain():
+    network = nn.Sequential(nn.Linear(6, 6), nn.Unflatten(1, (2, 3)), nn.ReLU(), nn.Linear(3, 2), nn.Flatten())
+    objective = Objective(network, make_data(), precision="float64")
+    points = objective.theta + torch.randn(9, objective.n, dtype=torch.float64)
+    expected = torch.stack([objective.loss(point) for point in points])
+    torch.testing.assert_close(objective.losses(points), expected, rtol=1e-11, atol=0)

@@ -104,6 +104,8 @@ def find_chain(steps: Sequence[Step], kinds: Sequence[Kind]) -> Chain | None:
         if isinstance(rule, Linear):
             if not (ready and rule.moves and rule.norm is None and rule.affine[1] <= WIDEST):
                 return None
+            if layers and rule.weight.value.shape[1] != layers[-1].weight.value.shape[0]:
+                return None  # it is applied to several rows of a sample
             layers.append(rule)
             ready = False
         elif isinstance(rule, Pointwise) and rule.relu and layers:

@@ -36,10 +36,12 @@ class Table:
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """As the paper prints them; one value has no deviation."""
+    """As the paper prints them; one value has no deviation, and where one is not finite there is no mean."""
     found = [value for value in values if value is not None and math.isfinite(value)]
+    if len(found) < len(values):
+        return f"{len(values) - len(found)} of {len(values)} not finite"
     if not found:
-        return "not finite" if values else ""
+        return ""
     mean = _short(statistics.fmean(found))
     return f"{mean} ± {_short(statistics.stdev(found), 2)}" if len(found) > 1 else mean
 
