@@ -211,19 +211,20 @@ def read_safetensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """Tell tensors from others by shape, dtype and bits.
+    """Hash the bytes, shapes and dtypes of some tensors.
 
     Args:
-        tensors: In an order that counts; on any device.
+        tensors: On any device; their order counts.
 
     Returns:
         Their SHA-256, in hexadecimal.
     """
-    found = hashlib.sha256()
+    state = hashlib.sha256()
     for tensor in tensors:
-        found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        state.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        state.update(flat.view(torch.uint8).numpy().data)
+    return state.hexdigest()
 
 
 def remove_temporaries(folder: PathLike) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lbgap._files import digest
 from lbgap.datasets import Split
 
 FORMAT = "lbgap training run, format 1"
+DIGITS = 32  # of a digest: the first 128 bits
 
 _ABSENT = object()
 # What may change without changing a bit of the result.
@@ -38,7 +39,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in parameters),
         "trainable": sum(parameter.numel() for parameter in trainable),
         "dtype": str(trainable[0].dtype).removeprefix("torch."),
-        "start": digest(values),
+        "start": digest(values)[:DIGITS],
     }
 
 
@@ -55,7 +56,7 @@ def describe_data(split: Split) -> dict[str, Any]:
         "samples": len(split.inputs),
         "shape": list(split.inputs.shape[1:]),
         "dtype": str(split.inputs.dtype).removeprefix("torch."),
-        "digest": digest(split),
+        "digest": digest(split)[:DIGITS],
     }
 
 
@@ -86,23 +87,6 @@ def describe_environment(device: torch.device, packages: Sequence[str] = ()) -> 
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         **{name: importlib.metadata.version(name) for name in packages},
     }
-
-
-def digest(tensors: Iterable[Tensor]) -> str:
-    """Hash the bytes, shapes and dtypes of some tensors.
-
-    Args:
-        tensors: Any; their order counts.
-
-    Returns:
-        The first 128 bits of SHA-256, in hexadecimal.
-    """
-    state = hashlib.sha256()
-    for tensor in tensors:
-        state.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        state.update(flat.view(torch.uint8).numpy().data)
-    return state.hexdigest()[:32]
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], *, ignore: str = "") -> list[str]:
