@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 
+from lbgap._words import hint
 from lbgap.datasets.cifar import cifar10, cifar100
 from lbgap.datasets.digits import digits
 from lbgap.datasets.mnist import mnist
@@ -55,6 +55,6 @@ def load(
                 f"{name} needs data_dir, got none: name the folder with its files, or one to fetch them into"
             )
         return _FILES[name](data_dir, download=download, progress=progress)
-    close = difflib.get_close_matches(name, NAMES, 1)
-    hint = f": did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"data must be one of {', '.join(NAMES)} or a path ending in .npz, got {name!r}{hint}")
+    raise ValueError(
+        f"data must be one of {', '.join(NAMES)} or a path ending in .npz, got {name!r}{hint(name, NAMES)}"
+    )

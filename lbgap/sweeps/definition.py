@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import itertools
 import json
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lbgap._words import advice
 from lbgap.sharpness import fast_sharpness
 from lbgap.training import train
 
@@ -190,9 +190,7 @@ def _known(table: Iterable[str], known: Iterable[str], where: str) -> None:
     known = list(known)
     for key in table:
         if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
-            raise ValueError(f"{where} has {key!r}, which is not known: {hint}")
+            raise ValueError(f"{where} has {key!r}, which is not known: {advice(key, known, 'expected one of')}")
 
 
 def _table(value: Any, where: str) -> dict[str, Any]:

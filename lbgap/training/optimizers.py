@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from lbgap._words import advice, meant
 from lbgap.training._checks import real
 
 _REFUSED = {
@@ -56,8 +56,8 @@ def resolve_optimizer(name: str) -> str:
     found = known.get(name.lower())
     usable = sorted(key for key in known.values() if key not in _REFUSED)
     if found is None:
-        close = difflib.get_close_matches(name.lower(), [key.lower() for key in usable], 1)
-        hint = f"did you mean {known[close[0]]!r}?" if close else f"choose one of {', '.join(usable)}"
+        close = meant(name.lower(), [key.lower() for key in usable])
+        hint = f"did you mean {known[close]!r}?" if close else f"choose one of {', '.join(usable)}"
         raise ValueError(f"optimizer {name!r} is not in torch.optim: {hint}")
     if found in _REFUSED:
         raise ValueError(f"optimizer {found!r} cannot be used: {_REFUSED[found]}; choose one of {', '.join(usable)}")
@@ -107,8 +107,7 @@ def make_optimizer(
         if key in _RESERVED:
             raise ValueError(f"optimizer_options cannot set {key!r}: {_RESERVED[key]}")
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+            hint = advice(str(key), known, "it takes")
             raise ValueError(f"optimizer_options has {key!r}, which {name} does not take: {hint}")
     try:
         optimizer = kind(list(parameters), lr=learning_rate, **options)

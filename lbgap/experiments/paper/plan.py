@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lbgap import datasets, networks
+from lbgap._words import hint
 from lbgap.samples import Data
 from lbgap.training import Run, train
 
@@ -104,9 +104,7 @@ def choose(names: Sequence[str]) -> tuple[Row, ...]:
     known = {name.upper(): row for name, row in ROWS.items()}
     for name in names:
         if name.upper() not in known:
-            close = difflib.get_close_matches(name.upper(), known, 1)
-            hint = f": did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"row must be one of {', '.join(known)}, got {name!r}{hint}")
+            raise ValueError(f"row must be one of {', '.join(known)}, got {name!r}{hint(name.upper(), known)}")
     found = tuple(known[name.upper()] for name in names)
     if len(set(found)) < len(found):
         raise ValueError(f"each row may be named once, got {', '.join(names)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from lbgap import _files
 from lbgap._result import plain
+from lbgap._words import hint
 from lbgap.experiments._workers import in_processes
 from lbgap.experiments.paper.parts import PARTS, RUNS, Part, parts, run_folder, trainings
 from lbgap.experiments.paper.plan import Plan, Training, choose
@@ -111,9 +111,8 @@ def paper(
 def _experiments(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in EXPERIMENTS:
-            close = difflib.get_close_matches(name, EXPERIMENTS, 1)
-            hint = f": did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {name!r}{hint}")
+            known = ", ".join(EXPERIMENTS)
+            raise ValueError(f"experiment must be one of {known}, got {name!r}{hint(name, EXPERIMENTS)}")
     return list(dict.fromkeys(names)) or list(EXPERIMENTS)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lbgap._words import advice
 from lbgap.training.remedies.augment import Augment
 from lbgap.training.remedies.average import SWA
 from lbgap.training.remedies.base import Remedy
@@ -77,7 +77,7 @@ def parse_remedy(text: str) -> Remedy:
     name, _, rest = text.strip().partition(":")
     kind = REMEDIES.get(name)
     if kind is None:
-        raise ValueError(f"there is no remedy {name!r}: {_hint(name, REMEDIES)}")
+        raise ValueError(f"there is no remedy {name!r}: {advice(name.lower(), REMEDIES, 'choose from')}")
     known = kind.keys()
     options: dict[str, Any] = {}
     for part in rest.split(",") if rest else ():
@@ -85,7 +85,7 @@ def parse_remedy(text: str) -> Remedy:
         if key in options:
             raise ValueError(f"{key!r} of the remedy {name} is given twice")
         if known and key not in known:
-            raise ValueError(f"the remedy {name} has no {key!r}: {_hint(key, known)}")
+            raise ValueError(f"the remedy {name} has no {key!r}: {advice(key.lower(), known, 'choose from')}")
         options[key] = _value(value) if given else True
     for key in known:  # a setting without a default is no attribute of the class
         if key not in options and not hasattr(kind, key):
@@ -103,12 +103,6 @@ def describe(remedies: Sequence[Remedy]) -> dict[str, dict[str, Any]]:
         Settings by the name of the remedy; their order plays no part.
     """
     return {remedy.name: remedy.settings() for remedy in sorted(remedies, key=lambda remedy: remedy.name)}
-
-
-def _hint(word: str, known: Iterable[str]) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(word.lower(), names, 1)
-    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}"
 
 
 def _value(text: str) -> Any:
