@@ -314,7 +314,7 @@ def train(
             module,
             samples.train,
             test_data=samples.test,
-            loss="cross_entropy" if samples.classes else "mse",
+            loss=samples.loss,
             batch_size=None if batch_size is None else _batch_size(batch_size),
             epochs=epochs,
             max_epochs=max_epochs,
@@ -400,7 +400,7 @@ def sharpness(
                 Objective(
                     module,
                     samples.train,
-                    loss="cross_entropy" if samples.classes else "mse",
+                    loss=samples.loss,
                     parameters=parameters,
                     batch_norm=batch_norm,
                     precision=precision,
@@ -514,12 +514,13 @@ def _batch_size(text: str) -> int | float:
 def _network_spec(name: str, hidden: str, samples: Any, seed: int, initialisation: str) -> dict[str, Any]:
     from lbgap import networks
 
-    outputs = samples.classes or samples.train.targets[0].numel()
     try:
         widths = [int(width) for width in hidden.split(",")] if name == "mlp" else None
     except ValueError:
         raise ValueError(f"--hidden must be widths such as 128,128, got {hidden!r}") from None
-    return networks.specify(name, samples.features, outputs, seed=seed, hidden=widths, initialisation=initialisation)
+    return networks.specify(
+        name, samples.features, samples.outputs, seed=seed, hidden=widths, initialisation=initialisation
+    )
 
 
 def _batches_of(runs: list[Path] | None) -> dict[str, str]:

@@ -154,7 +154,7 @@ def connect(
         train_batch_size=train_batch_size,
         learning_rate=learning_rate,
         points=points,
-        loss="cross_entropy" if samples.classes else "mse",
+        loss=samples.loss,
         batch_norm=batch_norm,
         precision=precision,
         batch_size=batch_size,
@@ -210,9 +210,8 @@ def _path(
 
     (small_name, small), (large_name, large), samples = _two(name, minimizers)
     _writable(out)
-    loss = "cross_entropy" if samples.classes else "mse"
     result = evaluate(
-        small, large, samples.train, test_data=samples.test, loss=loss, progress=errors.is_terminal, **options
+        small, large, samples.train, test_data=samples.test, loss=samples.loss, progress=errors.is_terminal, **options
     )
     stem = _fresh(out, name)
     record = {"small": small_name, "large": large_name, "data": samples.name, "seed": seed, **result.to_dict()}

@@ -150,8 +150,7 @@ def _report(
     )
     results, notes = [], []
     for label, module, samples in minimizers:
-        loss = "cross_entropy" if samples.classes else "mse"
-        found = getattr(lbgap, function)(module, samples.train, loss=loss, **options)
+        found = getattr(lbgap, function)(module, samples.train, loss=samples.loss, **options)
         results.append({"minimizer": label, "data": samples.name, **found.to_dict()})
         notes.append(f"{label}: {found.status}")
         beside = found.rise if name == "ball" else found.standard_error

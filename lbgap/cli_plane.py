@@ -103,7 +103,7 @@ def plane(
             x_range=x_range,
             y_range=y_range,
             refine=refine,
-            loss="cross_entropy" if samples.classes else "mse",
+            loss=samples.loss,
             batch_norm=batch_norm,
             precision=precision,
             batch_size=batch_size,

@@ -108,7 +108,7 @@ def spectrum(
     limits: dict[str, Any] = {"steps": steps, "relative_error": relative_error}
     found: list[Spectrum] = []
     for name, module, samples in minimizers:
-        objective = Objective(module, samples.train, loss="cross_entropy" if samples.classes else "mse", **options)
+        objective = Objective(module, samples.train, loss=samples.loss, **options)
         loss = float(objective.loss(objective.theta))
         largest = eigenvalues(objective, k=min(top, max(1, objective.n - 1)), tolerance=tolerance, **shared)
         found.append(Spectrum(name, samples.name, objective, loss, largest))

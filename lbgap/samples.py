@@ -46,6 +46,16 @@ class Data:
         """The shape of one input."""
         return tuple(self.train.inputs.shape[1:])
 
+    @property
+    def outputs(self) -> int:
+        """How many numbers a network must return for a sample: one a class, or as many as a target has."""
+        return self.classes or self.train.targets[0].numel()
+
+    @property
+    def loss(self) -> str:
+        """The loss that goes with the targets: ``"cross_entropy"``, or ``"mse"`` for regression."""
+        return "cross_entropy" if self.classes else "mse"
+
 
 DataLike: TypeAlias = tuple[Tensor, Tensor] | list[Tensor] | Dataset[Any] | DataLoader[Any]
 

@@ -87,9 +87,8 @@ def network_of(settings: Mapping[str, Any], data: Data, seed: int) -> tuple[nn.M
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(seed)
             return networks.from_path(settings["model"]), {"model": settings["model"]}
-    outputs = data.classes or data.train.targets[0].numel()
     initialisation = settings.get("initialisation", "torch")
-    spec = networks.specify(settings["network"], data.features, outputs, seed=seed, initialisation=initialisation)
+    spec = networks.specify(settings["network"], data.features, data.outputs, seed=seed, initialisation=initialisation)
     spec |= {"hidden": settings["hidden"]} if "hidden" in settings else {}
     return networks.build(spec), {"network": spec}
 
@@ -117,12 +116,7 @@ def training_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 def objective_of(model: nn.Module, data: Data, measurement: Measurement) -> Objective:
     """The loss that a measurement climbs."""
     options = {key: value for key, value in measurement.options.items() if key not in SEARCH_ALONE}
-    return Objective(model, data.train, loss=loss_of(data), **options)
-
-
-def loss_of(data: Data) -> str:
-    """The loss of all trials on some data."""
-    return "cross_entropy" if data.classes else "mse"
+    return Objective(model, data.train, loss=data.loss, **options)
 
 
 def run_trial(
@@ -169,7 +163,7 @@ def run_trial(
         module,
         data.train,
         test_data=data.test,
-        loss=loss_of(data),
+        loss=data.loss,
         seed=trial.seed,
         out=root / folder,
         resume=True,

@@ -130,8 +130,7 @@ def _minimizer(part: Part, data: Data) -> tuple[nn.Module, Objective]:
 
 
 def _objective(part: Part, model: nn.Module, data: Data) -> Objective:
-    loss = "cross_entropy" if data.classes else "mse"
-    return Objective(model, data.train, loss=loss, batch_norm=part.plan.batch_norm)
+    return Objective(model, data.train, loss=data.loss, batch_norm=part.plan.batch_norm)
 
 
 def _sharpness(part: Part) -> dict[str, Any]:
@@ -179,7 +178,7 @@ def _line(part: Part) -> dict[str, Any]:
     small, large = (
         load_model(read_run(run_folder(part.folder, part.row, regime, part.seed))) for regime in ("SB", "LB")
     )
-    options: dict[str, Any] = {"test_data": data.test, "loss": "cross_entropy" if data.classes else "mse"}
+    options: dict[str, Any] = {"test_data": data.test, "loss": data.loss}
     return {
         name: path(small, large, data.train, **options).to_dict() for name, path in (("line", line), ("curve", curve))
     }

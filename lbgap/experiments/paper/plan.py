@@ -154,10 +154,9 @@ class Training:
         from lbgap.training.load import read_weights
 
         data = data or load(self.row, self.plan)
-        outputs = data.classes or data.train.targets[0].numel()
         hidden = self.row.hidden if self.row.network == "mlp" else None
         spec = networks.specify(
-            self.row.network, data.features, outputs, seed=self.seed, hidden=hidden, initialisation="uniform"
+            self.row.network, data.features, data.outputs, seed=self.seed, hidden=hidden, initialisation="uniform"
         )
         model = networks.build(spec)
         if self.start is not None:
