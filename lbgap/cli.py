@@ -565,6 +565,20 @@ def _minimizers(
     return [(str(path), read_weights(network(), path), load(data, data_dir)) for path in weights]
 
 
+def _same_data(named: list[tuple[str, Any, Any]]) -> None:
+    """Refuse minimizers that were trained on different data.
+
+    Raises:
+        ValueError: They were.
+    """
+    import torch
+
+    first, _, samples = named[0]
+    for name, _, others in named[1:]:
+        if samples is not others and not all(map(torch.equal, samples.train, others.train)):
+            raise ValueError(f"{first} and {name} were trained on different data: name those to use with --data")
+
+
 import lbgap.cli_landscape  # noqa: E402  these register their commands on the app of lbgap.cli
 import lbgap.cli_measure  # noqa: E402
 import lbgap.cli_paper  # noqa: E402

@@ -24,6 +24,7 @@ from lbgap.cli import (
     Weights,
     _fresh,
     _minimizers,
+    _same_data,
     _show,
     _table,
     _writable,
@@ -184,15 +185,12 @@ def connect(
 
 def _two(what: str, minimizers: list[tuple[str, Any, Any]]) -> tuple[tuple[str, Any], tuple[str, Any], Any]:
     """Name and model of the two minimizers, and their data."""
-    import torch
-
     if len(minimizers) != 2:
         raise ValueError(
             f"a {what} needs two minimizers, small-batch first, got {len(minimizers)}: give two runs or --weights"
         )
-    (small_name, small, samples), (large_name, large, others) = minimizers
-    if samples is not others and not all(map(torch.equal, samples.train, others.train)):
-        raise ValueError(f"{small_name} and {large_name} were trained on different data: name those to use with --data")
+    _same_data(minimizers)
+    (small_name, small, samples), (large_name, large, _) = minimizers
     return (small_name, small), (large_name, large), samples
 
 

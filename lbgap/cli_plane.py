@@ -26,6 +26,7 @@ from lbgap.cli import (
     Weights,
     _minimizers,
     _resumable,
+    _same_data,
     _show,
     _table,
     _writable,
@@ -154,20 +155,6 @@ def _models(
             load_weights(module, values, f"{name}, epoch {epoch}")
             found.append((f"{name}, epoch {epoch}", module, samples))
     return [*found, (name, trained, samples)]
-
-
-def _same_data(named: list[tuple[str, Any, Any]]) -> None:
-    """Refuse minimizers that were trained on different data.
-
-    Raises:
-        ValueError: They were.
-    """
-    import torch
-
-    first, _, samples = named[0]
-    for name, _, others in named[1:]:
-        if samples is not others and not all(map(torch.equal, samples.train, others.train)):
-            raise ValueError(f"{first} and {name} were trained on different data: name those to use with --data")
 
 
 def _places(result: Any) -> Table:
