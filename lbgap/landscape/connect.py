@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lbgap._progress import products_bar
 from lbgap._result import plain, versions
-from lbgap.landscape.line import Line
-from lbgap.landscape.path import MODES, Ends, columns
+from lbgap.landscape.line import Line, as_line
+from lbgap.landscape.path import MODES, Ends
 from lbgap.landscape.shape import shape_of
 from lbgap.losses import LossFunction
 from lbgap.measures._call import positive, whole
@@ -296,20 +296,8 @@ def _evaluate(ends: Ends, rows: Sequence[tuple[float, ...]], title: str, progres
     for pairs in found:
         losses = [loss for loss, _ in pairs]
         shapes.append(shape_of(alphas, losses, (losses[0], losses[-1]), RISE))
-    train_loss, train_accuracy = columns(found[0])
-    test_loss, test_accuracy = columns(found[1]) if len(found) > 1 else (None, None)
     settings = {"measure": title, **ends.settings(), "ends_checked": checked, "versions": versions()}
-    return Line(
-        alphas=tuple(alphas),
-        train_loss=train_loss,
-        train_accuracy=train_accuracy,
-        test_loss=test_loss,
-        test_accuracy=test_accuracy,
-        settings=settings,
-        seconds=time.perf_counter() - began,
-        shape=shapes[0],
-        test_shape=shapes[1] if len(shapes) > 1 else None,
-    )
+    return as_line(alphas, found, shapes, settings, began)
 
 
 def _length(kind: str, control: Tensor) -> float:

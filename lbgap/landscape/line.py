@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lbgap._result import plain, versions
-from lbgap.landscape.path import Ends, check_range, check_rise, columns
+from lbgap.landscape.path import Ends, Pairs, check_range, check_rise, columns
 from lbgap.landscape.shape import Shape, shape_of
 from lbgap.losses import LossFunction
 
@@ -164,8 +164,23 @@ def evaluate_path(
     settings = {"measure": measure, "points": points, "low": float(low), "high": float(high), "rise": float(rise)}
     settings |= {**ends.settings(), "evaluated": ends.objectives[0].losses_way, "ends_checked": checked}
     settings["versions"] = versions()
-    train_loss, train_accuracy = columns(found[0][:points])
-    test_loss, test_accuracy = columns(found[1][:points]) if len(found) > 1 else (None, None)
+    return as_line(alphas, [pairs[:points] for pairs in found], shapes, settings, began)
+
+
+def as_line(
+    alphas: Sequence[float], found: Sequence[Pairs], shapes: Sequence[Shape], settings: dict[str, Any], began: float
+) -> Line:
+    """Put together what was found along a path.
+
+    Args:
+        alphas: Where.
+        found: Loss and accuracy there, on the training data and, if there are any, on the test data.
+        shapes: Barrier and widths by each of them.
+        settings: Everything that the values depend on.
+        began: When the work began, by :func:`time.perf_counter`.
+    """
+    train_loss, train_accuracy = columns(found[0])
+    test_loss, test_accuracy = columns(found[1]) if len(found) > 1 else (None, None)
     return Line(
         alphas=tuple(alphas),
         train_loss=train_loss,

@@ -22,10 +22,14 @@ def differentiable(tensor: Tensor) -> bool:
 def overlaps_itself(tensor: Tensor) -> bool:
     """Whether two elements may share memory; certain for every layout that slicing and transposing give."""
     dims = [dim for dim in zip(tensor.stride(), tensor.shape, strict=True) if dim[1] != 1]
-    if tensor.numel() == 0 or not dims:
+    if tensor.numel() == 0:
         return False
-    (a, m), (b, n) = dims if len(dims) == 2 else (dims[0], (1, 1))
-    return a == 0 or b == 0 or (a <= b * (n - 1) and b <= a * (m - 1))
+    # A dimension whose step is no larger than all that those of smaller steps reach. (torch.compile cannot sort them.)
+    for place, (step, _) in enumerate(dims):
+        smaller = [(s, n) for at, (s, n) in enumerate(dims) if s < step or (s == step and at < place)]
+        if step <= sum(s * (n - 1) for s, n in smaller):
+            return True
+    return False
 
 
 def contiguous_rows(tensor: Tensor) -> Tensor:
@@ -44,6 +48,16 @@ def on_one_device(name: str, first: Tensor, *args: Any) -> None:
     for arg in args:
         if isinstance(arg, Tensor) and arg.device != first.device:
             raise ValueError(f"the inputs of {name} must be on one device, got {first.device} and {arg.device}")
+
+
+def check_tensors(family: str, **tensors: Tensor) -> None:
+    """Refuse inputs on several devices, and derivatives, of which a family of ops has none."""
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        found = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        raise ValueError(f"all tensors must be on one device, got {found}: move them")
+    for name, tensor in tensors.items():
+        if differentiable(tensor):
+            raise ValueError(f"{name} requires a gradient, and the {family} ops have none: pass {name}.detach()")
 
 
 def register(name: str, fake: Callable[..., Any]) -> None:

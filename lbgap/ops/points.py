@@ -12,8 +12,8 @@ from torch import Tensor
 from lbgap import _extension, reference
 from lbgap.ops._common import (
     DTYPES,
+    check_tensors,
     contiguous_rows,
-    differentiable,
     on_one_device,
     overlaps_itself,
     register,
@@ -39,7 +39,7 @@ def blend_points(coefficients: Tensor, ends: Tensor, out: Tensor) -> None:
             gradient.
         TypeError: A dtype does not fit.
     """
-    _check_tensors(coefficients=coefficients, ends=ends, out=out)
+    check_tensors("points", coefficients=coefficients, ends=ends, out=out)
     if not coefficients.dim() == ends.dim() == out.dim() == 2 or (
         (*coefficients.shape, ends.shape[1]) != (out.shape[0], *ends.shape[:1], out.shape[1])
     ):
@@ -82,7 +82,7 @@ def chain_points(coefficients: Tensor, first: Tensor, ends: Tensor, widths: Sequ
             NaN then), or an input requires a gradient.
         TypeError: A dtype does not fit.
     """
-    _check_tensors(coefficients=coefficients, first=first, ends=ends, targets=targets)
+    check_tensors("points", coefficients=coefficients, first=first, ends=ends, targets=targets)
     if not 1 <= len(widths) <= DEEPEST or not all(1 <= width <= WIDEST for width in widths):
         raise ValueError(
             f"widths must be 1 to {DEEPEST} numbers between 1 and {WIDEST}, got {list(widths)}: evaluate larger "
@@ -126,7 +126,7 @@ def xent_points(logits: Tensor, targets: Tensor) -> Tensor:
             requires a gradient.
         TypeError: A dtype does not fit.
     """
-    _check_tensors(logits=logits, targets=targets)
+    check_tensors("points", logits=logits, targets=targets)
     if logits.dim() != 3 or logits.shape[2] < 1:
         raise ValueError(f"logits must be (k, N, c) with one class or more, got shape {tuple(logits.shape)}")
     if logits.dtype not in DTYPES:
@@ -135,16 +135,6 @@ def xent_points(logits: Tensor, targets: Tensor) -> Tensor:
     if logits.device.type not in _extension.NATIVE_DEVICES:
         return reference.xent_points(logits, targets)
     return cast(Tensor, torch.ops.lbgap.xent_points.default(logits, targets.contiguous()))
-
-
-def _check_tensors(**tensors: Tensor) -> None:
-    """Refuse derivatives and several devices."""
-    if len({tensor.device for tensor in tensors.values()}) > 1:
-        found = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
-        raise ValueError(f"all tensors must be on one device, got {found}: move them")
-    for name, tensor in tensors.items():
-        if differentiable(tensor):
-            raise ValueError(f"{name} requires a gradient, and the points ops have none: pass {name}.detach()")
 
 
 def _check_dtypes(coefficients: Tensor, **ends: Tensor) -> None:

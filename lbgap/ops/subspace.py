@@ -10,8 +10,8 @@ from torch import Tensor
 from lbgap import _extension, reference
 from lbgap.ops._common import (
     DTYPES,
+    check_tensors,
     contiguous_rows,
-    differentiable,
     on_one_device,
     overlaps_itself,
     register,
@@ -131,13 +131,7 @@ def _check_matrix(seed: int, stream: int, distribution: str, first: int, **rest:
             raise TypeError(f"{name} must be a whole number, got {number!r}")
         if not 0 <= number < most.get(name, 2**63):
             raise ValueError(f"{name} must be at least 0 and below {most.get(name, 2**63)}, got {number}")
-    devices = {tensor.device for tensor in tensors.values()}
-    if len(devices) > 1:
-        found = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
-        raise ValueError(f"all tensors must be on one device, got {found}: move them")
-    for name, tensor in tensors.items():
-        if differentiable(tensor):
-            raise ValueError(f"{name} requires a gradient, and the subspace ops have none: pass {name}.detach()")
+    check_tensors("subspace", **tensors)
     return reference.DISTRIBUTIONS.index(distribution)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lbgap import _extension, reference
-from lbgap.ops._common import differentiable, on_one_device, register
+from lbgap.ops._common import differentiable, on_one_device, overlaps_itself, register
 
 TANGENTS = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -176,7 +176,7 @@ def _check(t: Tensor, out: Tensor, shape: torch.Size, **shared: tuple[Tensor | N
     if differentiable(t):
         raise ValueError("the tangents require a gradient, and these ops have none: detach() them")
     _check_like("out", out, t, shape)
-    if _overlaps_itself(out):
+    if overlaps_itself(out):
         raise ValueError("out has elements that share memory: pass a fresh tensor")
     dtype = torch.float32 if t.dtype == torch.bfloat16 else t.dtype
     for name, (tensor, expected) in shared.items():
@@ -189,16 +189,6 @@ def _check(t: Tensor, out: Tensor, shape: torch.Size, **shared: tuple[Tensor | N
         if tensor.dtype != dtype:
             raise TypeError(f"{name} must be {dtype} for tangents in {t.dtype}, got {tensor.dtype}")
         _check_place(name, tensor, t)
-
-
-def _overlaps_itself(tensor: Tensor) -> bool:
-    """Whether two elements may share memory; certain for every layout that slicing and transposing give."""
-    reach = 0
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)) if tensor.numel() > 1 else ():
-        if size > 1 and stride <= reach:
-            return True
-        reach += stride * (size - 1)
-    return False
 
 
 def _check_like(name: str, tensor: Tensor, t: Tensor, shape: torch.Size) -> None:
