@@ -89,8 +89,8 @@ def write_paper(folder: str | os.PathLike[str]) -> Path:
         _files.write_bytes(beside / f"{name}.csv", lines.getvalue().encode())
     pictures = []
     for name, caption, figure in figures(stored):
-        save(figure, beside / name)
-        pictures.append((caption, _embedded({name: figure})[name]))
+        _, svg = save(figure, beside / name)
+        pictures.append((caption, _inline(svg.read_bytes())))
     versions = stored["parts"][0]["versions"] if stored["parts"] else {}
     settings = json.dumps({"plan": stored["plan"], "versions": versions}, indent=2)
     page = _render(
@@ -102,10 +102,11 @@ def write_paper(folder: str | os.PathLike[str]) -> Path:
 
 
 def _embedded(figures: Mapping[str, Figure]) -> dict[str, str]:
-    return {
-        name: "data:image/svg+xml;base64," + base64.b64encode(encode(figure, "svg")).decode()
-        for name, figure in figures.items()
-    }
+    return {name: _inline(encode(figure, "svg")) for name, figure in figures.items()}
+
+
+def _inline(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
 def _render(template: str, **values: object) -> str:

@@ -49,11 +49,11 @@ class Cell:
     def __str__(self) -> str:
         """As the paper prints it; one minimizer has no deviation."""
         if math.isnan(self.standard_deviation):
-            return _short(self.mean, 4)
-        return f"{_short(self.mean, 4)} ± {_short(self.standard_deviation, 2)}"
+            return short(self.mean, 4)
+        return f"{short(self.mean, 4)} ± {short(self.standard_deviation, 2)}"
 
 
-def _short(number: float, digits: int) -> str:
+def short(number: float, digits: int) -> str:
     """So many digits at least, and no power of ten unless the number is tiny or huge."""
     return f"{number:.0f}" if 10**digits <= abs(number) < 1e9 else f"{number:.{digits}g}"
 

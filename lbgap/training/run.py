@@ -153,6 +153,23 @@ def iterate_path(folder: Path, epoch: int) -> Path:
     return folder / ITERATES / f"epoch-{epoch:05d}.safetensors"
 
 
+def kept_iterates(folder: str | os.PathLike[str]) -> dict[int, Path]:
+    """Find the iterates that a run kept on its way, without reading them; as :func:`read_iterates`.
+
+    Returns:
+        Epoch and file of each, in the order of the training.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if config.get("keep_every") is None:
+        raise ValueError(
+            f"{folder} kept no iterates: train it with keep_every=N (on the command line --keep-every N), "
+            "for example 1 for those of all epochs"
+        )
+    named = {path: _ITERATE.fullmatch(path.name) for path in (folder / ITERATES).glob("*.safetensors")}
+    return dict(sorted((int(match[1]), path) for path, match in named.items() if match))
+
+
 def read_iterates(folder: str | os.PathLike[str]) -> list[tuple[int, dict[str, Tensor]]]:
     """Read the iterates that a run kept on its way, finished or not.
 
@@ -166,16 +183,7 @@ def read_iterates(folder: str | os.PathLike[str]) -> list[tuple[int, dict[str, T
         FileNotFoundError: There is no such folder.
         ValueError: The folder is not a run or kept no iterates, or a file is damaged.
     """
-    folder = Path(folder)
-    config = read_config(folder)
-    if config.get("keep_every") is None:
-        raise ValueError(
-            f"{folder} kept no iterates: train it with keep_every=N (on the command line --keep-every N), "
-            "for example 1 for those of all epochs"
-        )
-    named = {path: _ITERATE.fullmatch(path.name) for path in (folder / ITERATES).glob("*.safetensors")}
-    epochs = {int(match[1]): path for path, match in named.items() if match}
-    return [(epoch, _files.read_safetensors(epochs[epoch])[0]) for epoch in sorted(epochs)]
+    return [(epoch, _files.read_safetensors(path)[0]) for epoch, path in kept_iterates(folder).items()]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

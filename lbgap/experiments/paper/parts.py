@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,9 +22,9 @@ from lbgap.landscape import asymmetry, curve, line
 from lbgap.objective import Objective
 from lbgap.samples import Data
 from lbgap.sharpness import fast_sharpness
-from lbgap.training import read_iterates, read_run
-from lbgap.training.load import load_model, load_weights
-from lbgap.training.run import iterate_path
+from lbgap.training import read_run
+from lbgap.training.load import load_model, read_weights
+from lbgap.training.run import iterate_path, kept_iterates
 
 RUNS, PARTS = "runs", "parts"
 WAY_RESTARTS = 3  # of the many sharpnesses along a training
@@ -119,7 +119,7 @@ def parts(kind: str, plan: Plan, folder: Path) -> list[Part]:
 def _epochs_kept(plan: Plan, folder: Path, row: Row) -> list[int]:
     """Epochs of the small-batch training that are continued, evenly spread."""
     where = run_folder(folder, row, "SB", plan.first_seed)
-    kept = [epoch for epoch, _ in read_iterates(where) if epoch > 0]
+    kept = [epoch for epoch in kept_iterates(where) if epoch > 0]
     count = min(plan.warm, len(kept))
     return sorted({kept[round((index + 1) * len(kept) / count) - 1] for index in range(count)})
 
@@ -166,7 +166,7 @@ def _asymmetry(part: Part) -> dict[str, Any]:
     """Both sides of one minimizer along eigenvectors, random directions, and the line to the other minimizer."""
     data = load(part.row, part.plan)
     _, objective = _minimizer(part, data)
-    other = Part(**{**vars(part), "regime": "LB" if part.regime == "SB" else "SB"})
+    other = replace(part, regime="LB" if part.regime == "SB" else "SB")
     _, there = _minimizer(other, data)
     directions = {f"to {other.regime}": there.theta - objective.theta}
     return {"asymmetry": asymmetry(objective, directions=directions, seed=part.seed).to_dict()}
@@ -189,10 +189,10 @@ def _during(part: Part) -> dict[str, Any]:
     folder = run_folder(part.folder, part.row, part.regime, part.seed)
     model, data = load_model(read_run(folder)), load(part.row, part.plan)
     found = []
-    iterates = read_iterates(folder)
+    iterates = list(kept_iterates(folder).items())
     count = min(ON_THE_WAY, len(iterates))
-    for epoch, weights in [iterates[round(i * (len(iterates) - 1) / max(1, count - 1))] for i in range(count)]:
-        load_weights(model, weights, str(iterate_path(folder, epoch)))
+    for epoch, path in [iterates[round(i * (len(iterates) - 1) / max(1, count - 1))] for i in range(count)]:
+        read_weights(model, path)
         objective = _objective(part, model, data)
         sharpness = fast_sharpness(objective, epsilon=part.plan.epsilons[0], restarts=WAY_RESTARTS, seed=part.seed)
         found.append(

@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 
 from lbgap.experiments.paper.plan import ROWS
 from lbgap.experiments.paper.values import SHARPNESS, TABLE2, Pair
+from lbgap.experiments.tables import short
 
 Stored = dict[str, Any]
 SPACES = {"table3": "full space", "table4": "manifold"}
@@ -42,12 +43,8 @@ def mean_and_deviation(values: Sequence[float]) -> str:
         return f"{len(values) - len(found)} of {len(values)} not finite"
     if not found:
         return ""
-    mean = _short(statistics.fmean(found))
-    return f"{mean} ± {_short(statistics.stdev(found), 2)}" if len(found) > 1 else mean
-
-
-def _short(number: float, digits: int = 4) -> str:
-    return f"{number:.0f}" if 10**digits <= abs(number) < 1e9 else f"{number:.{digits}g}"
+    mean = short(statistics.fmean(found), 4)
+    return f"{mean} ± {short(statistics.stdev(found), 2)}" if len(found) > 1 else mean
 
 
 def pair(values: Pair) -> str:
