@@ -229,6 +229,8 @@ class TestRefusals:
             ({"trials": 0}, ValueError, "trials must be at least 1, got 0"),
             ({"trials": 1.5}, TypeError, "trials must be a whole number, got 1.5"),
             ({"updates": 0}, ValueError, "updates must be at least 1, got 0"),
+            ({"workers": 0}, ValueError, "workers must be at least 1, got 0"),
+            ({"workers": 1.5}, TypeError, "workers must be a whole number, got 1.5"),
             ({"batch_norm": "train"}, ValueError, "batch_norm must be 'eval' or 'batch', got 'train'"),
             ({"rows": ["F1"]}, ValueError, "F1: a tenth of 200 samples is no larger than the small batch of 256"),
         ],
@@ -275,6 +277,15 @@ class TestRefusals:
             write_paper(copy)
 
 
+def test_timit_features_are_the_users_own(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"F2 needs TIMIT features as timit\.npz in a folder: name it with --data-dir"):
+        paper(tmp_path / "new", rows=["F2"])
+    with pytest.raises(FileNotFoundError, match=r"no file .*timit\.npz"):
+        paper(tmp_path / "new", rows=["F2"], data_dir=tmp_path)
+    assert not (tmp_path / "new").exists()
+
+
 def test_rows_are_buildable_and_name_rows_of_the_paper():
     for name, row in ROWS.items():
         assert choose([name.lower()]) == (row,)
@@ -302,6 +313,9 @@ class TestCommands:
         [
             (("paper", "figure8"), "experiment must be one of"),
             (("paper", "--row", "F9"), "row must be one of"),
+            (("paper", "--trials", "0"), "trials must be at least 1, got 0"),
+            (("paper", "--quick", "--updates", "0"), "updates must be at least 1, got 0"),
+            (("paper", "--workers", "0"), "workers must be at least 1, got 0"),
             (("report", "nowhere"), "no folder nowhere"),
         ],
     )

@@ -76,8 +76,9 @@ def paper(
         FileNotFoundError: A file of a data set is missing.
         FileExistsError: The folder holds something else.
     """
-    for name, value, least in (("trials", trials, 1), ("seed", seed, 0), ("updates", updates, 1)):
-        if value is None and name == "updates":
+    counts = (("trials", trials, 1), ("seed", seed, 0), ("updates", updates, 1), ("workers", workers, 1))
+    for name, value, least in counts:
+        if value is None and name in ("updates", "workers"):
             continue
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be a whole number, got {value!r}")
