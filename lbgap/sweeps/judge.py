@@ -19,6 +19,7 @@ from lbgap.sweeps.trial import batch_size_of, data_key, data_of, network_of, obj
 from lbgap.training._checks import whole
 from lbgap.training.batches import resolve_batch_size
 from lbgap.training.optimizers import make_optimizer, resolve_optimizer
+from lbgap.training.remedies.choose import resolve_remedies
 from lbgap.training.stopping import Stopping
 
 
@@ -75,6 +76,7 @@ def _training(settings: Mapping[str, Any], samples: int) -> None:
         raise ValueError(f"device must be cpu, cuda or cuda:N, got {device!r}")
     name = resolve_optimizer(chosen.get("optimizer", "Adam"))
     options = chosen.get("optimizer_options", {})
+    resolve_remedies(chosen.get("remedies", ()))
     make_optimizer(name, [nn.Parameter(torch.zeros(1))], chosen.get("learning_rate", 1e-3), options)
 
 

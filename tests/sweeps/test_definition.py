@@ -74,6 +74,8 @@ BAD = [
     ("[[sharpness]]\n[[sharpness]]", "gives the column phi_vertex_0.001 twice: give one of them another name"),
     # What needs the data or a network.
     ("[base]\nepochs = 0", "epochs must be an integer >= 1, got 0"),
+    ('[base]\nremedies = ["swaa"]', "there is no remedy 'swaa': did you mean 'swa'?"),
+    ('[base]\nremedies = ["sam", "asam"]', "the remedies sam and asam exclude each other"),
     ("[base]\nepochs = 2.5", "epochs must be an integer >= 1, got 2.5"),
     ("[base]\nmax_epochs = 0", "max_epochs must be an integer >= 1, got 0"),
     ("[base]\ntolerance = 1", "tolerance must be below 1"),
