@@ -403,7 +403,8 @@ class Objective:
                 why if isinstance(why, str) else "buffers besides batch-norm's, or a restricted space",
             )
         bfloat16 = bfloat16 and plan is not None
-        self._losses_way = ONE_BY_ONE if plan is None else TILES if self._narrow(plan, bfloat16) else LAYERS
+        narrow = plan is not None and self._narrow(plan, bfloat16)
+        self._losses_way = ONE_BY_ONE if plan is None else TILES if narrow else LAYERS
         alone = [end and not bfloat16 for end in source.is_end()] if plan else [True] * source.k
         rest = torch.tensor([i for i, one in enumerate(alone) if not one], dtype=torch.int64, device=self.device)
         if plan is not None and len(rest):
@@ -421,7 +422,7 @@ class Objective:
                         low=low,
                         accuracy=accuracy,
                         native=self.backend == "native",
-                        narrow=self._narrow(plan, bfloat16),
+                        narrow=narrow,
                     )
 
             self._count(self.samples * len(rest))
