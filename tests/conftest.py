@@ -1,9 +1,11 @@
 """What several test files share: small trained networks, made once a session."""
 
+import contextlib
 import random
 import signal
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 
 from lbgap import cli
 from lbgap.datasets import mnist1d
+from lbgap.experiments import _workers
 from lbgap.networks import mlp
 
 # A shell ignores Ctrl-C in what it starts in the background, and its children inherit that: tests send it on purpose.
@@ -34,6 +37,26 @@ def same_draws():
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(0)
         yield
+
+
+class _OneProcess(contextlib.nullcontext):
+    """Stands in for a pool: works where the test runs, one piece after the other."""
+
+    def __init__(self, *_, **__):
+        super().__init__()
+
+    imap = staticmethod(map)
+
+
+@pytest.fixture
+def no_processes(monkeypatch):
+    """A function after which experiments start no further processes."""
+
+    def stand_in():
+        context = SimpleNamespace(Pool=_OneProcess)
+        monkeypatch.setattr(_workers, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
+
+    return stand_in
 
 
 @pytest.fixture

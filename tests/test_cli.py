@@ -1,6 +1,5 @@
 """The command line: what it prints, what it writes, and one line for whatever goes wrong."""
 
-import contextlib
 import importlib
 import json
 import os
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,15 +154,6 @@ def wait_for(path, process):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-class OneProcess(contextlib.nullcontext):
-    """Stands in for a pool: trains where the test runs, one after the other."""
-
-    def __init__(self, *_, **__):
-        super().__init__()
-
-    imap = staticmethod(map)
 
 
 class TestHelp:
@@ -554,7 +543,7 @@ class TestProcess:
         assert run(*whole)[0] == 0
         assert (here / "cut" / "model.safetensors").read_bytes() == (here / "whole" / "model.safetensors").read_bytes()
 
-    def test_ctrl_c_ends_a_demonstration_and_the_same_command_goes_on(self, here, succeed, monkeypatch):
+    def test_ctrl_c_ends_a_demonstration_and_the_same_command_goes_on(self, here, succeed, monkeypatch, no_processes):
         (here / "driver.py").write_text(DEMO)
         command = ("demo", "--out", "demo", "--seeds", "1", "--updates", "250", "--seed", "3")
         process = start("driver.py", *command)
@@ -579,9 +568,7 @@ class TestProcess:
         assert all(" ".join(finding.split()) in bullets for finding in saved["findings"])
         assert "Figures and report: demo/report.html" in out
 
-        context = SimpleNamespace(Pool=OneProcess)
-        workers = importlib.import_module("lbgap.experiments._workers")
-        monkeypatch.setattr(workers, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
+        no_processes()
         monkeypatch.setattr(demo, "_write", lambda *_: None)
         result = pure_json(succeed(*command, "--json"))
         assert result.keys() == saved.keys()

@@ -1,18 +1,15 @@
 """The demonstration: it runs to the end, goes on after Ctrl-C, and says what its numbers say."""
 
-import contextlib
 import dataclasses
 import functools
 import json
 import math
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lbgap.datasets import mnist1d
-from lbgap.experiments import _workers
 from lbgap.experiments.demo import EPSILONS, Phi, Row, _findings, demo, steps
 
 module = sys.modules["lbgap.experiments.demo"]  # the package's attribute of that name is the function
@@ -20,23 +17,13 @@ module = sys.modules["lbgap.experiments.demo"]  # the package's attribute of tha
 FILES = ["demo.json", "line.json", "line.png", "line.svg", "report.html", "result.json", "runs", "sharpness.png"]
 
 
-class OneProcess(contextlib.nullcontext):
-    """Stands in for a pool: trains where the test runs, one after the other."""
-
-    def __init__(self, *_, **__):
-        super().__init__()
-
-    imap = staticmethod(map)
-
-
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch):
+def tiny(monkeypatch, no_processes):
     """A small network on few samples, and no further processes."""
     monkeypatch.setattr(module, "mnist1d", functools.partial(mnist1d, 200))
     monkeypatch.setattr(module, "HIDDEN", (8,))
     monkeypatch.setattr(module, "RESTARTS", 1)
-    context = SimpleNamespace(Pool=OneProcess)
-    monkeypatch.setattr(_workers, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
+    no_processes()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,20 +1,17 @@
 """The paper's experiments: trained, measured and reported once, whatever interrupts them."""
 
-import contextlib
 import csv
 import dataclasses
 import functools
 import json
 import math
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
 from matplotlib.image import imread
 
 from lbgap import datasets
-from lbgap.experiments import _workers
 from lbgap.experiments.paper import EXPERIMENTS, ROWS, Plan, Row, choose, paper, parts, plan, read_paper, run
 from lbgap.experiments.paper.summary import _verdict, growth, mean_and_deviation
 from lbgap.report import write_paper
@@ -23,17 +20,8 @@ from lbgap.training import read_run
 QUICK = {"rows": ["MLP-DIGITS"], "trials": 2, "updates": 24}
 
 
-class OneProcess(contextlib.nullcontext):
-    """Stands in for a pool: works where the test runs, one after the other."""
-
-    def __init__(self, *_, **__):
-        super().__init__()
-
-    imap = staticmethod(map)
-
-
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch):
+def tiny(monkeypatch, no_processes):
     """Few samples and restarts, and no further processes."""
     whole = datasets.digits()
     few = datasets.Data(whole.name, *(type(whole.train)(*(p[:200] for p in s)) for s in (whole.train, whole.test)), 10)
@@ -42,8 +30,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(parts, "WAY_RESTARTS", 0)
     monkeypatch.setattr(run, "Plan", functools.partial(Plan, restarts=0))
     monkeypatch.setitem(ROWS, "OTHER", Row("OTHER", "mlp", "digits", 10, (8,), "F1"))
-    context = SimpleNamespace(Pool=OneProcess)
-    monkeypatch.setattr(_workers, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
+    no_processes()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
