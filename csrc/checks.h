@@ -13,6 +13,10 @@ namespace lbgap {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
+}
+
 // k rows of n coordinates; row_stride in elements.
 struct Rows {
   int64_t k;
@@ -34,8 +38,7 @@ inline void check_like(const Tensor& t, const Tensor& y, const char* name) {
   STD_TORCH_CHECK(t.dim() == y.dim() && a.k == b.k && a.n == b.n, name, " must have the shape of y, (", b.k,
                   ", ", b.n, "), got (", a.k, ", ", a.n, ")");
   STD_TORCH_CHECK(t.scalar_type() == y.scalar_type(), name, " must have the dtype of y");
-  STD_TORCH_CHECK(t.is_cpu() == y.is_cpu() && t.get_device_index() == y.get_device_index(), name,
-                  " must be on the device of y");
+  STD_TORCH_CHECK(same_device(t, y), name, " must be on the device of y");
 }
 
 inline void check_centre(const Tensor& centre, const Tensor& y) {
@@ -44,8 +47,7 @@ inline void check_centre(const Tensor& centre, const Tensor& y) {
                   "centre must be a contiguous (", rows.n, ",) vector, got ", centre.dim(),
                   " dimensions and ", centre.numel(), " elements");
   STD_TORCH_CHECK(centre.scalar_type() == y.scalar_type(), "centre must have the dtype of y");
-  STD_TORCH_CHECK(centre.is_cpu() == y.is_cpu() && centre.get_device_index() == y.get_device_index(),
-                  "centre must be on the device of y");
+  STD_TORCH_CHECK(same_device(centre, y), "centre must be on the device of y");
 }
 
 // Rows are written in parallel and inputs are read as they are written over: out may be an input itself,
@@ -91,8 +93,7 @@ inline void check_history(const Tensor& S, const Tensor& Y, const Tensor& x) {
   STD_TORCH_CHECK(s.k == y.k && s.n == x.size(0) && y.n == x.size(0), "S and Y must be (c, ", x.size(0),
                   "), got (", s.k, ", ", s.n, ") and (", y.k, ", ", y.n, ")");
   for (const Tensor* t : {&S, &Y})
-    STD_TORCH_CHECK(t->scalar_type() == x.scalar_type() && t->is_cpu() == x.is_cpu() &&
-                        t->get_device_index() == x.get_device_index(),
+    STD_TORCH_CHECK(t->scalar_type() == x.scalar_type() && same_device(*t, x),
                     "S and Y must have the dtype and device of x");
 }
 
@@ -194,8 +195,7 @@ inline void check_apply(const Tensor& centre, const Tensor& z, const Tensor& out
   STD_TORCH_CHECK(z.scalar_type() == ScalarType::Double, "z must be float64");
   STD_TORCH_CHECK(z.dim() == out.dim() && coordinates.k == rows.k, "z must have as many rows as out, ",
                   rows.k, ", got ", coordinates.k);
-  STD_TORCH_CHECK(z.is_cpu() == out.is_cpu() && z.get_device_index() == out.get_device_index(),
-                  "z must be on the device of out");
+  STD_TORCH_CHECK(same_device(z, out), "z must be on the device of out");
   STD_TORCH_CHECK(rows.k <= 1 || rows.stride >= rows.n,
                   "out has rows that overlap each other: pass a fresh tensor");
   check_overlap(out, centre, "centre");
@@ -206,8 +206,7 @@ inline void check_targets(const Tensor& targets, const Tensor& like, int64_t sam
   STD_TORCH_CHECK(targets.dim() == 1 && targets.size(0) == samples &&
                       targets.scalar_type() == ScalarType::Long && (samples <= 1 || targets.stride(0) == 1),
                   "targets must be a contiguous (", samples, ",) int64 vector");
-  STD_TORCH_CHECK(targets.is_cpu() == like.is_cpu() && targets.get_device_index() == like.get_device_index(),
-                  "targets must be on the device of the logits");
+  STD_TORCH_CHECK(same_device(targets, like), "targets must be on the device of the logits");
 }
 
 inline void check_xent(const Tensor& logits, const Tensor& targets) {
@@ -223,9 +222,7 @@ inline void check_coefficients(const Tensor& coefficients, const Tensor& ends, i
   STD_TORCH_CHECK(coefficients.dim() == 2 && coefficients.size(1) == j, "coefficients must be (k, ", j, ")");
   rows_of(coefficients, "coefficients");
   STD_TORCH_CHECK(coefficients.scalar_type() == ScalarType::Double, "coefficients must be float64");
-  STD_TORCH_CHECK(
-      coefficients.is_cpu() == ends.is_cpu() && coefficients.get_device_index() == ends.get_device_index(),
-      "coefficients must be on the device of the ends");
+  STD_TORCH_CHECK(same_device(coefficients, ends), "coefficients must be on the device of the ends");
 }
 
 inline void check_blend(const Tensor& coefficients, const Tensor& ends, const Tensor& out) {
@@ -235,7 +232,7 @@ inline void check_blend(const Tensor& coefficients, const Tensor& ends, const Te
   const Rows o = rows_of(out, "out");
   check_coefficients(coefficients, ends, e.k);
   STD_TORCH_CHECK(o.k == coefficients.size(0) && o.n == e.n && out.scalar_type() == ends.scalar_type() &&
-                      out.is_cpu() == ends.is_cpu() && out.get_device_index() == ends.get_device_index(),
+                      same_device(out, ends),
                   "out must be (", coefficients.size(0), ", ", e.n, "), of the dtype and device of the ends");
   STD_TORCH_CHECK(o.k <= 1 || o.stride >= o.n, "out has rows that overlap each other: pass a fresh tensor");
   check_apart(out, ends, "ends");
@@ -259,8 +256,7 @@ inline void check_chain(const Tensor& coefficients, const Tensor& first, const T
   STD_TORCH_CHECK(ends.dim() == 2 && ends.size(0) == first.size(0) && ends.size(1) == numel, "ends must be (",
                   first.size(0), ", ", numel, ")");
   rows_of(ends, "ends");
-  STD_TORCH_CHECK(ends.scalar_type() == first.scalar_type() && ends.is_cpu() == first.is_cpu() &&
-                      ends.get_device_index() == first.get_device_index(),
+  STD_TORCH_CHECK(ends.scalar_type() == first.scalar_type() && same_device(ends, first),
                   "ends must have the dtype and device of first");
   check_coefficients(coefficients, ends, first.size(0));
   check_targets(targets, first, first.size(2));

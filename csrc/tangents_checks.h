@@ -40,8 +40,7 @@ inline void check_beside(const Tensor& shared, const Tensor& t, ScalarType dtype
                   " must have the dtype of t, and float32 for bfloat16; places must be int64");
   STD_TORCH_CHECK(shared.numel() == numel, name, " must have ", numel, " elements, got ", shared.numel());
   STD_TORCH_CHECK(shared.is_contiguous(), name, " must be contiguous");
-  STD_TORCH_CHECK(shared.is_cpu() == t.is_cpu() && shared.get_device_index() == t.get_device_index(), name,
-                  " must be on the device of t");
+  STD_TORCH_CHECK(same_device(shared, t), name, " must be on the device of t");
 }
 
 // What is written may be `in` itself where they are alike, but may not overlap it in any other way.
