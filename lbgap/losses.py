@@ -44,6 +44,30 @@ class Loss:
         if self.function is None:
             each = self._each(output, target)
             return each.sum(), each.detach().sum(dtype=torch.float64)
+        mean = self._own(output, target)
+        return mean * len(output), mean.detach().double() * len(output)
+
+    def mean(self, output: Tensor, target: Tensor) -> Tensor:
+        """Average the loss over the samples of one batch: what a step of a training differentiates.
+
+        Args:
+            output: What the model returned, ``(batch, ...)``.
+            target: What it should have returned, ``(batch, ...)``.
+
+        Returns:
+            The differentiable mean, a 0-d tensor of the output's dtype.
+
+        Raises:
+            TypeError: As :meth:`total`.
+            ValueError: As :meth:`total`.
+        """
+        if self.function is not None:
+            return self._own(output, target)
+        return F.cross_entropy(output, target) if self.classification else F.mse_loss(output, target)
+
+    def _own(self, output: Tensor, target: Tensor) -> Tensor:
+        """What a callable returns, 0-d."""
+        assert self.function is not None
         mean = self.function(output, target)
         if not isinstance(mean, Tensor):
             raise TypeError(
@@ -55,8 +79,7 @@ class Loss:
                 f"the loss must be a scalar (the mean over the batch), got shape {tuple(mean.shape)}: "
                 "reduce it with .mean()"
             )
-        total = mean.reshape(()) * len(output)
-        return total, mean.detach().reshape(()).double() * len(output)
+        return mean.reshape(())
 
     def by_class(self, target: Tensor) -> bool:
         """Whether this is cross-entropy with one class index a sample: ``(batch,)`` int64."""

@@ -52,6 +52,17 @@ def test_total_is_the_mean_times_the_samples(name):
     assert float(value) == pytest.approx(7 * float(mean(output, target)), rel=1e-14)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_the_mean_and_its_gradient_are_those_of_the_total(name):
+    given, output, target, _ = CASES[name]
+    loss, leaf = resolve_loss(given), output.clone().requires_grad_()
+    mean, (total, _) = loss.mean(leaf, target), loss.total(leaf, target)
+    assert mean.dim() == 0
+    assert float(mean.detach()) == pytest.approx(float(total.detach()) / 7, rel=1e-14)
+    ours, theirs = (torch.autograd.grad(value, leaf)[0] for value in (mean, total / 7))
+    torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-16)
+
+
 def test_the_value_is_summed_in_float64():
     loss, output = resolve_loss("mse"), torch.tensor([[4096.0], *[[0.01]] * 1000])
     total, value = loss.total(output, torch.zeros_like(output))

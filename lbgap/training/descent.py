@@ -50,13 +50,13 @@ class Descent:
             done: Share of the epoch before it.
 
         Returns:
-            The loss summed over the batch before the step, float64, 0-d.
+            The mean loss of the batch before the step, 0-d, without a gradient.
         """
         self.state.optimizer.zero_grad(set_to_none=True)
-        total, value = self.loss.total(self.state.model(inputs), targets)
-        (total / len(inputs)).backward()
+        mean = self.loss.mean(self.state.model(inputs), targets)
+        mean.backward()
         self.state.optimizer.step()
-        return value
+        return mean.detach()
 
     def end(self, epoch: int) -> None:
         """Finish an epoch, before it is measured.

@@ -102,7 +102,7 @@ class Loop:
         """
         begun = time.perf_counter()
         with self._surroundings(number):
-            self._descend(number, reporter)
+            self.descend(number, reporter)
             self.descent.end(number)
             row: Metrics = {"epoch": number, **self._measure(self.train, "train")}
             if row["train_loss"] is None:
@@ -114,7 +114,16 @@ class Loop:
         row["seconds"] = time.perf_counter() - begun
         return row
 
-    def _descend(self, number: int, reporter: Reporter) -> None:
+    def descend(self, number: int, reporter: Reporter) -> None:
+        """Take the steps of one epoch.
+
+        Args:
+            number: The epoch, from 1.
+            reporter: Told after each batch.
+
+        Raises:
+            FloatingPointError: The loss of a batch is NaN or infinite.
+        """
         losses: list[Tensor] = []
         self.state.model.train()
         batches = epoch_batches(len(self.train.inputs), self.descent.begin(number), self.seed, number)
@@ -122,14 +131,17 @@ class Loop:
             for batch, samples in enumerate(batches):
                 index = samples.to(self.device)
                 done = batch / len(batches)
-                losses.append(self.descent.step(self.train.inputs[index], self.train.targets[index], done))
-                if self.device.type == "cpu":  # on a GPU a look at every value would stall the queue
-                    self._check_finite(losses[-1:], number, batch + 1, len(batches))
+                loss = self.descent.step(self.train.inputs[index], self.train.targets[index], done)
+                if self.device.type == "cpu":
+                    self._check_finite([loss.item()], number, batch + 1, len(batches))
+                else:  # a look at every value would stall the queue of a GPU
+                    losses.append(loss)
                 reporter.batch(number - 1 + (batch + 1) / len(batches))
-        self._check_finite(losses, number, 1, len(batches))
+        if losses:
+            self._check_finite(torch.stack(losses).tolist(), number, 1, len(batches))
 
-    def _check_finite(self, losses: list[Tensor], epoch: int, first: int, batches: int) -> None:
-        for batch, value in enumerate(torch.stack(losses).tolist(), first):
+    def _check_finite(self, losses: list[float], epoch: int, first: int, batches: int) -> None:
+        for batch, value in enumerate(losses, first):
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"the training loss became {value} at epoch {epoch}, batch {batch} of {batches}: {self._advice()}"

@@ -63,9 +63,9 @@ class Treated(Descent):
 
     def _evaluate(self, inputs: Tensor, targets: Tensor) -> Tensor:
         self._task.optimizer.zero_grad(set_to_none=True)
-        total, value = self._in(Role.LOSS).batch_loss(self._task, inputs, targets)
-        (total / len(inputs)).backward()
-        return value
+        mean = self._in(Role.LOSS).batch_loss(self._task, inputs, targets)
+        mean.backward()
+        return mean.detach()
 
     def end(self, epoch: int) -> None:
         """As :meth:`Descent.end`."""

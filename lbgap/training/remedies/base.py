@@ -92,14 +92,14 @@ class Task:
             self._generators[role] = torch.Generator(self.device).manual_seed(seed)
         return self._generators[role]
 
-    def batch_loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss summed over a batch: differentiable, and in float64 without a gradient.
+    def batch_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of a batch, differentiable.
 
         Args:
             inputs: Of the batch; not changed, even where the model begins with an operation in place.
             targets: Of the batch.
         """
-        return self.loss.total(self.model(inputs.clone()), targets)
+        return self.loss.mean(self.model(inputs.clone()), targets)
 
     @contextmanager
     def untraced(self) -> Iterator[None]:
@@ -208,8 +208,8 @@ class Remedy:
         """The inputs of a batch that the training sees."""
         return inputs
 
-    def batch_loss(self, task: Task, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of a batch, as :meth:`Task.batch_loss`."""
+    def batch_loss(self, task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of a batch, as :meth:`Task.batch_loss`."""
         return task.batch_loss(inputs, targets)
 
     def gradient(self, task: Task, evaluate: Evaluate) -> Tensor:
@@ -220,7 +220,7 @@ class Remedy:
             evaluate: Does so at the current parameters.
 
         Returns:
-            The summed loss, float64.
+            The mean loss of the batch there, without a gradient.
         """
         return evaluate()
 
@@ -232,7 +232,7 @@ class Remedy:
             evaluate: Sets the gradient.
 
         Returns:
-            The summed loss before the first step, float64.
+            The mean loss of the batch before the first step, without a gradient.
         """
         value = evaluate()
         task.optimizer.step()

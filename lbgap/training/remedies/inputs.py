@@ -67,16 +67,16 @@ class Adversarial(Remedy):
         """As :meth:`Remedy.check`."""
         _check_inputs(self.name, task)
 
-    def batch_loss(self, task: Task, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def batch_loss(self, task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
         """As :meth:`Remedy.batch_loss`."""
         with task.untraced():
             worst = self._climb(task, inputs, targets)
         if not self.weight:
             return task.batch_loss(worst, targets)
-        total, value = task.batch_loss(inputs, targets)
+        clean = task.batch_loss(inputs, targets)
         with task.untraced():
-            attacked, _ = task.batch_loss(worst, targets)
-        return self.weight * total + (1 - self.weight) * attacked, value
+            attacked = task.batch_loss(worst, targets)
+        return self.weight * clean + (1 - self.weight) * attacked
 
     def _climb(self, task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
         """Inputs in the box around the clean ones at which the loss is large."""
@@ -86,8 +86,7 @@ class Adversarial(Remedy):
             point = inputs + self.epsilon * (2 * start - 1)
         for _ in range(self.steps):
             point = point.detach().requires_grad_()
-            total, _ = task.batch_loss(point, targets)
-            (gradient,) = torch.autograd.grad(total, point)
+            (gradient,) = torch.autograd.grad(task.batch_loss(point, targets), point)
             moved = point.detach() + length * gradient.sign() - inputs
             point = inputs + moved.clamp_(-self.epsilon, self.epsilon)
         return point
@@ -126,16 +125,15 @@ class Stability(Remedy):
         """As :meth:`Remedy.check`."""
         _check_inputs(self.name, task)
 
-    def batch_loss(self, task: Task, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def batch_loss(self, task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
         """As :meth:`Remedy.batch_loss`."""
         output = task.model(inputs.clone())
-        total, value = task.loss.total(output, targets)
+        mean = task.loss.mean(output, targets)
         noise = _draws(torch.randn, task, inputs)
         with task.untraced():
             other = task.model(inputs + self.sigma * noise)
         if task.loss.classification:
-            each = F.cross_entropy(other, output.softmax(1), reduction="none")
-            apart = each.flatten(1).mean(1) if each.dim() > 1 else each
+            apart = F.cross_entropy(other, output.softmax(1))
         else:
-            apart = torch.linalg.vector_norm((output - other).flatten(1), dim=1)
-        return total + self.alpha * apart.sum(), value
+            apart = torch.linalg.vector_norm((output - other).flatten(1), dim=1).mean()
+        return mean + self.alpha * apart

@@ -1,0 +1,142 @@
+"""Training: the loop of `lbgap.train` against a bare PyTorch loop over the same model, batches and optimiser.
+
+`torch` takes the steps and nothing else, `steps` is lbgap's own loop without its measurements. `torch, measured` and
+`lbgap` measure loss and accuracy over all training and test samples after each epoch besides, as a curve of both needs:
+about a third of the forward passes of an epoch. Every loop ends at the same parameters, to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import lbgap
+from lbgap import datasets
+from lbgap.losses import resolve_loss
+from lbgap.networks import f1, mlp
+from lbgap.samples import Split
+from lbgap.training.batches import ORDER, derive_seed
+from lbgap.training.checkpoint import State
+from lbgap.training.descent import Descent
+from lbgap.training.loop import EVALUATION_BATCH, Loop
+from lbgap.training.optimizers import make_optimizer
+from lbgap.training.progress import Reporter
+
+WORKS = {  # name: batch, epochs
+    "MNIST-1D MLP, batch 32": (32, 4),
+    "MNIST-1D MLP, batch 400": (400, 20),
+    "F1, batch 256": (256, 2),
+}
+TARGETS = {"steps": (("faster", "torch", 0.95),), "lbgap": (("faster", "torch, measured", 0.95),)}
+OPTIONS = {"fused": True}
+# Of the norm of the way from the start: ADAM divides by gradients that rounding alone keeps from zero.
+TOLERANCE = 1e-2
+
+Sets = tuple[Split, Split]  # training and test samples
+
+
+@pytest.fixture(scope="module")
+def works(
+    quick: bool, device: torch.device, wide_series: Callable[[int], tuple[Tensor, Tensor]]
+) -> dict[str, tuple[nn.Module, Sets]]:
+    """The start and the data of each row."""
+    short, wide = datasets.mnist1d().train, Split(*wide_series(1_024 if quick else 8_192))
+    found = {}
+    for name in WORKS:
+        inputs, targets = (part.to(device) for part in (wide if name.startswith("F1") else short))
+        network = f1(seed=0) if name.startswith("F1") else mlp(40, [128] * 4, 10, seed=0)
+        tested = len(inputs) // 6  # as many as MNIST has to its training samples
+        found[name] = network.to(device), (Split(inputs, targets), Split(inputs[:tested], targets[:tested]))
+    return found
+
+
+def bare(model: nn.Module, data: Sets, batch: int, epochs: int, measured: bool) -> nn.Module:
+    """What a researcher writes."""
+    model = copy.deepcopy(model)
+    optimizer = torch.optim.Adam(model.parameters(), **OPTIONS)
+    inputs, targets = data[0]
+    for epoch in range(1, epochs + 1):
+        model.train()
+        generator = torch.Generator().manual_seed(derive_seed(0, epoch, ORDER))  # lbgap's order of the samples
+        for samples in torch.randperm(len(inputs), generator=generator).split(batch):
+            index = samples.to(inputs.device)
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs[index]), targets[index]).backward()
+            optimizer.step()
+        if measured:
+            model.eval()
+            with torch.no_grad():
+                for split in data:
+                    loss, correct = 0.0, 0
+                    for some, wanted in zip(*(part.split(EVALUATION_BATCH) for part in split), strict=True):
+                        output = model(some)
+                        loss += float(F.cross_entropy(output, wanted, reduction="sum"))
+                        correct += int((output.argmax(1) == wanted).sum())
+    return model
+
+
+def steps(model: nn.Module, data: Sets, batch: int, epochs: int) -> nn.Module:
+    """The steps of lbgap's loop alone."""
+    model, loss = copy.deepcopy(model), resolve_loss("cross_entropy")
+    state = State(model, make_optimizer("Adam", model.parameters(), 1e-3, OPTIONS), {})
+    loop = Loop(state, loss, data[0], None, Descent(state, loss, batch), 0, data[0].inputs.device)
+    for epoch in range(1, epochs + 1):
+        loop.descend(epoch, Reporter())
+    return model
+
+
+def trained(model: nn.Module, data: Sets, batch: int, epochs: int) -> nn.Module:
+    """The whole call."""
+    options = {"batch_size": batch, "epochs": epochs, "optimizer_options": OPTIONS}
+    return lbgap.train(model, data[0], test_data=data[1], **options).model
+
+
+BACKENDS: dict[str, Callable[[nn.Module, Sets, int, int], nn.Module]] = {
+    "torch": lambda *work: bare(*work, measured=False),
+    "steps": steps,
+    "torch, measured": lambda *work: bare(*work, measured=True),
+    "lbgap": trained,
+}
+
+
+def vector(model: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", WORKS)
+def test_training(
+    name: str,
+    backend: str,
+    works: dict[str, tuple[nn.Module, Sets]],
+    quick: bool,
+    operations: Callable[[nn.Module, int, bool], float],
+    measure: Callable[..., None],
+) -> None:
+    (start, data), (batch, epochs) = works[name], WORKS[name]
+    way = vector(bare(start, data, batch, 1, False)) - vector(start)
+    error = float((vector(BACKENDS[backend](start, data, batch, 1)) - vector(start) - way).norm() / way.norm())
+    assert error < TOLERANCE
+    epochs = 1 if quick else epochs
+    samples = len(data[0].inputs)
+    passes = operations(start, samples, True)
+    if backend in ("torch, measured", "lbgap"):
+        passes += operations(start, samples + len(data[1].inputs), False)
+    measure(
+        lambda: BACKENDS[backend](start, data, batch, epochs),
+        group=f"training, {name}",
+        backend=backend,
+        rounds=3 if quick else 7,
+        work={"float32": epochs * passes},
+        targets=TARGETS.get(backend, ()),
+        n=way.numel(),
+        samples=samples,
+        batch_size=batch,
+        epochs=epochs,
+        relative_error=error,
+    )
