@@ -2,7 +2,9 @@
 
 `torch` takes the steps and nothing else, `steps` is lbgap's own loop without its measurements. `torch, measured` and
 `lbgap` measure loss and accuracy over all training and test samples after each epoch besides, as a curve of both needs:
-about a third of the forward passes of an epoch. Every loop ends at the same parameters, to rounding.
+about a third of the work of an epoch. Every loop ends at the same parameters, to rounding.
+
+Five seeds: `lbgap.train` for each, or all `together` as one batched model.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ WORKS = {  # name: batch, epochs
     "MNIST-1D MLP, batch 400": (400, 20),
     "F1, batch 256": (256, 2),
 }
+SEEDS = range(5)
 TARGETS = {"steps": (("faster", "torch", 0.95),), "lbgap": (("faster", "torch, measured", 0.95),)}
 OPTIONS = {"fused": True}
 # Of the norm of the way from the start: ADAM divides by gradients that rounding alone keeps from zero.
@@ -134,6 +137,53 @@ def test_training(
         rounds=3 if quick else 7,
         work={"float32": epochs * passes},
         targets=TARGETS.get(backend, ()),
+        n=way.numel(),
+        samples=samples,
+        batch_size=batch,
+        epochs=epochs,
+        relative_error=error,
+    )
+
+
+def seeds_apart(starts: list[nn.Module], data: Sets, batch: int, epochs: int) -> list[nn.Module]:
+    options = {"batch_size": batch, "epochs": epochs, "optimizer_options": OPTIONS, "test_data": data[1]}
+    return [lbgap.train(start, data[0], seed=seed, **options).model for start, seed in zip(starts, SEEDS, strict=True)]
+
+
+def seeds_together(starts: list[nn.Module], data: Sets, batch: int, epochs: int) -> list[nn.Module]:
+    options = {"batch_size": batch, "epochs": epochs, "optimizer_options": OPTIONS, "test_data": data[1]}
+    return [run.model for run in lbgap.train_together(starts, data[0], seeds=SEEDS, **options)]
+
+
+@pytest.mark.parametrize("backend", ["one by one", "together"])
+@pytest.mark.parametrize("batch", [32, 128, 400])
+def test_five_seeds(
+    batch: int,
+    backend: str,
+    works: dict[str, tuple[nn.Module, Sets]],
+    quick: bool,
+    device: torch.device,
+    operations: Callable[[nn.Module, int, bool], float],
+    measure: Callable[..., None],
+) -> None:
+    _, data = works["MNIST-1D MLP, batch 32"]
+    starts: list[nn.Module] = [mlp(40, [128] * 4, 10, seed=seed).to(device) for seed in SEEDS]
+    run = seeds_apart if backend == "one by one" else seeds_together
+    error = 0.0
+    for start, one, other in zip(starts, seeds_apart(starts, data, batch, 1), run(starts, data, batch, 1), strict=True):
+        way = vector(one) - vector(start)
+        error = max(error, float((vector(other) - vector(start) - way).norm() / way.norm()))
+    assert error < TOLERANCE
+    epochs = 1 if quick else 4
+    samples, tested = len(data[0].inputs), len(data[1].inputs)
+    passes = operations(starts[0], samples, True) + operations(starts[0], samples + tested, False)
+    measure(
+        lambda: run(starts, data, batch, epochs),
+        group=f"five seeds, MNIST-1D MLP, batch {batch}",
+        backend=backend,
+        rounds=3 if quick else 7,
+        work={"float32": len(SEEDS) * epochs * passes},
+        targets=(("faster", "one by one", 1.5),) if backend == "together" and batch == 32 else (),
         n=way.numel(),
         samples=samples,
         batch_size=batch,

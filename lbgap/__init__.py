@@ -24,7 +24,7 @@ from lbgap.measures import (
 from lbgap.objective import Objective
 from lbgap.sharpness import Sharpness, fast_sharpness
 from lbgap.sweeps import read_sweep
-from lbgap.training import Run, read_run, remedies, train
+from lbgap.training import Run, read_run, remedies, train, train_together
 
 __all__ = [
     "Asymmetry",
@@ -66,4 +66,5 @@ __all__ = [
     "sharpness_curve",
     "spectral_density",
     "train",
+    "train_together",
 ]

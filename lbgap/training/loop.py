@@ -53,7 +53,7 @@ class Loop:
             ValueError: Data, model and loss do not fit together, or the loss has no gradient.
         """
         self.state.model.eval()
-        with self._surroundings(0):
+        with self.surroundings(0):
             self._check_split(self.train, "data")
             if self.test is not None:
                 self._check_split(self.test, "test_data")
@@ -101,18 +101,32 @@ class Loop:
             FloatingPointError: The loss is NaN or infinite.
         """
         begun = time.perf_counter()
-        with self._surroundings(number):
+        with self.surroundings(number):
             self.descend(number, reporter)
             self.descent.end(number)
-            row: Metrics = {"epoch": number, **self._measure(self.train, "train")}
-            if row["train_loss"] is None:
-                raise FloatingPointError(f"the training loss is not finite after epoch {number}: {self._advice()}")
-            if self.test is not None:
-                row |= self._measure(self.test, "test")
-            row["distance"] = self._distance()
-        row |= self.descent.metrics()
+            row = self.measured(number)
         row["seconds"] = time.perf_counter() - begun
         return row
+
+    def measured(self, number: int) -> Metrics:
+        """Measure what an epoch has come to.
+
+        Args:
+            number: The epoch, from 1.
+
+        Returns:
+            The metrics, but for ``seconds``.
+
+        Raises:
+            FloatingPointError: The loss is NaN or infinite.
+        """
+        row: Metrics = {"epoch": number, **self._measure(self.train, "train")}
+        if row["train_loss"] is None:
+            raise FloatingPointError(f"the training loss is not finite after epoch {number}: {self._advice()}")
+        if self.test is not None:
+            row |= self._measure(self.test, "test")
+        row["distance"] = self._distance()
+        return row | self.descent.metrics()
 
     def descend(self, number: int, reporter: Reporter) -> None:
         """Take the steps of one epoch.
@@ -133,14 +147,25 @@ class Loop:
                 done = batch / len(batches)
                 loss = self.descent.step(self.train.inputs[index], self.train.targets[index], done)
                 if self.device.type == "cpu":
-                    self._check_finite([loss.item()], number, batch + 1, len(batches))
+                    self.check_finite([loss.item()], number, batch + 1, len(batches))
                 else:  # a look at every value would stall the queue of a GPU
                     losses.append(loss)
                 reporter.batch(number - 1 + (batch + 1) / len(batches))
         if losses:
-            self._check_finite(torch.stack(losses).tolist(), number, 1, len(batches))
+            self.check_finite(torch.stack(losses).tolist(), number, 1, len(batches))
 
-    def _check_finite(self, losses: list[float], epoch: int, first: int, batches: int) -> None:
+    def check_finite(self, losses: list[float], epoch: int, first: int, batches: int) -> None:
+        """Refuse to go on after a loss that is not finite.
+
+        Args:
+            losses: Of batches that follow each other.
+            epoch: From 1.
+            first: The number of the first of these batches, from 1.
+            batches: How many the epoch has.
+
+        Raises:
+            FloatingPointError: One is NaN or infinite.
+        """
         for batch, value in enumerate(losses, first):
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -179,7 +204,7 @@ class Loop:
         return _finite(math.sqrt(float(square)))
 
     @contextmanager
-    def _surroundings(self, epoch: int) -> Iterator[None]:
+    def surroundings(self, epoch: int) -> Iterator[None]:
         """Random numbers and arithmetic that depend on nothing that the caller has set."""
         cudnn = torch.backends.cudnn
         deterministic, benchmark = cudnn.deterministic, cudnn.benchmark

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +15,9 @@ from lbgap.losses import Loss, LossFunction, resolve_loss
 from lbgap.samples import DataLike, Split, as_tensors
 from lbgap.training._checks import plain, real, whole
 from lbgap.training.batches import resolve_batch_size
-from lbgap.training.checkpoint import Recorder, State, restore
-from lbgap.training.config import FORMAT, describe_data, describe_environment, describe_model, differences
+from lbgap.training.checkpoint import Recorder, State
+from lbgap.training.config import FORMAT, describe_data, describe_environment, describe_model
+from lbgap.training.course import Course, begin
 from lbgap.training.descent import Descent
 from lbgap.training.loop import Loop
 from lbgap.training.optimizers import PACKAGE, in_torch, make_optimizer, resolve_optimizer
@@ -25,7 +25,7 @@ from lbgap.training.progress import Metrics, check_progress, reporting
 from lbgap.training.remedies.apply import Treated
 from lbgap.training.remedies.base import Remedy, Task
 from lbgap.training.remedies.choose import describe, resolve_remedies
-from lbgap.training.run import CONFIG, MODEL, RESULT, STATE, Run, open_folder, read_run
+from lbgap.training.run import Run, open_folder
 from lbgap.training.stopping import Stopping
 
 DEFAULT_BATCH_SIZE = 256  # the paper's small batch
@@ -122,29 +122,21 @@ def train(
     criterion = resolve_loss(loss)
     chosen = resolve_remedies(remedies)
     with torch.inference_mode(False), torch.enable_grad():
-        state, place = _fresh_state(model, device, optimizer, learning_rate, optimizer_options or {})
+        state, where = fresh_state(model, device, optimizer, learning_rate, optimizer_options or {})
         seed = whole("seed", seed, 0)
-        loop, facts = _prepare(state, place, data, test_data, criterion, batch_size, seed, chosen, epochs)
+        loop, facts = prepare(state, where, data, test_data, criterion, batch_size, seed, chosen, epochs)
         facts |= {**stopping.settings(), "extra": extra} | ({"keep_every": keep_every} if keep_every else {})
         if out is None:
-            return _run(loop, stopping, facts, Recorder(None, 0), progress)
+            return _run(Course(loop, stopping, facts, Recorder(None, 0)), progress)
         if any(not isinstance(value, Tensor) for value in state.model.state_dict().values()):
             raise ValueError("the model keeps extra state that is no tensor, which `out` cannot store: pass out=None")
         with open_folder(out, resume) as (folder, found):
             recorder = Recorder(folder, checkpoint_seconds, keep_every)
-            if found is not None:
-                finished = (folder / RESULT).exists()
-                _check_same(found, facts, folder, finished)
-                if finished:
-                    return _finished(folder, state)
-                if (folder / STATE).exists():
-                    restore(state, folder / STATE)
-                    return _run(loop, stopping, found, recorder, progress)
-            recorder.begin(facts, state)
-            return _run(loop, stopping, facts, recorder, progress)
+            begun = begin(folder, found, facts, recorder, state)
+            return begun if isinstance(begun, Run) else _run(Course(loop, stopping, begun, recorder), progress)
 
 
-def _fresh_state(
+def fresh_state(
     model: nn.Module,
     device: str | torch.device | None,
     optimizer: str,
@@ -191,7 +183,7 @@ def _resolve_device(device: str | torch.device | None, default: torch.device) ->
     return torch.device("cuda", index)
 
 
-def _prepare(
+def prepare(
     state: State,
     device: torch.device,
     data: DataLike,
@@ -248,60 +240,11 @@ def _place(split: Split, device: torch.device, dtype: torch.dtype) -> Split:
     return Split(inputs, targets)
 
 
-def _check_same(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path, finished: bool) -> None:
-    """Refuse to go on with other settings; a finished run does not depend on the environment any more."""
-    phrases = differences(there, here, ignore="environment" if finished else "")
-    if phrases:
-        raise ValueError(
-            f"cannot resume {folder} with other settings than in its {CONFIG}: {'; '.join(phrases)}; "
-            "repeat the settings or choose another folder"
-        )
-
-
-def _finished(folder: Path, state: State) -> Run:
-    saved = read_run(folder)
-    try:
-        state.model.load_state_dict(saved.weights)
-    except RuntimeError as error:
-        raise ValueError(f"{folder / MODEL} is of another model: {' '.join(str(error).split())}") from error
-    state.model.eval()
-    result = saved.result
-    return Run(state.model, folder, saved.metrics, saved.config, result["epoch"], result["reason"], result["seconds"])
-
-
-def _run(
-    loop: Loop,
-    stopping: Stopping,
-    facts: dict[str, Any],
-    recorder: Recorder,
-    progress: bool | Callable[[Metrics], object],
-) -> Run:
-    """Train until the rule says stop; whatever goes wrong, what is finished is saved."""
-    state, metrics = loop.state, loop.state.metrics
-    try:
-        with reporting(progress, stopping.limit, len(metrics)) as reporter:
-            while (reason := stopping.reason(_losses(metrics))) is None:
-                metrics.append(loop.epoch(len(metrics) + 1, reporter))
-                if stopping.epochs is None and stopping.kept(_losses(metrics)) == len(metrics):
-                    state.keep()
-                recorder.record(state)
-                reporter.epoch(metrics[-1])
-        recorder.flush()
-        state.bring_back()
-        epoch = stopping.kept(_losses(metrics))
-        recorder.finish(state, epoch, reason)
-    except BaseException as error:
-        try:
-            recorder.flush()
-        except OSError as failure:
-            if str(failure) != str(error):
-                error.add_note(str(failure))
-        raise
-    state.model.eval()
-    state.optimizer.zero_grad(set_to_none=True)
-    seconds = sum(row["seconds"] for row in metrics)
-    return Run(state.model, recorder.folder, metrics, facts, epoch, reason, seconds)
-
-
-def _losses(metrics: list[Metrics]) -> list[float]:
-    return [row["train_loss"] for row in metrics]
+def _run(course: Course, progress: bool | Callable[[Metrics], object]) -> Run:
+    """Train until the rule says stop."""
+    with course.saving():
+        with reporting(progress, course.stopping.limit, course.epochs) as reporter:
+            while (reason := course.reason()) is None:
+                course.add(course.loop.epoch(course.epochs + 1, reporter))
+                reporter.epoch(course.loop.state.metrics[-1])
+        return course.finish(reason)
