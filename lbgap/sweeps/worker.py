@@ -68,12 +68,14 @@ class Job:
     data_dir: Path | None
 
 
-def work(job: Job, stop: Stop | None = None) -> None:
+def work(job: Job, stop: Stop | None = None, number: int = 0) -> None:
     """Take one trial after the other until none is left; wait for those of others, which may be cut off.
 
     Args:
         job: The sweep.
         stop: Asked to stop, this process leaves its trial at the end of an epoch to whoever comes next, and ends.
+        number: Of this process among those that were started with it: trials on ``"cuda"`` are on its own GPU, counted
+            round if there are more processes than GPUs.
 
     Raises:
         KeyboardInterrupt: It was asked to stop.
@@ -82,6 +84,8 @@ def work(job: Job, stop: Stop | None = None) -> None:
     stop = stop or Stop()
     store = Store.open(job.where, job.name)
     try:
+        if any(trial.settings.get("device") == "cuda" for trial in store.trials.values()) and torch.cuda.device_count():
+            torch.cuda.set_device(number % torch.cuda.device_count())
         pause = POLL
         while True:
             if stop.asked:
@@ -161,7 +165,7 @@ def _beating(claim: Claim, stop: Stop) -> Iterator[None]:
         thread.join()
 
 
-def _process(job: Job, threads: int, reasons: Connection) -> None:
+def _process(job: Job, threads: int, number: int, reasons: Connection) -> None:
     """What a process runs; it ends with the one that started it, however that ends."""
     stop = Stop()
     signal.signal(signal.SIGTERM, stop.ask)
@@ -170,7 +174,7 @@ def _process(job: Job, threads: int, reasons: Connection) -> None:
     threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        work(job, stop)
+        work(job, stop, number)
     except KeyboardInterrupt:
         os._exit(0)
     except Exception as error:
@@ -188,23 +192,23 @@ class Crew:
 
     def __init__(self, job: Job, workers: int, threads: int) -> None:
         self._job, self._threads, self._left = job, threads, workers + REPLACED
-        self._members: list[tuple[BaseProcess, Connection]] = []
-        for _ in range(workers):
-            self._start()
+        self._members: list[tuple[int, BaseProcess, Connection]] = []
+        for number in range(workers):
+            self._start(number)
 
-    def _start(self) -> None:
+    def _start(self, number: int) -> None:
         context = multiprocessing.get_context("spawn")
         reader, writer = context.Pipe(duplex=False)
-        process = context.Process(target=_process, args=(self._job, self._threads, writer), daemon=True)
+        process = context.Process(target=_process, args=(self._job, self._threads, number, writer), daemon=True)
         with interrupts_ignored():
             process.start()
         writer.close()
-        self._members.append((process, reader))
+        self._members.append((number, process, reader))
 
     @property
     def sentinels(self) -> list[int]:
         """Of the processes that were not yet seen to end, for :func:`multiprocessing.connection.wait`."""
-        return [process.sentinel for process, _ in self._members]
+        return [process.sentinel for _, process, _ in self._members]
 
     def watch(self) -> bool:
         """Start a process anew where one was killed.
@@ -216,7 +220,7 @@ class Crew:
             OSError: One ended by an error that is no trial's, or they are killed again and again.
         """
         for member in list(self._members):
-            process, reader = member
+            number, process, reader = member
             if process.is_alive():
                 continue
             self._members.remove(member)
@@ -228,15 +232,15 @@ class Crew:
             self._left -= 1
             if self._left < 0:
                 raise OSError(f"the workers are killed again and again, by signal {-(process.exitcode or 0)} at last")
-            self._start()
+            self._start(number)
         return bool(self._members)
 
     def stop(self) -> None:
         """Let all write down their last epoch and end."""
-        for process, _ in self._members:
+        for _, process, _ in self._members:
             process.terminate()
         end = time.monotonic() + STOPPING
-        for process, _ in self._members:
+        for _, process, _ in self._members:
             process.join(max(0.0, end - time.monotonic()))
             if process.is_alive():
                 process.kill()

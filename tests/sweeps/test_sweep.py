@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import lbgap
 from lbgap.sweeps import store as stores
@@ -261,6 +262,22 @@ def test_a_worker_that_is_no_longer_wanted_stops_at_the_next_epoch(begin, monkey
     work(job)
     assert {row["state"] for row in lbgap.read_sweep("out")} == {"complete"}
     assert [claim.trial.key for claim in claims].count(lost[0]) == 2
+
+
+@pytest.mark.parametrize(("device", "taken"), [("cuda", [1]), ("cuda:0", []), ("cpu", [])])
+def test_processes_share_out_the_gpus(here, begin, monkeypatch, device, taken):
+    path = here / "sweep.toml"
+    path.write_text(path.read_text().replace("[base]", f'[base]\ndevice = "{device}"'))
+    job, chosen = begin(), []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+
+    def failed(*_):
+        raise ValueError("not run")
+
+    monkeypatch.setattr(worker, "run_trial", failed)
+    work(job, number=4)
+    assert chosen == taken
 
 
 def test_reading_leaves_the_process_as_it_was(begin, capfd, caller_state):
