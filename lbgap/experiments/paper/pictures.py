@@ -11,10 +11,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lbgap.experiments.paper.summary import Stored, rows_of, seeds_of, sharpness
+from lbgap.experiments.paper.stored import Stored, rows_of, seeds_of, sharpness
+from lbgap.experiments.paper.treated import Treated, treated
 from lbgap.hessian.density import Density
 from lbgap.landscape import Asymmetry, Line
-from lbgap.plotting import BLUE, VERMILION, plot_asymmetry, plot_densities, plot_line
+from lbgap.plotting import BLUE, VERMILION, label_points, plot_asymmetry, plot_densities, plot_line
 
 REGIMES = (("SB", BLUE, "o-"), ("LB", VERMILION, "s--"))
 
@@ -63,6 +64,15 @@ def figures(stored: Stored) -> Iterator[tuple[str, str, Figure]]:
                     f"{row}, {part['regime']}: both sides of the minimizer",
                 )
                 yield name, caption, plot_asymmetry(Asymmetry(**_finite(part["asymmetry"])))
+
+    for row in rows:
+        groups = treated(stored, row)
+        if "remedies" in wanted and groups:
+            yield (
+                f"remedies-{row}",
+                f"{row}: test accuracy against sharpness with each remedy",
+                _remedies(stored, groups),
+            )
 
 
 def _by_regime(stored: Stored, kind: str, row: str) -> dict[str, Any]:
@@ -128,6 +138,27 @@ def _sweep(stored: Stored, row: str, kind: str, parts: list[dict[str, Any]]) -> 
     right.set_ylabel(rf"$\phi$ in %, $\epsilon$ = {epsilon:g}, lower bound")
     right.set_yscale("log")
     return _with_legend(figure, left) if kind == "warm" else figure
+
+
+def _remedies(stored: Stored, groups: list[Treated]) -> Figure:
+    """One point a remedy, and both regimes without; means over trials."""
+    figure = Figure(figsize=(8.4, 5.6), layout="constrained")
+    axes = figure.subplots()
+    marks = {"none, SB": (BLUE, "o", "SB, no remedy"), "none, LB": (VERMILION, "s", "LB, no remedy")}
+    points = {}
+    for group in groups:
+        phi, accuracies = group.of("phi"), group.of("accuracy")
+        if phi and accuracies and 0 < (mean := statistics.fmean(phi)) < math.inf:
+            color, mark, label = marks.get(group.name, ("black", ".", ""))
+            points[label or group.name] = mean, statistics.fmean(accuracies)
+            axes.plot(*points[label or group.name], mark, color=color, markersize=8)
+    axes.set_xscale("log")
+    axes.margins(0.12)
+    axes.set_xlabel(rf"$\phi$ in %, $\epsilon$ = {stored['plan']['epsilons'][0]:g}, lower bound")
+    axes.set_ylabel("test accuracy in %")
+    axes.grid(alpha=0.3)
+    label_points(axes, points)
+    return figure
 
 
 def _distance(stored: Stored, row: str) -> Figure:

@@ -5,83 +5,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from scipy.stats import binomtest
 
+from lbgap.experiments.paper.cells import Table, mean_and_deviation, pair
 from lbgap.experiments.paper.plan import ROWS
-from lbgap.experiments.paper.values import SHARPNESS, TABLE2, Pair
-from lbgap.experiments.tables import short
+from lbgap.experiments.paper.stored import Stored, last, rows_of, seeds_of, sharpness
+from lbgap.experiments.paper.treated import remedy_tables
+from lbgap.experiments.paper.values import SHARPNESS, TABLE2
 
-Stored = dict[str, Any]
 SPACES = {"table3": "full space", "table4": "manifold"}
 ACCURACIES = (("SB", "train_accuracy"), ("LB", "train_accuracy"), ("SB", "test_accuracy"), ("LB", "test_accuracy"))
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the report.
-
-    Attributes:
-        title: Above it.
-        columns: Their heads.
-        rows: Of text.
-        note: Below it.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """As the paper prints them; one value has no deviation, and where one is not finite there is no mean."""
-    found = [value for value in values if value is not None and math.isfinite(value)]
-    if len(found) < len(values):
-        return f"{len(values) - len(found)} of {len(values)} not finite"
-    if not found:
-        return ""
-    mean = short(statistics.fmean(found), 4)
-    return f"{mean} ± {short(statistics.stdev(found), 2)}" if len(found) > 1 else mean
-
-
-def pair(values: Pair) -> str:
-    """The same for what the paper gives."""
-    return f"{values[0]:g} ± {values[1]:g}"
-
-
-def rows_of(stored: Stored) -> list[str]:
-    """Names of the rows."""
-    return [row["name"] for row in stored["plan"]["rows"]]
-
-
-def seeds_of(stored: Stored) -> range:
-    """Seeds of the trials."""
-    return range(stored["plan"]["first_seed"], stored["plan"]["first_seed"] + stored["plan"]["trials"])
-
-
-def last(stored: Stored, row: str, regime: str, key: str) -> list[float]:
-    """A metric of the minimizers of one regime."""
-    found = []
-    for seed in seeds_of(stored):
-        run = stored["runs"].get((row, regime, seed))
-        if run is not None and run["metrics"][run["epoch"] - 1].get(key) is not None:
-            found.append(run["metrics"][run["epoch"] - 1][key])
-    return found
-
-
-def sharpness(stored: Stored, row: str, space: str, epsilon: float, method: str) -> dict[str, dict[int, float]]:
-    """Phi of each minimizer by regime and seed; an overflow is infinite."""
-    found: dict[str, dict[int, float]] = {"SB": {}, "LB": {}}
-    for part in stored["parts"]:
-        if part["part"] == "sharpness" and part["row"] == row:
-            for one in part["sharpness"]:
-                if (one["space"], one["epsilon"], one["method"]) == (space, epsilon, method):
-                    value = one["value"]
-                    found[part["regime"]][part["seed"]] = math.inf if value is None else value
-    return found
 
 
 def tables(stored: Stored) -> Iterator[tuple[str, Table]]:
@@ -96,6 +31,8 @@ def tables(stored: Stored) -> Iterator[tuple[str, Table]]:
         yield "distance", _distances(stored)
     if "spectrum" in wanted:
         yield "spectrum", _spectra(stored)
+    if "remedies" in wanted:
+        yield from remedy_tables(stored)
 
 
 def _table2(stored: Stored) -> Table:

@@ -1,0 +1,124 @@
+"""The page of the paper's experiments, from made-up results whose numbers can be worked out by hand."""
+
+import torch
+
+from lbgap import datasets
+from lbgap.experiments.paper.remedies import REMEDIES, epochs_within, filled, lacking, name_of
+from lbgap.experiments.paper.treated import remedy_tables
+from lbgap.samples import Data, Split
+from lbgap.training.remedies.choose import parse_remedy
+
+
+def samples(count, *shape, name="mnist1d"):
+    split = Split(torch.zeros(count, *shape), torch.zeros(count, dtype=torch.int64))
+    return Data(name, split, split, 10)
+
+
+def run(accuracies, *, batch=32, count=320, losses=None, distances=None, epoch=None):
+    losses, distances = losses or [0.1] * len(accuracies), distances or [1.0] * len(accuracies)
+    metrics = [
+        {"epoch": number, "train_loss": loss, "train_accuracy": 100.0, "test_accuracy": accuracy, "distance": distance}
+        for number, (accuracy, loss, distance) in enumerate(zip(accuracies, losses, distances, strict=True), 1)
+    ]
+    return {"batch": batch, "samples": count, "metrics": metrics, "epoch": epoch or len(metrics)}
+
+
+def sharpness(row, regime, seed, phi):
+    one = {"space": "full space", "epsilon": 1e-3, "method": "vertex", "value": phi}
+    return {"part": "sharpness", "row": row, "regime": regime, "seed": seed, "sharpness": [one]}
+
+
+def stored(runs, parts=(), *, rows=("ROW",), trials=2, experiments=(), **plan):
+    rows = [{"name": name} for name in rows]
+    settings = {
+        "rows": rows,
+        "trials": trials,
+        "updates": 100,
+        "first_seed": 0,
+        "epsilons": [1e-3],
+        "batch_norm": "eval",
+    }
+    return {
+        "plan": settings | {"data_dir": None} | plan,
+        "runs": runs,
+        "parts": list(parts),
+        "experiments": experiments,
+    }
+
+
+class TestRemedies:
+    def test_gaps_are_filled_from_network_and_data(self):
+        data = samples(4000, 40)
+        forms = {name_of(form): filled(form, data, 32, 400, 2500) for form in REMEDIES}
+        assert forms["augment"] == "augment:shift=0.1,shape=40"
+        assert forms["batches"] == "batches:11=400"  # 10 epochs of 125 batches are half
+        assert forms["grow"] == "grow:every=10,limit=400"  # 125 + 63 + 32 + 16 + 10 = 246 batches go through all sizes
+        assert forms["ghost"] == "ghost:size=32"
+        assert forms["local-sgd"] == "local-sgd:workers=12"
+        assert forms["swa"] == "swa"
+        shapes = [
+            filled("augment:shift=0.1{shape}", d, 16, 100, 10) for d in (datasets.digits(), samples(9, 3, 32, 32))
+        ]
+        assert shapes == ["augment:shift=0.1,shape=1x8x8", "augment:shift=0.1"]
+
+    def test_epochs_come_nearest_to_the_updates(self):
+        data = samples(100, 40)
+        assert epochs_within(parse_remedy("swa"), data, 10, 24) == 2
+        assert epochs_within(parse_remedy("swa"), data, 10, 26) == 3
+        assert epochs_within(parse_remedy("swa"), data, 10, 1) == 1
+        assert epochs_within(parse_remedy("batches:3=50"), data, 10, 26) == 5  # 10 + 10 + 2 + 2 + 2
+        assert epochs_within(parse_remedy("local-sgd:workers=3"), data, 10, 10) == 3
+
+    def test_what_does_not_fit_is_left_out(self):
+        assert lacking(parse_remedy("ghost"), samples(9, 40), True) is None
+        assert lacking(parse_remedy("ghost"), samples(9, 40), False) == "the network has no batch-norm"
+        assert "flat" in lacking(parse_remedy("augment"), samples(9, 360, name="timit"), True)
+        assert lacking(parse_remedy("augment"), samples(9, 3, 8, 8, name="own"), True) is None
+
+    def test_the_table(self):
+        def part(name, seed, **found):
+            return {"part": "remedy", "row": "ROW", "regime": "", "seed": seed, "name": name, "remedy": name, **found}
+
+        def tried(name, seed, accuracy, phi):
+            metrics = {"train_loss": 0.5, "test_accuracy": accuracy}
+            return part(name, seed, updates=30 + seed, metrics=metrics, value=phi)
+
+        runs = {
+            ("ROW", "SB", 0): run([60.0, 70.0]),
+            ("ROW", "SB", 1): run([60.0, 74.0]),
+            ("ROW", "LB", 0): run([60.0, 62.0], batch=160, losses=[1.0, 0.25]),
+            ("ROW", "LB", 1): run([60.0, 64.0], batch=160, losses=[1.0, 0.75]),
+            ("ROW", "SB", 2): run([1.0]),
+        }
+        parts = [
+            *(sharpness("ROW", *one) for one in (("SB", 0, 1.0), ("SB", 1, 3.0), ("LB", 0, 100.0), ("LB", 1, None))),
+            *(tried("swa", seed, *found) for seed, found in enumerate([(68.0, 10.0), (75.0, 20.0)])),
+            tried("sam", 0, 69.0, 5.0),
+            part("sam", 1, error="the loss became nan."),
+            *(part("ghost", seed, skipped="the network has no batch-norm") for seed in (0, 1)),
+        ]
+        plan = {"remedies": ["swa", "sam", "ghost"], "remedy_trials": 2}
+        [(name, table)] = remedy_tables(stored(runs, parts, trials=3, **plan))
+        assert name == "remedies-ROW"
+        assert table.columns[1:-1] == (
+            "updates",
+            "training loss",
+            "test accuracy",
+            "gap to SB",
+            "phi at 0.001",
+            "trials",
+        )
+        assert table.rows == (
+            ("none, SB", "20", "0.1", "72 ± 2.8", "", "2 ± 1.4", "2", ""),
+            ("none, LB", "4", "0.5", "63 ± 1.4", "9 ± 1.4", "1 of 2 not finite", "2", ""),
+            ("swa", "30 to 31", "0.5", "71.5 ± 4.9", "0.5 ± 2.1", "15 ± 7.1", "2", "swa"),
+            ("sam", "30", "0.5", "69", "1", "5", "1 of 2, 1 failed", "sam"),
+        )
+        for sentence in (
+            "From the first 2 of 3 starts.",
+            "Without ghost: the network has no batch-norm.",
+            "sam from seed 1 failed: the loss became nan.",
+            "Few starts rank nothing, and no setting was tuned.",
+        ):
+            assert sentence in table.note
+        assert "nan.." not in table.note
