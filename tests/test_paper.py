@@ -98,6 +98,15 @@ class TestRun:
         assert (run.config["batch_size"], [epoch["batch_size"] for epoch in run.metrics]) == (16, [16, 20])
         assert (done / "parts" / "remedy-MLP-DIGITS-batches-seed0.json").exists()
 
+    def test_further_batch_sizes_are_trained_for_every_row_and_remedies_for_the_first(self, tmp_path):
+        two = Plan(choose(["MLP-DIGITS", "OTHER"]), 2, 24, remedies=("swa",), first_seed=3)
+        found = [(part.row.name, part.seed, part.number) for part in parts.parts("batch", two, tmp_path)]
+        assert found == [(name, 3, number) for name in ("MLP-DIGITS", "OTHER") for number in (4, 8, 40)]
+        assert [(part.row.name, part.seed) for part in parts.parts("remedy", two, tmp_path)] == [
+            ("MLP-DIGITS", 3),
+            ("MLP-DIGITS", 4),
+        ]
+
     def test_interrupting_a_remedy_ends_the_call(self, done, tmp_path, monkeypatch):
         def interrupt(*_):
             raise KeyboardInterrupt
