@@ -249,7 +249,14 @@ class TestReport:
         ],
     )
     def test_means(self, values, shown):
-        assert mean_and_deviation(values) == shown
+        assert mean_and_deviation(values) == mean_and_deviation(values, len(values)) == shown
+
+    @pytest.mark.parametrize(
+        ("values", "shown"),
+        [([], "0 of 4"), ([1.0, 3.0], "2 ± 1.4 (2 of 4)"), ([1.0, math.nan], "1 of 2 not finite (2 of 4)")],
+    )
+    def test_fewer_trials_than_planned_are_told(self, values, shown):
+        assert mean_and_deviation(values, 4) == shown
 
     def test_growth_is_the_slope_in_the_logarithm(self):
         metrics = [{"epoch": epoch, "distance": 3 + 2 * math.log(epoch)} for epoch in (1, 2, 5, 10)]

@@ -3,7 +3,9 @@
 import torch
 
 from lbgap import datasets
+from lbgap.experiments.paper.pictures import figures
 from lbgap.experiments.paper.remedies import REMEDIES, epochs_within, filled, lacking, name_of
+from lbgap.experiments.paper.summary import tables
 from lbgap.experiments.paper.treated import remedy_tables
 from lbgap.samples import Data, Split
 from lbgap.training.remedies.choose import parse_remedy
@@ -44,6 +46,38 @@ def stored(runs, parts=(), *, rows=("ROW",), trials=2, experiments=(), **plan):
         "parts": list(parts),
         "experiments": experiments,
     }
+
+
+class TestTrials:
+    """Fewer trials than planned, or of different lengths, are told and not silently averaged."""
+
+    RUNS = {  # noqa: RUF012
+        ("MLP-DIGITS", "SB", 0): run([60.0, 70.0], distances=[1.0, 2.0]),
+        ("MLP-DIGITS", "SB", 1): run([70.0, 90.0, 30.0], distances=[1.0, 2.0, 4.0]),
+        ("MLP-DIGITS", "LB", 1): run([50.0, 60.0], distances=[1.0, None]),
+    }
+
+    def test_tables(self):
+        parts = [sharpness("MLP-DIGITS", *one) for one in (("SB", 0, 3.0), ("SB", 1, 5.0), ("LB", 1, 7.0))]
+        wanted = ("table2", "table3", "distance")
+        found = dict(tables(stored(self.RUNS, parts, rows=["MLP-DIGITS"], experiments=wanted)))
+        assert found["table2"].rows[0][1:] == ("100 ± 0", "100 (1 of 2)", "50 ± 28", "60 (1 of 2)")
+        assert found["table3"].rows[0][2:6] == ("4 ± 1.4", "7 (1 of 2)", "0 of 2", "0 of 2")
+        assert [row[2] for row in found["distance"].rows] == ["3 ± 1.4", "1 of 1 not finite (1 of 2)"]
+        assert found["distance"].rows[1][3] == "0 of 2"
+
+    def test_means_go_on_to_the_longest_training(self):
+        [(name, caption, figure)] = figures(stored(self.RUNS, rows=["MLP-DIGITS"], experiments=["figure2"]))
+        assert name == "figure2-MLP-DIGITS"
+        assert caption.endswith("mean over trials: of SB 2 to epoch 2, 1 to epoch 3; of LB 1 to epoch 2")
+        small, large = figure.axes[1].lines
+        assert (small.get_xdata().tolist(), small.get_ydata().tolist()) == ([1, 2, 3], [65.0, 80.0, 30.0])
+        assert large.get_ydata().tolist() == [50.0, 60.0]
+
+    def test_trainings_of_one_length_need_no_note(self):
+        runs = {("ROW", regime, seed): run([60.0]) for regime in ("SB", "LB") for seed in (0, 1)}
+        [(_, caption, _)] = figures(stored(runs, experiments=["figure2"]))
+        assert caption == "ROW: accuracy while training (figure 2), mean over trials"
 
 
 class TestRemedies:

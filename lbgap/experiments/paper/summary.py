@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from lbgap.experiments.paper.cells import Table, mean_and_deviation, pair
 from lbgap.experiments.paper.plan import ROWS
-from lbgap.experiments.paper.stored import Stored, last, rows_of, seeds_of, sharpness
+from lbgap.experiments.paper.stored import Stored, last, parts_of, rows_of, runs_of, seeds_of, sharpness
 from lbgap.experiments.paper.treated import remedy_tables
 from lbgap.experiments.paper.values import SHARPNESS, TABLE2
 
@@ -36,9 +36,9 @@ def tables(stored: Stored) -> Iterator[tuple[str, Table]]:
 
 
 def _table2(stored: Stored) -> Table:
-    rows = []
+    rows, planned = [], len(seeds_of(stored))
     for name in rows_of(stored):
-        own = [mean_and_deviation(last(stored, name, *which)) for which in ACCURACIES]
+        own = [mean_and_deviation(list(last(stored, name, *which).values()), planned) for which in ACCURACIES]
         rows.append((name, *own))
         like = ROWS[name].like
         rows.append((f"paper, {like}", *map(pair, TABLE2[like])))
@@ -47,14 +47,14 @@ def _table2(stored: Stored) -> Table:
 
 
 def _sharpness_table(stored: Stored, name: str, space: str) -> Table:
-    rows = []
+    rows, planned = [], len(seeds_of(stored))
     for row in rows_of(stored):
         like = ROWS[row].like
         for epsilon in stored["plan"]["epsilons"]:
             cells = []
             for method in ("vertex", "recipe"):
                 found = sharpness(stored, row, space, epsilon, method)
-                cells += [mean_and_deviation(list(found[regime].values())) for regime in ("SB", "LB")]
+                cells += [mean_and_deviation(list(found[regime].values()), planned) for regime in ("SB", "LB")]
             given = SHARPNESS[space][like].get(epsilon)
             cells += [f"{pair(one)}" for one in given] if given else ["", ""]
             rows.append((row, f"{epsilon:g}", *cells))
@@ -81,13 +81,13 @@ def growth(metrics: Sequence[dict[str, Any]]) -> float | None:
 
 
 def _distances(stored: Stored) -> Table:
-    rows = []
+    rows, planned = [], len(seeds_of(stored))
     for name in rows_of(stored):
         for regime in ("SB", "LB"):
-            runs = [stored["runs"].get((name, regime, seed)) for seed in seeds_of(stored)]
-            slopes = [slope for run in runs if run for slope in [growth(run["metrics"])] if slope is not None]
-            distances = mean_and_deviation(last(stored, name, regime, "distance"))
-            rows.append((name, regime, distances, mean_and_deviation(slopes)))
+            distances = list(last(stored, name, regime, "distance").values())
+            found = (growth(run["metrics"]) for run in runs_of(stored, name, regime).values())
+            slopes = [slope for slope in found if slope is not None]
+            rows.append((name, regime, mean_and_deviation(distances, planned), mean_and_deviation(slopes, planned)))
     heads = ("", "regime", "distance from the start", "growth with log epoch")
     note = "Euclidean distance of the parameters. Growth: slope of a straight line through distance against log epoch."
     return Table("Distance from the start", heads, tuple(rows), note)
@@ -96,12 +96,11 @@ def _distances(stored: Stored) -> Table:
 def _spectra(stored: Stored) -> Table:
     rows = []
     for name in rows_of(stored):
-        for part in sorted(stored["parts"], key=lambda one: one["regime"], reverse=True):
-            if part["part"] == "spectrum" and part["row"] == name:
-                top = ", ".join(f"{value:.4g}" for value in part["eigenvalues"]["values"])
-                details = part["mass"]["details"]
-                shown = f"{part['mass']['value']:.4g}" if part["mass"]["value"] is not None else ""
-                rows.append((name, part["regime"], top, shown, f"{details['threshold']:.4g}"))
+        for part in sorted(parts_of(stored, "spectrum", name), key=lambda one: one["regime"], reverse=True):
+            top = ", ".join(f"{value:.4g}" for value in part["eigenvalues"]["values"])
+            details = part["mass"]["details"]
+            shown = f"{part['mass']['value']:.4g}" if part["mass"]["value"] is not None else ""
+            rows.append((name, part["regime"], top, shown, f"{details['threshold']:.4g}"))
     heads = ("", "regime", "largest eigenvalues", "eigenvalues above threshold", "threshold")
     return Table("Eigenvalues of the Hessian, first trial", heads, tuple(rows))
 
@@ -116,21 +115,13 @@ def findings(stored: Stored) -> Iterator[str]:
                 found = sharpness(stored, row, space, epsilon, "vertex")
                 yield _verdict(row, f"phi in the {space} at epsilon {epsilon:g}", found["SB"], found["LB"], "sharper")
     for row in rows_of(stored):
-        large, small = _accuracies(stored, row, "LB"), _accuracies(stored, row, "SB")
+        large, small = (last(stored, row, regime, "test_accuracy") for regime in ("LB", "SB"))
         yield _verdict(row, "test accuracy", large, small, "less accurate")
-
-
-def _accuracies(stored: Stored, row: str, regime: str) -> dict[int, Any]:
-    found = {}
-    for (name, kind, seed), run in stored["runs"].items():
-        if (name, kind) == (row, regime):
-            found[seed] = run["metrics"][run["epoch"] - 1].get("test_accuracy")
-    return found
 
 
 def _verdict(row: str, what: str, low: dict[int, Any], high: dict[int, Any], word: str) -> str:
     """How often the value of the large batch is the worse one, and how likely that is by chance."""
-    both = [(low[seed], high[seed]) for seed in low if seed in high and None not in (low[seed], high[seed])]
+    both = [(low[seed], high[seed]) for seed in low if seed in high]
     above, below = (sum(one > other for one, other in sides) for sides in (((b, a) for a, b in both), both))
     sentence = f"{row}, {what}: LB is {word} in {above} of {len(both)} trials"
     if above + below == 0:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lbgap.experiments.paper.cells import Table, mean_and_deviation
-from lbgap.experiments.paper.stored import Stored, rows_of, seeds_of, sharpness
+from lbgap.experiments.paper.remedies import batches_in, name_of
+from lbgap.experiments.paper.stored import Stored, parts_of, rows_of, runs_of, seeds_of, sharpness
 from lbgap.experiments.tables import short
 
 
@@ -68,19 +69,20 @@ def treated(stored: Stored, row: str) -> list[Treated]:
     Returns:
         In the order of the plan, the two without first; empty where no remedy was tried.
     """
-    parts = [part for part in stored["parts"] if (part["part"], part["row"]) == ("remedy", row)]
+    parts = parts_of(stored, "remedy", row)
     if not parts:
         return []
     seeds, epsilon = remedy_seeds(stored), stored["plan"]["epsilons"][0]
     phi = sharpness(stored, row, "full space", epsilon, "vertex")
     groups = {name: Treated(name) for name in ("none, SB", "none, LB")}
-    for (name, regime, seed), run in stored["runs"].items():
-        if name == row and seed in seeds:
+    for regime in ("SB", "LB"):
+        for seed in (seed for seed in runs_of(stored, row, regime) if seed in seeds):
+            run = stored["runs"][row, regime, seed]
             last = run["metrics"][run["epoch"] - 1]
-            updates = len(run["metrics"]) * math.ceil(run["samples"] / run["batch"])
+            updates = len(run["metrics"]) * batches_in(run["samples"], run["batch"])
             trial = Trial(updates, last["train_loss"], last.get("test_accuracy"), phi[regime].get(seed))
             groups[f"none, {regime}"].trials[seed] = trial
-    names = [form.partition(":")[0] for form in stored["plan"]["remedies"]]
+    names = [name_of(form) for form in stored["plan"]["remedies"]]
     for part in sorted(parts, key=lambda part: (names.index(part["name"]), part["seed"])):
         if part["seed"] not in seeds:
             continue
