@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -118,11 +119,12 @@ def report(
 
 
 def _shown(folder: Path, page: Path, as_json: bool) -> None:
+    from lbgap.experiments.paper.conjectures import conjectures
     from lbgap.experiments.paper.run import read_paper
     from lbgap.experiments.paper.summary import findings, tables
 
     stored = read_paper(folder)
-    found, sentences = dict(tables(stored)), list(findings(stored))
+    found, sentences, reasons = dict(tables(stored)), list(findings(stored)), list(conjectures(stored))
     parts: list[Table | str] = []
     for table in found.values():
         # The page has all columns; the paper's own values and long settings are too much for a line of a terminal.
@@ -134,6 +136,7 @@ def _shown(folder: Path, page: Path, as_json: bool) -> None:
     record = {
         "report": str(page),
         "findings": sentences,
+        "conjectures": [asdict(one) for one in reasons],
         "tables": {name: {"columns": table.columns, "rows": table.rows} for name, table in found.items()},
     }
     _show(
@@ -142,5 +145,6 @@ def _shown(folder: Path, page: Path, as_json: bool) -> None:
         *parts,
         *(escape(f"* {sentence}") for sentence in sentences),
         "",
+        *(escape("\n".join([f"{r.name}: {r.claim}.", *(f"* {one}" for one in r.sentences), ""])) for r in reasons),
         f"Written: {escape(str(page))}",
     )

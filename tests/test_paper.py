@@ -14,9 +14,11 @@ from matplotlib.image import imread
 from lbgap import datasets
 from lbgap.experiments.paper import EXPERIMENTS, ROWS, Plan, Row, choose, paper, parts, plan, read_paper, run
 from lbgap.experiments.paper.cells import mean_and_deviation
+from lbgap.experiments.paper.parts import run_folder
 from lbgap.experiments.paper.summary import _verdict, growth
 from lbgap.report import write_paper
 from lbgap.training import read_run
+from lbgap.training.load import load_model
 
 REMEDIES = ("ghost:size={small}", "batches:{turn}={large}", "augment:shift=0.1,shape=41", "local-sgd:workers={workers}")
 QUICK = {"rows": ["MLP-DIGITS"], "trials": 2, "updates": 24, "remedies": REMEDIES, "remedy_trials": 1}
@@ -77,6 +79,10 @@ class TestRun:
             for method in ("vertex", "recipe")
         }
         assert {part["number"] for part in stored["parts"] if part["part"] == "batch"} == {4, 8, 40}
+        [line] = [part for part in stored["parts"] if part["part"] == "line"]
+        models = (load_model(read_run(run_folder(done, ROWS["MLP-DIGITS"], regime, 0))) for regime in ("SB", "LB"))
+        ends = [torch.cat([p.detach().flatten() for p in model.parameters()]) for model in models]
+        assert line["distance"] == pytest.approx(float((ends[0] - ends[1]).norm()), rel=1e-5)
         warm = [part for part in stored["parts"] if part["part"] == "warm"]
         assert {part["number"] for part in warm} == {1, 2}
         assert all(part["batch"] == 20 for part in warm)
@@ -224,6 +230,7 @@ class TestReport:
         rows = list(csv.reader((done / "report" / "remedies-MLP-DIGITS.csv").read_text().splitlines()))
         assert [row[0] for row in rows] == ["", "none, SB", "none, LB", "ghost", "batches", "augment", "local-sgd"]
         assert rows[5] == ["augment", "", "", "", "", "", "0 of 1, 1 failed", "augment:shift=0.1,shape=41"]
+        assert "not measured" not in page
         assert "augment from seed 0 failed: shape of augment is (41,)" in page
         assert all(imread(path).ndim == 3 for path in (done / "report").glob("*.png"))
 
@@ -356,12 +363,15 @@ class TestCommands:
         assert (code, err) == (0, "")
         assert "Accuracy in percent (the paper's Table 2)" in out
         assert "MLP-DIGITS, test accuracy: LB is less accurate in" in " ".join(out.split())
-        assert (tmp_path / "p" / "report.html").exists()
+        assert "SB ends" in out
+        assert "LB is attracted to saddle points" in (tmp_path / "p" / "report.html").read_text()
         shutil.rmtree(tmp_path / "p" / "report")
         code, out, err = lbgap_command("report", tmp_path / "p", "--json")
         assert (code, err) == (0, "")
         record = json.loads(out)
         assert set(record["tables"]) == {"table2", "distance"}
+        assert len(record["conjectures"]) == 4
+        assert "lbgap paper spectrum --row MLP-DIGITS" in record["conjectures"][1]["sentences"][0]
         assert len(list((tmp_path / "p" / "report").glob("*.csv"))) == 2
 
     @pytest.mark.parametrize(

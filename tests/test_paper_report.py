@@ -1,8 +1,10 @@
 """The page of the paper's experiments, from made-up results whose numbers can be worked out by hand."""
 
+import pytest
 import torch
 
 from lbgap import datasets
+from lbgap.experiments.paper.conjectures import conjectures
 from lbgap.experiments.paper.pictures import figures
 from lbgap.experiments.paper.remedies import REMEDIES, epochs_within, filled, lacking, name_of
 from lbgap.experiments.paper.summary import tables
@@ -156,3 +158,127 @@ class TestRemedies:
         ):
             assert sentence in table.note
         assert "nan.." not in table.note
+
+
+class TestConjectures:
+    def sentences(self, results, number):
+        return list(conjectures(results))[number].sentences
+
+    @pytest.mark.parametrize(
+        ("small", "large", "sentence"),
+        [
+            # Best 80 and 70, 76 and 66: 10 points instead of 15 and 9.
+            (
+                ([80.0, 75.0], [76.0, 75.0]),
+                ([70.0, 60.0], [66.0, 66.0]),
+                "ROW: stopped at its best test epoch, SB reaches 78 % and LB 68 %; LB is still lower in 2 of 2 trials, "
+                "at the end it is in 2, and the mean gap is 10 instead of 12 points. This speaks against it.",
+            ),
+            (([80.0], [76.0]), ([80.0, 60.0], [77.0, 70.0]), "This speaks for it."),
+            (([80.0], [76.0]), ([80.0, 60.0], [70.0]), "lower in 1 of 2 trials, at the end it is in 2, and the mean"),
+            (([80.0], [76.0]), ([80.0, 60.0], [70.0]), "This does not decide it."),
+            (([80.0], [76.0]), ([82.0, 60.0], [70.0, 80.0]), "This does not decide it."),
+            (([80.0],), ([78.0, 20.0],), "is 2 instead of 60 points. This does not decide it, by one start."),
+        ],
+    )
+    def test_over_fitting(self, small, large, sentence):
+        runs = {
+            ("ROW", regime, seed): run(one)
+            for regime, found in (("SB", small), ("LB", large))
+            for seed, one in enumerate(found)
+        }
+        assert sentence in self.sentences(stored(runs), 0)[0]
+
+    @pytest.mark.parametrize(
+        ("small", "large", "says"),
+        [
+            ((-0.5, 20.0), (-4.0, 80.0), "speaks for it"),  # 2.5 and 5 %
+            ((-0.5, 20.0), (-2.0, 80.0), "speaks against it"),  # 2.5 and 2.5 %
+            ((-0.5, 20.0), (-3.0, 80.0), "does not decide it"),  # 2.5 and 3.75 %
+            ((-0.0, 20.0), (-0.4, 80.0), "speaks against it"),  # 0 and 0.5 %
+            ((0.5, 20.0), (0.4, 80.0), "speaks against it"),
+        ],
+    )
+    def test_saddle_points(self, small, large, says):
+        parts = [
+            {
+                "part": "spectrum",
+                "row": "ROW",
+                "regime": regime,
+                # The lowest node has no weight: it lies beyond the end of a Krylov space.
+                "density": {"nodes": [[-99.0, low, 1.0]], "weights": [[0.0, 0.5, 0.5]], "known": [high]},
+                "mass": {"details": {"negative_share": 0.125}},
+            }
+            for regime, (low, high) in (("SB", small), ("LB", large))
+        ]
+        [sentence] = self.sentences(stored({}, parts), 1)
+        assert sentence.endswith(f"This {says}, by one start.")
+        if says == "speaks for it":
+            assert "at SB the lowest Ritz value is -0.5 and the largest 20 (2.5 %)" in sentence
+            assert "at LB the lowest Ritz value is -4 and the largest 80 (5 %), and negative ones hold 12 %" in sentence
+
+    def test_distances(self):
+        runs = {
+            ("ROW", "SB", 0): run([1.0, 1.0], distances=[3.0, 6.0]),
+            ("ROW", "SB", 1): run([1.0, 1.0], distances=[3.0, 8.0]),
+            ("ROW", "LB", 0): run([1.0], distances=[2.0]),
+            ("ROW", "LB", 1): run([1.0], distances=[4.0]),
+        }
+        sentence = self.sentences(stored(runs), 2)[0]
+        assert sentence == (
+            "ROW: SB ends 2 to 3 times as far from the start as LB (the paper: 3 to 10), further in 2 of 2 trials. "
+            "This speaks for it."
+        )
+        runs["ROW", "LB", 0] = run([1.0, 1.0], distances=[2.0, 12.0])
+        runs["ROW", "LB", 1] = run([1.0, 1.0], distances=[2.0, 4.0])
+        sentence = self.sentences(stored(runs), 2)[0]
+        assert "SB ends 0.5 to 2 times as far" in sentence
+        # In log 2: (3 + 5) / 2 and (10 + 2) / 2.
+        assert "grows by 5.77 (SB) and 8.66 (LB) a unit of log epoch. This does not decide it." in sentence
+
+    @pytest.mark.parametrize(
+        ("latest", "says"),
+        [((5.0, 65.0), "speaks for"), ((5.0, 55.0), "does not decide"), ((50.0, 55.0), "speaks against")],
+    )
+    def test_warm_starts(self, latest, says):
+        def part(number, phi, accuracy):
+            found = {"value": phi, "metrics": {"test_accuracy": accuracy}, "epsilon": 1e-3}
+            return {"part": "warm", "row": "ROW", "seed": 0, "number": number, **found}
+
+        parts = [part(9, *latest), part(4, 7.0, 60.0), part(1, 40.0, 58.0), sharpness("ROW", "LB", 0, 30.0)]
+        sentence = self.sentences(stored({("ROW", "LB", 0): run([60.0])}, parts), 2)[1]
+        assert sentence == (
+            "ROW: phi at epsilon 0.001 and test accuracy of LB: alone 30 % and 60 %; after 1 epoch of SB 40 % and "
+            f"58 %; after 9 epochs of SB {latest[0]:g} % and {latest[1]:g} %. This {says} it, by one start."
+        )
+
+    @pytest.mark.parametrize(
+        ("distances", "middle", "says"),
+        [
+            ((9.0, 3.0, 8.0), 1.75, "rises 1.5 above that of the higher end. This speaks for it"),
+            ((9.0, 3.0, 8.0), 0.2, "does not rise above that of the higher end. This does not decide it"),
+            ((9.0, 3.0, 2.0), 1.75, "This does not decide it"),
+            ((3.0, 9.0, 10.0), 1.75, "This speaks against it"),
+            ((9.0, 3.0, 8.0), None, "rises inf above that of the higher end. This speaks for it"),
+        ],
+    )
+    def test_the_closest_minimizer(self, distances, middle, says):
+        small, large, between = distances
+        line = {"alphas": [-0.5, 0.0, 0.5, 1.0, 1.5], "train_loss": [9.0, 0.25, middle, 0.125, 9.0]}
+        part = {"part": "line", "row": "ROW", "seed": 0, "line": line, "distance": between}
+        runs = {("ROW", "SB", 0): run([1.0], distances=[small]), ("ROW", "LB", 0): run([1.0], distances=[large])}
+        [sentence] = self.sentences(stored(runs, [part]), 3)
+        assert says in sentence
+        assert sentence.startswith(
+            f"ROW: from the start to LB it is {large:g}, to SB {small:g}, and from one to the other {between:g}; on"
+        )
+
+    def test_what_was_not_run_is_said_with_its_command(self):
+        found = list(conjectures(stored({}, rows=["A", "B"], trials=3, data_dir="data", first_seed=2)))
+        assert [one.name for one in found] == ["over-fitting", "saddle points", "exploration", "closest minimizer"]
+        options = "--trials 3 --updates 100 --seed 2 --data-dir data --out THIS_FOLDER measures it."
+        assert found[1].sentences == tuple(
+            f"{row}: not measured; lbgap paper spectrum --row {row} {options}" for row in ("A", "B")
+        )
+        wanted = [[sentence.split()[5] for sentence in one.sentences if "B:" not in sentence] for one in found]
+        assert wanted == [["table2"], ["spectrum"], ["distance", "figure5"], ["figure3"]]

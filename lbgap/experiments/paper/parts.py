@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -191,15 +192,18 @@ def _asymmetry(part: Part) -> dict[str, Any]:
 
 
 def _line(part: Part) -> dict[str, Any]:
-    """Figures 3 and 7: the line and the curve through both minimizers."""
+    """Figures 3 and 7: the line and the curve through both minimizers, and how far they are from each other."""
     data = load(part.row, part.plan)
     small, large = (
         load_model(read_run(run_folder(part.folder, part.row, regime, part.seed))) for regime in ("SB", "LB")
     )
     options: dict[str, Any] = {"test_data": data.test, "loss": data.loss}
-    return {
+    trained = [pair for pair in zip(small.parameters(), large.parameters(), strict=True) if pair[0].requires_grad]
+    square = sum(float((one.detach().double() - other.detach().double()).square().sum()) for one, other in trained)
+    paths = {
         name: path(small, large, data.train, **options).to_dict() for name, path in (("line", line), ("curve", curve))
     }
+    return {**paths, "distance": math.sqrt(square)}
 
 
 def _during(part: Part) -> dict[str, Any]:
