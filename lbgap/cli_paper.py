@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,9 @@ from lbgap.cli import AsJson, DataDir, _resumable, _seed, _show, _table, app, er
 def paper(
     experiments: Annotated[
         list[str] | None,
-        typer.Argument(help="table2, table3, table4, figure2 to figure7, distance, spectrum, asymmetry; all if none."),
+        typer.Argument(
+            help="table2, table3, table4, figure2 to figure7, distance, spectrum, asymmetry, remedies; all if none."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the experiments.")] = Path("lbgap-paper"),
     quick: Annotated[
@@ -35,6 +38,17 @@ def paper(
         typer.Option(help="Of each training.", show_default="until the loss stops improving; 2500 with --quick"),
     ] = None,
     batch_norm: Annotated[str, typer.Option(help="In all sharpnesses: eval or batch.")] = "eval",
+    remedy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of the experiment remedies, such as swa or ghost:size=32; may be given several times.",
+            show_default="all that there are",
+        ),
+    ] = None,
+    remedy_trials: Annotated[
+        int | None,
+        typer.Option(help="From how many starts remedies are tried.", show_default="all; 1 with --quick"),
+    ] = None,
     data_dir: DataDir = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes, of one thread each.", show_default="as many as cores")
@@ -51,7 +65,8 @@ def paper(
     are added to what is there.
     """
     from lbgap.experiments import paper as of_paper
-    from lbgap.experiments.paper.run import QUICK_UPDATES
+    from lbgap.experiments.paper.remedies import REMEDIES
+    from lbgap.experiments.paper.run import QUICK_REMEDY_TRIALS, QUICK_UPDATES
     from lbgap.report import write_paper
 
     columns = (
@@ -80,6 +95,8 @@ def paper(
             seed=seed,
             batch_norm=batch_norm,
             data_dir=data_dir,
+            remedies=remedy or REMEDIES,
+            remedy_trials=QUICK_REMEDY_TRIALS if quick and remedy_trials is None else remedy_trials,
             workers=workers,
             step=step,
         )
@@ -102,15 +119,16 @@ def report(
 
 
 def _shown(folder: Path, page: Path, as_json: bool) -> None:
+    from lbgap.experiments.paper.conjectures import conjectures
     from lbgap.experiments.paper.run import read_paper
     from lbgap.experiments.paper.summary import findings, tables
 
     stored = read_paper(folder)
-    found, sentences = dict(tables(stored)), list(findings(stored))
+    found, sentences, reasons = dict(tables(stored)), list(findings(stored)), list(conjectures(stored))
     parts: list[Table | str] = []
     for table in found.values():
-        # Of the paper's own values, which make lines too long for a terminal, the page has all.
-        kept = [index for index, head in enumerate(table.columns) if not head.endswith(", paper")]
+        # The page has all columns; the paper's own values and long settings are too much for a line of a terminal.
+        kept = [i for i, head in enumerate(table.columns) if head != "settings" and not head.endswith(", paper")]
         drawn = _table(*(table.columns[index].replace(" ", "\n", 1) for index in kept))
         for cells in table.rows:
             drawn.add_row(*(escape(cells[index]) for index in kept))
@@ -118,6 +136,7 @@ def _shown(folder: Path, page: Path, as_json: bool) -> None:
     record = {
         "report": str(page),
         "findings": sentences,
+        "conjectures": [asdict(one) for one in reasons],
         "tables": {name: {"columns": table.columns, "rows": table.rows} for name, table in found.items()},
     }
     _show(
@@ -126,5 +145,6 @@ def _shown(folder: Path, page: Path, as_json: bool) -> None:
         *parts,
         *(escape(f"* {sentence}") for sentence in sentences),
         "",
+        *(escape("\n".join([f"{r.name}: {r.claim}.", *(f"* {one}" for one in r.sentences), ""])) for r in reasons),
         f"Written: {escape(str(page))}",
     )

@@ -74,6 +74,7 @@ def write_paper(folder: str | os.PathLike[str]) -> Path:
         ValueError: It holds no experiments of the paper, or a file is damaged or of another version.
         OSError: A file cannot be written.
     """
+    from lbgap.experiments.paper.conjectures import conjectures
     from lbgap.experiments.paper.pictures import figures
     from lbgap.experiments.paper.run import read_paper
     from lbgap.experiments.paper.summary import findings, tables
@@ -94,7 +95,13 @@ def write_paper(folder: str | os.PathLike[str]) -> Path:
     versions = stored["parts"][0]["versions"] if stored["parts"] else {}
     settings = json.dumps({"plan": stored["plan"], "versions": versions}, indent=2)
     page = _render(
-        "paper.html", findings=list(findings(stored)), tables=found, pictures=pictures, stored=stored, settings=settings
+        "paper.html",
+        findings=list(findings(stored)),
+        conjectures=list(conjectures(stored)),
+        tables=found,
+        pictures=pictures,
+        stored=stored,
+        settings=settings,
     )
     path = folder / "report.html"
     _files.write_bytes(path, page.encode())

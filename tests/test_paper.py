@@ -13,11 +13,15 @@ from matplotlib.image import imread
 
 from lbgap import datasets
 from lbgap.experiments.paper import EXPERIMENTS, ROWS, Plan, Row, choose, paper, parts, plan, read_paper, run
-from lbgap.experiments.paper.summary import _verdict, growth, mean_and_deviation
+from lbgap.experiments.paper.cells import mean_and_deviation
+from lbgap.experiments.paper.parts import run_folder
+from lbgap.experiments.paper.summary import _verdict, growth
 from lbgap.report import write_paper
 from lbgap.training import read_run
+from lbgap.training.load import load_model
 
-QUICK = {"rows": ["MLP-DIGITS"], "trials": 2, "updates": 24}
+REMEDIES = ("ghost:size={small}", "batches:{turn}={large}", "augment:shift=0.1,shape=41", "local-sgd:workers={workers}")
+QUICK = {"rows": ["MLP-DIGITS"], "trials": 2, "updates": 24, "remedies": REMEDIES, "remedy_trials": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -75,9 +79,59 @@ class TestRun:
             for method in ("vertex", "recipe")
         }
         assert {part["number"] for part in stored["parts"] if part["part"] == "batch"} == {4, 8, 40}
+        [line] = [part for part in stored["parts"] if part["part"] == "line"]
+        models = (load_model(read_run(run_folder(done, ROWS["MLP-DIGITS"], regime, 0))) for regime in ("SB", "LB"))
+        ends = [torch.cat([p.detach().flatten() for p in model.parameters()]) for model in models]
+        assert line["distance"] == pytest.approx(float((ends[0] - ends[1]).norm()), rel=1e-5)
         warm = [part for part in stored["parts"] if part["part"] == "warm"]
         assert {part["number"] for part in warm} == {1, 2}
         assert all(part["batch"] == 20 for part in warm)
+
+    def test_remedies_have_as_many_updates_and_one_that_raises_stops_no_other(self, done):
+        found = {part["name"]: part for part in read_paper(done)["parts"] if part["part"] == "remedy"}
+        assert {name: part["remedy"] for name, part in found.items()} == {
+            "ghost": "ghost:size=16",
+            "batches": "batches:2=20",
+            "augment": "augment:shift=0.1,shape=41",
+            "local-sgd": "local-sgd:workers=2",
+        }
+        assert found["augment"]["error"].startswith("shape of augment is (41,), but a sample has 64 values")
+        # Without: 2 epochs of 10 batches. One of 13 and one of 10; 3 of 13 between two workers.
+        kept = {name: part["updates"] for name, part in found.items() if "error" not in part}
+        assert kept == {"ghost": 20, "batches": 23, "local-sgd": 20}
+        run = read_run(done / "runs" / "MLP-DIGITS-batches-seed0")
+        assert run.config["remedies"] == {"batches": {"2": 20}}
+        assert (run.config["batch_size"], [epoch["batch_size"] for epoch in run.metrics]) == (16, [16, 20])
+        assert (done / "parts" / "remedy-MLP-DIGITS-batches-seed0.json").exists()
+
+    def test_further_batch_sizes_are_trained_for_every_row_and_remedies_for_the_first(self, tmp_path):
+        two = Plan(choose(["MLP-DIGITS", "OTHER"]), 2, 24, remedies=("swa",), first_seed=3)
+        found = [(part.row.name, part.seed, part.number) for part in parts.parts("batch", two, tmp_path)]
+        assert found == [(name, 3, number) for name in ("MLP-DIGITS", "OTHER") for number in (4, 8, 40)]
+        assert [(part.row.name, part.seed) for part in parts.parts("remedy", two, tmp_path)] == [
+            ("MLP-DIGITS", 3),
+            ("MLP-DIGITS", 4),
+        ]
+
+    def test_interrupting_a_remedy_ends_the_call(self, done, tmp_path, monkeypatch):
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        copy = shutil.copytree(done, tmp_path / "copy")
+        (copy / "parts" / "remedy-MLP-DIGITS-ghost-seed0.json").unlink()
+        monkeypatch.setattr(parts, "_trained", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            paper(copy, **QUICK)
+        assert not (copy / "parts" / "remedy-MLP-DIGITS-ghost-seed0.json").exists()
+
+    def test_remedies_are_added_but_not_changed(self, tmp_path):
+        wanted = {"rows": ["MLP-DIGITS"], "trials": 1, "updates": 8, "experiments": ["table2"]}
+        paper(tmp_path, **wanted, remedies=["swa"], remedy_trials=1)
+        paper(tmp_path, **wanted, remedies=["ghost:size=8"])
+        plan = read_paper(tmp_path)["plan"]
+        assert (plan["remedies"], plan["remedy_trials"]) == (["swa", "ghost:size=8"], None)
+        with pytest.raises(ValueError, match=r"was begun with the remedy 'ghost:size=8', not 'ghost': choose another"):
+            paper(tmp_path, **wanted, remedies=["ghost"])
 
     def test_warm_starts_begin_at_the_iterate(self, done):
         run = read_run(done / "runs" / "MLP-DIGITS-warm2-seed0")
@@ -159,7 +213,7 @@ class TestReport:
         page = path.read_text()
         for caption in ("figure 2", "figure 3", "figure 4", "figure 5", "figure 6", "figure 7"):
             assert f"({caption})" in page
-        assert page.count("data:image/svg+xml;base64,") == len(list((done / "report").glob("*.svg"))) == 10
+        assert page.count("data:image/svg+xml;base64,") == len(list((done / "report").glob("*.svg"))) == 11
         assert 'src="http' not in page
         rows = list(csv.reader((done / "report" / "table3.csv").read_text().splitlines()))
         assert rows[0] == ["", "epsilon", "SB", "LB", "SB, recipe", "LB, recipe", "SB, paper", "LB, paper"]
@@ -173,6 +227,11 @@ class TestReport:
             if (one["space"], one["epsilon"], one["method"]) == ("full space", 1e-3, "vertex")
         ]
         assert rows[1][3] == mean_and_deviation(values)
+        rows = list(csv.reader((done / "report" / "remedies-MLP-DIGITS.csv").read_text().splitlines()))
+        assert [row[0] for row in rows] == ["", "none, SB", "none, LB", "ghost", "batches", "augment", "local-sgd"]
+        assert rows[5] == ["augment", "", "", "", "", "", "0 of 1, 1 failed", "augment:shift=0.1,shape=41"]
+        assert "not measured" not in page
+        assert "augment from seed 0 failed: shape of augment is (41,)" in page
         assert all(imread(path).ndim == 3 for path in (done / "report").glob("*.png"))
 
     def test_a_sign_test(self):
@@ -197,7 +256,14 @@ class TestReport:
         ],
     )
     def test_means(self, values, shown):
-        assert mean_and_deviation(values) == shown
+        assert mean_and_deviation(values) == mean_and_deviation(values, len(values)) == shown
+
+    @pytest.mark.parametrize(
+        ("values", "shown"),
+        [([], "0 of 4"), ([1.0, 3.0], "2 ± 1.4 (2 of 4)"), ([1.0, math.nan], "1 of 2 not finite (2 of 4)")],
+    )
+    def test_fewer_trials_than_planned_are_told(self, values, shown):
+        assert mean_and_deviation(values, 4) == shown
 
     def test_growth_is_the_slope_in_the_logarithm(self):
         metrics = [{"epoch": epoch, "distance": 3 + 2 * math.log(epoch)} for epoch in (1, 2, 5, 10)]
@@ -218,6 +284,16 @@ class TestRefusals:
             ({"updates": 0}, ValueError, "updates must be at least 1, got 0"),
             ({"workers": 0}, ValueError, "workers must be at least 1, got 0"),
             ({"workers": 1.5}, TypeError, "workers must be a whole number, got 1.5"),
+            ({"remedy_trials": 0}, ValueError, "remedy_trials must be at least 1, got 0"),
+            ({"remedies": ["gost"]}, ValueError, "there is no remedy 'gost'"),
+            ({"remedies": ["ghost:size={smal}"]}, ValueError, "got {smal} in 'ghost:size={smal}'"),
+            ({"remedies": ["ghost:size={"]}, ValueError, "'ghost:size={' is no short form of a remedy"),
+            ({"remedies": ["swa", "swa"]}, ValueError, "each remedy may be named once, got swa 2 times"),
+            (
+                {"remedies": "swa"},
+                TypeError,
+                "remedies must be short forms such as ['swa', ",
+            ),
             ({"batch_norm": "train"}, ValueError, "batch_norm must be 'eval' or 'batch', got 'train'"),
             ({"rows": ["F1"]}, ValueError, "F1: a tenth of 200 samples is no larger than the small batch of 256"),
         ],
@@ -287,12 +363,15 @@ class TestCommands:
         assert (code, err) == (0, "")
         assert "Accuracy in percent (the paper's Table 2)" in out
         assert "MLP-DIGITS, test accuracy: LB is less accurate in" in " ".join(out.split())
-        assert (tmp_path / "p" / "report.html").exists()
+        assert "SB ends" in out
+        assert "LB is attracted to saddle points" in (tmp_path / "p" / "report.html").read_text()
         shutil.rmtree(tmp_path / "p" / "report")
         code, out, err = lbgap_command("report", tmp_path / "p", "--json")
         assert (code, err) == (0, "")
         record = json.loads(out)
         assert set(record["tables"]) == {"table2", "distance"}
+        assert len(record["conjectures"]) == 4
+        assert "lbgap paper spectrum --row MLP-DIGITS" in record["conjectures"][1]["sentences"][0]
         assert len(list((tmp_path / "p" / "report").glob("*.csv"))) == 2
 
     @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from lbgap.plotting.base import BLUE, ORANGE, VERMILION, encode, plain, save
 from lbgap.plotting.charts import plot_asymmetry, plot_bars, plot_connection, plot_curves, plot_densities, plot_line
 from lbgap.plotting.interactive import surface_html
+from lbgap.plotting.labels import label_points
 from lbgap.plotting.planes import plot_plane, plot_surface
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "ORANGE",
     "VERMILION",
     "encode",
+    "label_points",
     "plain",
     "plot_asymmetry",
     "plot_bars",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -10,10 +11,20 @@ from types import MappingProxyType
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lbgap import _files
 from lbgap._result import plain, versions
 from lbgap.experiments.paper.plan import Plan, Row, Training, batches_of, epochs_of, load
+from lbgap.experiments.paper.remedies import (
+    at_once,
+    batches_in,
+    begins_small,
+    epochs_within,
+    filled,
+    lacking,
+    name_of,
+)
 from lbgap.experiments.tables import paper_tables
 from lbgap.hessian.density import spectral_density
 from lbgap.hessian.eigenvalues import eigenvalues
@@ -24,6 +35,7 @@ from lbgap.samples import Data
 from lbgap.sharpness import fast_sharpness
 from lbgap.training import read_run
 from lbgap.training.load import load_model, read_weights
+from lbgap.training.remedies.choose import parse_remedy
 from lbgap.training.run import iterate_path, kept_iterates
 
 RUNS, PARTS = "runs", "parts"
@@ -44,6 +56,7 @@ class Part:
         regime: ``"SB"`` or ``"LB"``, where the part is about one of them.
         seed: Of the trial.
         number: A batch size, or an epoch, where the part is one of several.
+        remedy: Its short form, perhaps with gaps, where the part is about one.
     """
 
     kind: str
@@ -53,11 +66,13 @@ class Part:
     regime: str = ""
     seed: int = 0
     number: int = 0
+    remedy: str = ""
 
     @property
     def path(self) -> Path:
         """Where the result is."""
-        words = [self.kind, self.row.name, self.regime, f"seed{self.seed}", str(self.number or "")]
+        about = self.regime or name_of(self.remedy)
+        words = [self.kind, self.row.name, about, f"seed{self.seed}", str(self.number or "")]
         return self.folder / PARTS / f"{'-'.join(word for word in words if word)}.json"
 
     def perform(self) -> None:
@@ -108,7 +123,11 @@ def parts(kind: str, plan: Plan, folder: Path) -> list[Part]:
             found += [Part(kind, row, plan, folder, regime, first) for regime in ("SB", "LB")]
         elif kind == "line":
             found.append(Part(kind, row, plan, folder, "", first))
-        elif row == plan.rows[0]:  # what trains further networks does so for the first row alone
+        elif kind == "remedy":
+            if row == plan.rows[0]:  # so many trainings that one row must do
+                seeds = plan.remedy_seeds
+                found += [Part(kind, row, plan, folder, "", seed, 0, form) for form in plan.remedies for seed in seeds]
+        else:
             samples = len(load(row, plan).train.inputs)
             sizes = [max(2, round(share * samples)) for share in plan.batches]
             numbers = sizes if kind == "batch" else _epochs_kept(plan, folder, row)
@@ -173,15 +192,18 @@ def _asymmetry(part: Part) -> dict[str, Any]:
 
 
 def _line(part: Part) -> dict[str, Any]:
-    """Figures 3 and 7: the line and the curve through both minimizers."""
+    """Figures 3 and 7: the line and the curve through both minimizers, and how far they are from each other."""
     data = load(part.row, part.plan)
     small, large = (
         load_model(read_run(run_folder(part.folder, part.row, regime, part.seed))) for regime in ("SB", "LB")
     )
     options: dict[str, Any] = {"test_data": data.test, "loss": data.loss}
-    return {
+    trained = [pair for pair in zip(small.parameters(), large.parameters(), strict=True) if pair[0].requires_grad]
+    square = sum(float((one.detach().double() - other.detach().double()).square().sum()) for one, other in trained)
+    paths = {
         name: path(small, large, data.train, **options).to_dict() for name, path in (("line", line), ("curve", curve))
     }
+    return {**paths, "distance": math.sqrt(square)}
 
 
 def _during(part: Part) -> dict[str, Any]:
@@ -220,12 +242,38 @@ def _warm(part: Part) -> dict[str, Any]:
     return _trained(part, data, training)
 
 
+def _remedy(part: Part) -> dict[str, Any]:
+    """The large-batch training with a remedy, for as many updates; what it raises is a result as well."""
+    data = load(part.row, part.plan)
+    sizes = batches_of(part.row, len(data.train.inputs))
+    plain_run = read_run(run_folder(part.folder, part.row, "LB", part.seed))
+    updates = len(plain_run.metrics) * batches_in(len(data.train.inputs), sizes["LB"])
+    form = filled(part.remedy, data, sizes["SB"], sizes["LB"], updates)
+    remedy = parse_remedy(form)
+    told = {"name": remedy.name, "remedy": form}
+    batch_norm = any(isinstance(module, _BatchNorm) for module in load_model(plain_run).modules())
+    missing = lacking(remedy, data, batch_norm)
+    if missing is not None:
+        return {**told, "skipped": missing}
+    batch = sizes["SB" if begins_small(remedy) else "LB"]
+    folder = part.folder / RUNS / f"{part.row.name}-{remedy.name}-seed{part.seed}"
+    try:
+        epochs = epochs_within(remedy, data, batch, updates)
+        training = Training(part.row, "remedy", batch, part.seed, epochs, folder, part.plan, remedies=(form,))
+        found = _trained(part, data, training)
+        return {**told, **found, "updates": round(found["updates"] / at_once(remedy))}
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        return {**told, "error": " ".join(str(error).split()) or type(error).__name__}
+
+
 def _trained(part: Part, data: Data, training: Training) -> dict[str, Any]:
     run = training.run(data)
     objective = _objective(part, run.model, data)
     sharpness = fast_sharpness(objective, epsilon=part.plan.epsilons[0], restarts=part.plan.restarts, seed=part.seed)
+    samples = len(data.train.inputs)
     return {
         "batch": training.batch,
+        "updates": sum(batches_in(samples, epoch.get("batch_size", training.batch)) for epoch in run.metrics),
         "epsilon": part.plan.epsilons[0],
         "value": sharpness.value,
         "status": sharpness.status,
@@ -243,6 +291,7 @@ KINDS: Mapping[str, Callable[[Part], dict[str, Any]]] = MappingProxyType(
         "during": _during,
         "batch": _batch,
         "warm": _warm,
+        "remedy": _remedy,
     }
 )
 """What can be measured, by the name of its parts."""

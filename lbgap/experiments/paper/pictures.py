@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lbgap.experiments.paper.summary import Stored, rows_of, seeds_of, sharpness
+from lbgap.experiments.paper.stored import Stored, parts_of, rows_of, runs_of, seeds_of, sharpness
+from lbgap.experiments.paper.treated import Treated, treated
 from lbgap.hessian.density import Density
 from lbgap.landscape import Asymmetry, Line
-from lbgap.plotting import BLUE, VERMILION, plot_asymmetry, plot_densities, plot_line
+from lbgap.plotting import BLUE, VERMILION, label_points, plot_asymmetry, plot_densities, plot_line
 
 REGIMES = (("SB", BLUE, "o-"), ("LB", VERMILION, "s--"))
 
@@ -22,32 +24,30 @@ REGIMES = (("SB", BLUE, "o-"), ("LB", VERMILION, "s--"))
 def figures(stored: Stored) -> Iterator[tuple[str, str, Figure]]:
     """Every figure that what is stored can fill: name of its file, caption, figure."""
     wanted, rows = stored["experiments"], rows_of(stored)
+    first = ", first start" if len(seeds_of(stored)) > 1 else ""
     for row in rows:
         if "figure2" in wanted:
-            yield (
-                f"figure2-{row}",
-                f"{row}: accuracy while training (figure 2), mean over trials",
-                _figure2(stored, row),
-            )
+            caption = f"{row}: accuracy while training (figure 2), mean over trials{_ends(stored, row)}"
+            yield f"figure2-{row}", caption, _figure2(stored, row)
     for row in rows:
-        for part in stored["parts"]:
-            if part["part"] == "line" and part["row"] == row:
-                for name, key in (("figure3", "line"), ("figure7", "curve")):
-                    if name in wanted:
-                        line = _line(part[key])
-                        yield f"{name}-{row}", f"{row}: the {key} from SB to LB (figure {name[-1]})", plot_line(line)
+        for part in parts_of(stored, "line", row):
+            for name, key in (("figure3", "line"), ("figure7", "curve")):
+                if name in wanted:
+                    line = _line(part[key])
+                    yield f"{name}-{row}", f"{row}: the {key} from SB to LB (figure {name[-1]}){first}", plot_line(line)
     for name, kind, caption in (
         ("figure4", "batch", "test accuracy and sharpness against the batch size (figure 4)"),
         ("figure5", "warm", "large-batch training started from small-batch iterates (figure 5)"),
     ):
         for row in rows:
-            parts = [part for part in stored["parts"] if (part["part"], part["row"]) == (kind, row)]
+            parts = parts_of(stored, kind, row)
             if name in wanted and parts:
-                yield f"{name}-{row}", f"{row}: {caption}", _sweep(stored, row, kind, parts)
+                yield f"{name}-{row}", f"{row}: {caption}{first}", _sweep(stored, row, kind, parts)
     for row in rows:
         during = _by_regime(stored, "during", row)
         if "figure6" in wanted and during:
-            yield f"figure6-{row}", f"{row}: sharpness against the loss while training (figure 6)", _figure6(during)
+            caption = f"{row}: sharpness against the loss while training (figure 6){first}"
+            yield f"figure6-{row}", caption, _figure6(during)
     for row in rows:
         if "distance" in wanted:
             yield f"distance-{row}", f"{row}: distance from the start", _distance(stored, row)
@@ -55,28 +55,48 @@ def figures(stored: Stored) -> Iterator[tuple[str, str, Figure]]:
         spectra = _by_regime(stored, "spectrum", row)
         if "spectrum" in wanted and len(spectra) == 2:
             densities = {regime: _density(spectra[regime]["density"]) for regime in ("SB", "LB")}
-            yield f"spectrum-{row}", f"{row}: density of the eigenvalues of the Hessian", plot_densities(densities)
-        for part in stored["parts"]:
-            if "asymmetry" in wanted and (part["part"], part["row"]) == ("asymmetry", row):
-                name, caption = (
-                    f"asymmetry-{row}-{part['regime']}",
-                    f"{row}, {part['regime']}: both sides of the minimizer",
-                )
-                yield name, caption, plot_asymmetry(Asymmetry(**_finite(part["asymmetry"])))
+            yield (
+                f"spectrum-{row}",
+                f"{row}: density of the eigenvalues of the Hessian{first}",
+                plot_densities(densities),
+            )
+        for part in parts_of(stored, "asymmetry", row) if "asymmetry" in wanted else ():
+            caption = f"{row}, {part['regime']}: both sides of the minimizer{first}"
+            yield f"asymmetry-{row}-{part['regime']}", caption, plot_asymmetry(Asymmetry(**_finite(part["asymmetry"])))
+
+    for row in rows:
+        groups = treated(stored, row)
+        if "remedies" in wanted and groups:
+            yield (
+                f"remedies-{row}",
+                f"{row}: test accuracy against sharpness with each remedy",
+                _remedies(stored, groups),
+            )
 
 
 def _by_regime(stored: Stored, kind: str, row: str) -> dict[str, Any]:
-    return {part["regime"]: part for part in stored["parts"] if (part["part"], part["row"]) == (kind, row)}
+    return {part["regime"]: part for part in parts_of(stored, kind, row)}
+
+
+def _ends(stored: Stored, row: str) -> str:
+    """How far the mean of each regime is one of all trials, and of how many from there on."""
+    told = []
+    for regime, _, _ in REGIMES:
+        lengths = sorted(len(run["metrics"]) for run in runs_of(stored, row, regime).values())
+        steps = [f"{len(lengths) - lengths.index(end)} to epoch {end}" for end in dict.fromkeys(lengths)]
+        if len(steps) > 1 or len(lengths) < len(seeds_of(stored)):
+            told.append(f"of {regime} {', '.join(steps) or 'none'}")
+    return f": {'; '.join(told)}" if told else ""
 
 
 def _figure2(stored: Stored, row: str) -> Figure:
     figure, (left, right) = _panels()
     for axes, key in ((left, "train_accuracy"), (right, "test_accuracy")):
         for regime, color, style in REGIMES:
-            runs = [run for seed in seeds_of(stored) if (run := stored["runs"].get((row, regime, seed)))]
-            shortest = min((len(run["metrics"]) for run in runs), default=0)
-            means = [_mean([run["metrics"][epoch].get(key) for run in runs]) for epoch in range(shortest)]
-            axes.plot(range(1, shortest + 1), means, style[1:], color=color, label=regime)
+            runs = [run["metrics"] for run in runs_of(stored, row, regime).values()]
+            epochs = itertools.zip_longest(*(metrics for metrics in runs if key in metrics[0]))
+            means = [statistics.fmean(one[key] for one in epoch if one is not None) for epoch in epochs]
+            axes.plot(range(1, len(means) + 1), means, style[1:], color=color, label=regime)
         axes.set_xscale("log")
         axes.set_xlabel("epoch")
     left.set_ylabel("training accuracy in %")
@@ -130,6 +150,27 @@ def _sweep(stored: Stored, row: str, kind: str, parts: list[dict[str, Any]]) -> 
     return _with_legend(figure, left) if kind == "warm" else figure
 
 
+def _remedies(stored: Stored, groups: list[Treated]) -> Figure:
+    """One point a remedy, and both regimes without; means over trials."""
+    figure = Figure(figsize=(8.4, 5.6), layout="constrained")
+    axes = figure.subplots()
+    marks = {"none, SB": (BLUE, "o", "SB, no remedy"), "none, LB": (VERMILION, "s", "LB, no remedy")}
+    points = {}
+    for group in groups:
+        phi, accuracies = group.of("phi"), group.of("accuracy")
+        if phi and accuracies and 0 < (mean := statistics.fmean(phi)) < math.inf:
+            color, mark, label = marks.get(group.name, ("black", ".", ""))
+            points[label or group.name] = mean, statistics.fmean(accuracies)
+            axes.plot(*points[label or group.name], mark, color=color, markersize=8)
+    axes.set_xscale("log")
+    axes.margins(0.12)
+    axes.set_xlabel(rf"$\phi$ in %, $\epsilon$ = {stored['plan']['epsilons'][0]:g}, lower bound")
+    axes.set_ylabel("test accuracy in %")
+    axes.grid(alpha=0.3)
+    label_points(axes, points)
+    return figure
+
+
 def _distance(stored: Stored, row: str) -> Figure:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
@@ -157,11 +198,6 @@ def _with_legend(figure: Figure, axes: Axes) -> Figure:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    found = [value for value in values if value is not None]
-    return statistics.fmean(found) if found else math.nan
 
 
 def _positive(value: float | None) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lbgap import datasets, networks
 from lbgap._words import hint
+from lbgap.experiments.paper.remedies import REMEDIES
 from lbgap.samples import Data
 from lbgap.training import Run, train
 
@@ -72,6 +73,9 @@ class Plan:
         first_seed: Of the first trial.
         batch_norm: ``"eval"`` or ``"batch"``, of all sharpnesses.
         data_dir: Where the files of data sets lie.
+        remedies: Short forms with gaps, as :data:`lbgap.experiments.paper.remedies.REMEDIES`: what the large-batch
+            training of the first row is repeated with.
+        remedy_trials: From how many of the starts; None for all.
     """
 
     rows: tuple[Row, ...]
@@ -84,11 +88,18 @@ class Plan:
     first_seed: int = 0
     batch_norm: str = "eval"
     data_dir: str | None = None
+    remedies: tuple[str, ...] = REMEDIES
+    remedy_trials: int | None = None
 
     @property
     def seeds(self) -> range:
         """Of the trials."""
         return range(self.first_seed, self.first_seed + self.trials)
+
+    @property
+    def remedy_seeds(self) -> range:
+        """Of the trials with remedies."""
+        return self.seeds if self.remedy_trials is None else self.seeds[: self.remedy_trials]
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -138,6 +149,7 @@ class Training:
         folder: Of the run.
         plan: What it belongs to.
         start: A file of weights to start from, in place of those of the seed.
+        remedies: Their short forms.
     """
 
     row: Row
@@ -148,6 +160,7 @@ class Training:
     folder: Path
     plan: Plan
     start: Path | None = None
+    remedies: tuple[str, ...] = ()
 
     def run(self, data: Data | None = None) -> Run:
         """Train, go on with an unfinished run, or read a finished one."""
@@ -168,10 +181,11 @@ class Training:
             batch_size=self.batch,
             epochs=self.epochs,
             optimizer_options={"fused": True},
+            remedies=self.remedies,
             seed=self.seed,
             out=self.folder,
             resume=True,
-            keep_every=max(1, (self.epochs or 2 * KEPT) // KEPT),
+            keep_every=None if self.remedies else max(1, (self.epochs or 2 * KEPT) // KEPT),
             config={"network": spec, "data": {"name": self.row.data, "data_dir": self.plan.data_dir}},
         )
 

@@ -15,6 +15,7 @@ from lbgap._words import hint
 from lbgap.experiments._workers import in_processes
 from lbgap.experiments.paper.parts import PARTS, RUNS, Part, parts, run_folder, trainings
 from lbgap.experiments.paper.plan import Plan, Training, choose
+from lbgap.experiments.paper.remedies import REMEDIES, checked, name_of
 from lbgap.training import read_run
 
 MARK = "paper.json"
@@ -33,8 +34,9 @@ EXPERIMENTS: Mapping[str, tuple[str, ...]] = {
     "distance": (),
     "spectrum": ("spectrum",),
     "asymmetry": ("asymmetry",),
+    "remedies": ("sharpness", "remedy"),
 }
-QUICK_UPDATES = 2500
+QUICK_UPDATES, QUICK_REMEDY_TRIALS = 2500, 1
 Step = Callable[[str, int], None]
 
 
@@ -48,6 +50,8 @@ def paper(
     seed: int = 0,
     batch_norm: str = "eval",
     data_dir: str | os.PathLike[str] | None = None,
+    remedies: Sequence[str] = REMEDIES,
+    remedy_trials: int | None = None,
     workers: int | None = None,
     step: Step | None = None,
 ) -> Path:
@@ -65,6 +69,10 @@ def paper(
         seed: The first start; the others count on.
         batch_norm: Statistics of batch-norm in all sharpnesses: ``"eval"`` or ``"batch"``.
         data_dir: Where the files of data sets lie.
+        remedies: What the large-batch training of the first row is repeated with: short forms as of
+            :func:`lbgap.train`, or with gaps that are filled for the row, as in
+            :data:`lbgap.experiments.paper.remedies.REMEDIES`. One that raises is a failed trial; the others go on.
+        remedy_trials: From how many of the starts; all by default.
         workers: Processes, of one thread each; as many as torch has threads by default.
         step: Called with what was done and the number of steps that are left in its stage.
 
@@ -72,14 +80,14 @@ def paper(
         The folder.
 
     Raises:
+        TypeError: An argument is of the wrong kind.
         ValueError: A name is not known, a number is out of range, or the folder was begun with other settings.
         FileNotFoundError: A file of a data set is missing.
         FileExistsError: The folder holds something else.
     """
-    counts = (("trials", trials, 1), ("seed", seed, 0), ("updates", updates, 1), ("workers", workers, 1))
-    for name, value, least in counts:
-        if value is None and name in ("updates", "workers"):
-            continue
+    counts = (("trials", trials, 1), ("seed", seed, 0))
+    optional = (("updates", updates, 1), ("workers", workers, 1), ("remedy_trials", remedy_trials, 1))
+    for name, value, least in (*counts, *(one for one in optional if one[1] is not None)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be a whole number, got {value!r}")
         if value < least:
@@ -94,6 +102,8 @@ def paper(
         first_seed=seed,
         batch_norm=batch_norm,
         data_dir=None if data_dir is None else os.fspath(data_dir),
+        remedies=checked(remedies),
+        remedy_trials=remedy_trials,
     )
     folder = Path(out)
     works = trainings(plan, folder)  # reads all data: what is missing is told before anything is written
@@ -102,7 +112,7 @@ def paper(
     _stage("training", _train, works, count, step)
     kinds = dict.fromkeys(kind for name in wanted for kind in EXPERIMENTS[name])
     # The longest first, so that no process is left alone with one at the end.
-    order = sorted(kinds, key=("warm", "batch", "sharpness", "during", "spectrum", "asymmetry", "line").index)
+    order = sorted(kinds, key=("remedy", "warm", "batch", "sharpness", "during", "spectrum", "asymmetry", "line").index)
     pending = [part for kind in order for part in parts(kind, plan, folder) if not part.path.exists()]
     (folder / PARTS).mkdir(exist_ok=True)
     _stage("measuring", _measure, pending, count, step)
@@ -123,7 +133,7 @@ def _claim(folder: Path, plan: Plan, experiments: list[str]) -> None:
     if mark.exists():
         found = _read_mark(mark)
         theirs, ours = found["plan"], settings["plan"]
-        free = ("trials", "rows")  # which may grow
+        free = ("trials", "rows", "remedies", "remedy_trials")  # which may grow
         for key in ours:
             if key not in free and theirs.get(key) != ours[key]:
                 raise ValueError(
@@ -133,12 +143,25 @@ def _claim(folder: Path, plan: Plan, experiments: list[str]) -> None:
         names = {row["name"] for row in ours["rows"]}
         settings["plan"]["rows"] = [row for row in theirs["rows"] if row["name"] not in names] + ours["rows"]
         settings["plan"]["trials"] = max(theirs["trials"], ours["trials"])
+        settings["plan"]["remedies"] = _joined(folder, theirs.get("remedies", []), ours["remedies"])
+        trials = theirs.get("remedy_trials", ours["remedy_trials"]), ours["remedy_trials"]
+        settings["plan"]["remedy_trials"] = None if None in trials else max(trials)
     elif folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file: choose another folder")
     elif folder.exists() and not all(map(_files.is_temporary, folder.iterdir())):
         raise FileExistsError(f"{folder} exists and holds no experiments of the paper: choose another folder")
     (folder / RUNS).mkdir(parents=True, exist_ok=True)
     _files.write_json(mark, {**settings, "experiments": experiments})
+
+
+def _joined(folder: Path, theirs: list[str], ours: list[str]) -> list[str]:
+    """The remedies of a folder and further ones; one that is there must have the same settings."""
+    known = {name_of(form): form for form in theirs}
+    for form in ours:
+        found = known.setdefault(name_of(form), form)
+        if found != form:
+            raise ValueError(f"{folder} was begun with the remedy {found!r}, not {form!r}: choose another folder")
+    return list(known.values())
 
 
 def _read_mark(mark: Path) -> dict[str, Any]:
@@ -165,7 +188,8 @@ def _stage(name: str, work: Callable[[Any], None], works: Sequence[Any], workers
 def _describe(work: Training | Part) -> str:
     if isinstance(work, Training):
         return f"{work.row.name}, {work.regime}, seed {work.seed}"
-    return f"{work.kind} of {work.row.name} {work.regime} {work.number or ''}".strip()
+    about = " ".join(word for word in (work.regime, name_of(work.remedy), str(work.number or "")) if word)
+    return f"{work.kind} of {work.row.name} {about}".strip()
 
 
 def _train(training: Training) -> None:

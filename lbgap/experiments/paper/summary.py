@@ -5,83 +5,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from scipy.stats import binomtest
 
+from lbgap.experiments.paper.cells import Table, mean_and_deviation, pair
 from lbgap.experiments.paper.plan import ROWS
-from lbgap.experiments.paper.values import SHARPNESS, TABLE2, Pair
-from lbgap.experiments.tables import short
+from lbgap.experiments.paper.stored import Stored, last, parts_of, rows_of, runs_of, seeds_of, sharpness
+from lbgap.experiments.paper.treated import remedy_tables
+from lbgap.experiments.paper.values import SHARPNESS, TABLE2
 
-Stored = dict[str, Any]
 SPACES = {"table3": "full space", "table4": "manifold"}
 ACCURACIES = (("SB", "train_accuracy"), ("LB", "train_accuracy"), ("SB", "test_accuracy"), ("LB", "test_accuracy"))
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the report.
-
-    Attributes:
-        title: Above it.
-        columns: Their heads.
-        rows: Of text.
-        note: Below it.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """As the paper prints them; one value has no deviation, and where one is not finite there is no mean."""
-    found = [value for value in values if value is not None and math.isfinite(value)]
-    if len(found) < len(values):
-        return f"{len(values) - len(found)} of {len(values)} not finite"
-    if not found:
-        return ""
-    mean = short(statistics.fmean(found), 4)
-    return f"{mean} ± {short(statistics.stdev(found), 2)}" if len(found) > 1 else mean
-
-
-def pair(values: Pair) -> str:
-    """The same for what the paper gives."""
-    return f"{values[0]:g} ± {values[1]:g}"
-
-
-def rows_of(stored: Stored) -> list[str]:
-    """Names of the rows."""
-    return [row["name"] for row in stored["plan"]["rows"]]
-
-
-def seeds_of(stored: Stored) -> range:
-    """Seeds of the trials."""
-    return range(stored["plan"]["first_seed"], stored["plan"]["first_seed"] + stored["plan"]["trials"])
-
-
-def last(stored: Stored, row: str, regime: str, key: str) -> list[float]:
-    """A metric of the minimizers of one regime."""
-    found = []
-    for seed in seeds_of(stored):
-        run = stored["runs"].get((row, regime, seed))
-        if run is not None and run["metrics"][run["epoch"] - 1].get(key) is not None:
-            found.append(run["metrics"][run["epoch"] - 1][key])
-    return found
-
-
-def sharpness(stored: Stored, row: str, space: str, epsilon: float, method: str) -> dict[str, dict[int, float]]:
-    """Phi of each minimizer by regime and seed; an overflow is infinite."""
-    found: dict[str, dict[int, float]] = {"SB": {}, "LB": {}}
-    for part in stored["parts"]:
-        if part["part"] == "sharpness" and part["row"] == row:
-            for one in part["sharpness"]:
-                if (one["space"], one["epsilon"], one["method"]) == (space, epsilon, method):
-                    value = one["value"]
-                    found[part["regime"]][part["seed"]] = math.inf if value is None else value
-    return found
 
 
 def tables(stored: Stored) -> Iterator[tuple[str, Table]]:
@@ -96,12 +31,14 @@ def tables(stored: Stored) -> Iterator[tuple[str, Table]]:
         yield "distance", _distances(stored)
     if "spectrum" in wanted:
         yield "spectrum", _spectra(stored)
+    if "remedies" in wanted:
+        yield from remedy_tables(stored)
 
 
 def _table2(stored: Stored) -> Table:
-    rows = []
+    rows, planned = [], len(seeds_of(stored))
     for name in rows_of(stored):
-        own = [mean_and_deviation(last(stored, name, *which)) for which in ACCURACIES]
+        own = [mean_and_deviation(list(last(stored, name, *which).values()), planned) for which in ACCURACIES]
         rows.append((name, *own))
         like = ROWS[name].like
         rows.append((f"paper, {like}", *map(pair, TABLE2[like])))
@@ -110,14 +47,14 @@ def _table2(stored: Stored) -> Table:
 
 
 def _sharpness_table(stored: Stored, name: str, space: str) -> Table:
-    rows = []
+    rows, planned = [], len(seeds_of(stored))
     for row in rows_of(stored):
         like = ROWS[row].like
         for epsilon in stored["plan"]["epsilons"]:
             cells = []
             for method in ("vertex", "recipe"):
                 found = sharpness(stored, row, space, epsilon, method)
-                cells += [mean_and_deviation(list(found[regime].values())) for regime in ("SB", "LB")]
+                cells += [mean_and_deviation(list(found[regime].values()), planned) for regime in ("SB", "LB")]
             given = SHARPNESS[space][like].get(epsilon)
             cells += [f"{pair(one)}" for one in given] if given else ["", ""]
             rows.append((row, f"{epsilon:g}", *cells))
@@ -144,13 +81,13 @@ def growth(metrics: Sequence[dict[str, Any]]) -> float | None:
 
 
 def _distances(stored: Stored) -> Table:
-    rows = []
+    rows, planned = [], len(seeds_of(stored))
     for name in rows_of(stored):
         for regime in ("SB", "LB"):
-            runs = [stored["runs"].get((name, regime, seed)) for seed in seeds_of(stored)]
-            slopes = [slope for run in runs if run for slope in [growth(run["metrics"])] if slope is not None]
-            distances = mean_and_deviation(last(stored, name, regime, "distance"))
-            rows.append((name, regime, distances, mean_and_deviation(slopes)))
+            distances = list(last(stored, name, regime, "distance").values())
+            found = (growth(run["metrics"]) for run in runs_of(stored, name, regime).values())
+            slopes = [slope for slope in found if slope is not None]
+            rows.append((name, regime, mean_and_deviation(distances, planned), mean_and_deviation(slopes, planned)))
     heads = ("", "regime", "distance from the start", "growth with log epoch")
     note = "Euclidean distance of the parameters. Growth: slope of a straight line through distance against log epoch."
     return Table("Distance from the start", heads, tuple(rows), note)
@@ -159,12 +96,11 @@ def _distances(stored: Stored) -> Table:
 def _spectra(stored: Stored) -> Table:
     rows = []
     for name in rows_of(stored):
-        for part in sorted(stored["parts"], key=lambda one: one["regime"], reverse=True):
-            if part["part"] == "spectrum" and part["row"] == name:
-                top = ", ".join(f"{value:.4g}" for value in part["eigenvalues"]["values"])
-                details = part["mass"]["details"]
-                shown = f"{part['mass']['value']:.4g}" if part["mass"]["value"] is not None else ""
-                rows.append((name, part["regime"], top, shown, f"{details['threshold']:.4g}"))
+        for part in sorted(parts_of(stored, "spectrum", name), key=lambda one: one["regime"], reverse=True):
+            top = ", ".join(f"{value:.4g}" for value in part["eigenvalues"]["values"])
+            details = part["mass"]["details"]
+            shown = f"{part['mass']['value']:.4g}" if part["mass"]["value"] is not None else ""
+            rows.append((name, part["regime"], top, shown, f"{details['threshold']:.4g}"))
     heads = ("", "regime", "largest eigenvalues", "eigenvalues above threshold", "threshold")
     return Table("Eigenvalues of the Hessian, first trial", heads, tuple(rows))
 
@@ -179,21 +115,13 @@ def findings(stored: Stored) -> Iterator[str]:
                 found = sharpness(stored, row, space, epsilon, "vertex")
                 yield _verdict(row, f"phi in the {space} at epsilon {epsilon:g}", found["SB"], found["LB"], "sharper")
     for row in rows_of(stored):
-        large, small = _accuracies(stored, row, "LB"), _accuracies(stored, row, "SB")
+        large, small = (last(stored, row, regime, "test_accuracy") for regime in ("LB", "SB"))
         yield _verdict(row, "test accuracy", large, small, "less accurate")
-
-
-def _accuracies(stored: Stored, row: str, regime: str) -> dict[int, Any]:
-    found = {}
-    for (name, kind, seed), run in stored["runs"].items():
-        if (name, kind) == (row, regime):
-            found[seed] = run["metrics"][run["epoch"] - 1].get("test_accuracy")
-    return found
 
 
 def _verdict(row: str, what: str, low: dict[int, Any], high: dict[int, Any], word: str) -> str:
     """How often the value of the large batch is the worse one, and how likely that is by chance."""
-    both = [(low[seed], high[seed]) for seed in low if seed in high and None not in (low[seed], high[seed])]
+    both = [(low[seed], high[seed]) for seed in low if seed in high]
     above, below = (sum(one > other for one, other in sides) for sides in (((b, a) for a, b in both), both))
     sentence = f"{row}, {what}: LB is {word} in {above} of {len(both)} trials"
     if above + below == 0:
