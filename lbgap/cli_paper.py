@@ -50,6 +50,7 @@ def paper(
         typer.Option(help="From how many starts remedies are tried.", show_default="all; 1 with --quick"),
     ] = None,
     data_dir: DataDir = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda (processes share out the GPUs) or cuda:N.")] = "cpu",
     workers: Annotated[
         int | None, typer.Option(help="Processes, of one thread each.", show_default="as many as cores")
     ] = None,
@@ -95,6 +96,7 @@ def paper(
             seed=seed,
             batch_norm=batch_norm,
             data_dir=data_dir,
+            device=device,
             remedies=remedy or REMEDIES,
             remedy_trials=QUICK_REMEDY_TRIALS if quick and remedy_trials is None else remedy_trials,
             workers=workers,

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import math
+import multiprocessing
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from matplotlib.image import imread
 
 from lbgap import datasets
+from lbgap.experiments import _workers
 from lbgap.experiments.paper import EXPERIMENTS, ROWS, Plan, Row, choose, paper, parts, plan, read_paper, run
 from lbgap.experiments.paper.cells import mean_and_deviation
 from lbgap.experiments.paper.parts import run_folder
@@ -295,6 +297,7 @@ class TestRefusals:
                 "remedies must be short forms such as ['swa', ",
             ),
             ({"batch_norm": "train"}, ValueError, "batch_norm must be 'eval' or 'batch', got 'train'"),
+            ({"device": "gpu"}, ValueError, "device must be 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
             ({"rows": ["F1"]}, ValueError, "F1: a tenth of 200 samples is no larger than the small batch of 256"),
         ],
     )
@@ -338,6 +341,51 @@ class TestRefusals:
         next((copy / "parts").glob("line-*.json")).write_text("{")
         with pytest.raises(ValueError, match="is damaged, not JSON"):
             write_paper(copy)
+
+
+@pytest.mark.parametrize(
+    ("workers", "sizes"),
+    [
+        (1, {("MLP-MNIST1D", "SB"): [3], ("MLP-MNIST1D", "LB"): [1, 1, 1], ("C1-MNIST1D", "SB"): [1, 1, 1]}),
+        (6, {("MLP-MNIST1D", "SB"): [2, 1]}),
+        (99, {("MLP-MNIST1D", "SB"): [1, 1, 1]}),
+    ],
+)
+def test_small_steps_are_taken_together_while_each_process_has_work(tmp_path, workers, sizes):
+    whole = Plan(choose(["MLP-MNIST1D", "C1-MNIST1D"]), 3, 100)
+    works = [
+        plan.Training(row, regime, batch, seed, 2, tmp_path / f"{row.name}-{regime}-{seed}", whole)
+        for row in whole.rows
+        for seed in whole.seeds
+        for regime, batch in plan.batches_of(row, 4000).items()
+    ]
+    groups = plan.grouped(works, workers)
+    assert sorted(map(id, works)) == sorted(id(one) for group in groups for one in group)
+    for (row, regime), expected in sizes.items():
+        assert [len(g) for g in groups if (g[0].row.name, g[0].regime) == (row, regime)] == expected
+    assert all(len({(one.row, one.batch, one.epochs) for one in group}) == 1 for group in groups)
+
+
+def test_together_is_as_alone(tmp_path):
+    kept = []
+    for workers in (1, 99):
+        folder = tmp_path / str(workers)
+        paper(folder, rows=["MLP-DIGITS"], experiments=["table2"], trials=2, updates=12, workers=workers)
+        kept.append([read_run(run_folder(folder, ROWS["MLP-DIGITS"], "SB", seed)) for seed in (0, 1)])
+    for together, alone in zip(*kept, strict=True):
+        assert together.config == alone.config
+        assert together.result["metrics"]["train_loss"] == pytest.approx(
+            alone.result["metrics"]["train_loss"], rel=1e-3
+        )
+
+
+def test_each_process_takes_a_gpu(monkeypatch):
+    chosen, place = [], multiprocessing.Value("i", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for _ in range(3):
+        _workers._start(place)
+    assert chosen == [0, 1, 0]
 
 
 def test_timit_features_are_the_users_own(tmp_path, monkeypatch):

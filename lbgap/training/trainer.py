@@ -154,7 +154,7 @@ def fresh_state(
     if not all(parameter.is_floating_point() for parameter in trainable):
         raise ValueError("the model has complex parameters, which cannot be trained here: use real ones")
     name = resolve_optimizer(optimizer)
-    place = _resolve_device(device, trainable[0].device)
+    place = resolve_device(device, trainable[0].device)
     try:
         replica = copy.deepcopy(model).to(place)
     except (RuntimeError, TypeError, NotImplementedError) as error:
@@ -165,7 +165,16 @@ def fresh_state(
     return State(replica, make_optimizer(name, parameters.values(), rate, options), start), place
 
 
-def _resolve_device(device: str | torch.device | None, default: torch.device) -> torch.device:
+def resolve_device(device: str | torch.device | None, default: torch.device) -> torch.device:
+    """Find the device that a user named.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"`` (the current one), ``"cuda:N"``, or ``None``.
+        default: For ``None``.
+
+    Raises:
+        ValueError: It is none of these, or this machine does not have it.
+    """
     try:
         place = default if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:

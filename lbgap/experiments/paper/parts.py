@@ -144,8 +144,13 @@ def _epochs_kept(plan: Plan, folder: Path, row: Row) -> list[int]:
 
 
 def _minimizer(part: Part, data: Data) -> tuple[nn.Module, Objective]:
-    model = load_model(read_run(run_folder(part.folder, part.row, part.regime, part.seed)))
+    model = _trained_model(part, part.regime)
     return model, _objective(part, model, data)
+
+
+def _trained_model(part: Part, regime: str) -> nn.Module:
+    """That of the trial, on the device of the plan."""
+    return load_model(read_run(run_folder(part.folder, part.row, regime, part.seed))).to(part.plan.device)
 
 
 def _objective(part: Part, model: nn.Module, data: Data) -> Objective:
@@ -194,9 +199,7 @@ def _asymmetry(part: Part) -> dict[str, Any]:
 def _line(part: Part) -> dict[str, Any]:
     """Figures 3 and 7: the line and the curve through both minimizers, and how far they are from each other."""
     data = load(part.row, part.plan)
-    small, large = (
-        load_model(read_run(run_folder(part.folder, part.row, regime, part.seed))) for regime in ("SB", "LB")
-    )
+    small, large = (_trained_model(part, regime) for regime in ("SB", "LB"))
     options: dict[str, Any] = {"test_data": data.test, "loss": data.loss}
     trained = [pair for pair in zip(small.parameters(), large.parameters(), strict=True) if pair[0].requires_grad]
     square = sum(float((one.detach().double() - other.detach().double()).square().sum()) for one, other in trained)
@@ -209,7 +212,7 @@ def _line(part: Part) -> dict[str, Any]:
 def _during(part: Part) -> dict[str, Any]:
     """Figure 6: sharpness against the loss at the iterates of one training."""
     folder = run_folder(part.folder, part.row, part.regime, part.seed)
-    model, data = load_model(read_run(folder)), load(part.row, part.plan)
+    model, data = _trained_model(part, part.regime), load(part.row, part.plan)
     found = []
     iterates = list(kept_iterates(folder).items())
     count = min(ON_THE_WAY, len(iterates))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,10 +13,12 @@ from lbgap import datasets, networks
 from lbgap._words import hint
 from lbgap.experiments.paper.remedies import REMEDIES
 from lbgap.samples import Data
-from lbgap.training import Run, train
+from lbgap.training import Run, train, train_together
 
 LARGE_SHARE = 0.1  # of the training set: the paper's large batch
 KEPT = 16  # iterates of a training, about
+# Samples times weights between hidden layers: three starts together gain a half at 1.6 million, nothing at 20.
+SMALL_STEP = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Plan:
         first_seed: Of the first trial.
         batch_norm: ``"eval"`` or ``"batch"``, of all sharpnesses.
         data_dir: Where the files of data sets lie.
+        device: Where to train and measure.
         remedies: Short forms with gaps, as :data:`lbgap.experiments.paper.remedies.REMEDIES`: what the large-batch
             training of the first row is repeated with.
         remedy_trials: From how many of the starts; None for all.
@@ -88,6 +92,7 @@ class Plan:
     first_seed: int = 0
     batch_norm: str = "eval"
     data_dir: str | None = None
+    device: str = "cpu"
     remedies: tuple[str, ...] = REMEDIES
     remedy_trials: int | None = None
 
@@ -167,27 +172,72 @@ class Training:
         from lbgap.training.load import read_weights
 
         data = data or load(self.row, self.plan)
-        hidden = self.row.hidden if self.row.network == "mlp" else None
-        spec = networks.specify(
-            self.row.network, data.features, data.outputs, seed=self.seed, hidden=hidden, initialisation="uniform"
-        )
-        model = networks.build(spec)
+        model = networks.build(self._network(data))
         if self.start is not None:
             read_weights(model, self.start)
-        return train(
-            model,
-            data.train,
-            test_data=data.test,
-            batch_size=self.batch,
-            epochs=self.epochs,
-            optimizer_options={"fused": True},
-            remedies=self.remedies,
-            seed=self.seed,
-            out=self.folder,
-            resume=True,
-            keep_every=None if self.remedies else max(1, (self.epochs or 2 * KEPT) // KEPT),
-            config={"network": spec, "data": {"name": self.row.data, "data_dir": self.plan.data_dir}},
+        options = self._options(data)
+        if self.remedies:
+            options |= {"remedies": self.remedies, "keep_every": None}
+        return train(model, data.train, seed=self.seed, out=self.folder, config=self._config(data), **options)
+
+    def _network(self, data: Data) -> dict[str, Any]:
+        hidden = self.row.hidden if self.row.network == "mlp" else None
+        return networks.specify(
+            self.row.network, data.features, data.outputs, seed=self.seed, hidden=hidden, initialisation="uniform"
         )
+
+    def _config(self, data: Data) -> dict[str, Any]:
+        return {"network": self._network(data), "data": {"name": self.row.data, "data_dir": self.plan.data_dir}}
+
+    def _options(self, data: Data) -> dict[str, Any]:
+        """What is the same from every start."""
+        return {
+            "test_data": data.test,
+            "batch_size": self.batch,
+            "epochs": self.epochs,
+            "optimizer_options": {"fused": True},
+            "device": self.plan.device,
+            "resume": True,
+            "keep_every": max(1, (self.epochs or 2 * KEPT) // KEPT),
+        }
+
+    def together(self, others: Sequence[Training]) -> None:
+        """Train this one and others that differ from it in the seed alone, as one batched model."""
+        all_, data = [self, *others], load(self.row, self.plan)
+        train_together(
+            [networks.build(one._network(data)) for one in all_],
+            data.train,
+            seeds=[one.seed for one in all_],
+            out=[one.folder for one in all_],
+            configs=[one._config(data) for one in all_],
+            **self._options(data),
+        )
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a step is bound by its calls rather than by its products."""
+        widths = self.row.hidden
+        return self.row.network == "mlp" and self.batch * sum(map(math.prod, itertools.pairwise(widths))) < SMALL_STEP
+
+
+def grouped(trainings: Sequence[Training], workers: int) -> list[list[Training]]:
+    """Put trainings that are faster together into one piece of work, but leave a piece for each process.
+
+    Args:
+        trainings: Of both regimes.
+        workers: Processes.
+
+    Returns:
+        All of them; in one group are those that differ in the seed alone.
+    """
+    most = max(1, len(trainings) // workers)
+    groups: dict[tuple[str, str, int], list[list[Training]]] = {}
+    for place, one in enumerate(trainings):
+        found = groups.setdefault((one.row.name, one.regime, 0 if one.is_small else place), [[]])
+        if len(found[-1]) == most:
+            found.append([])
+        found[-1].append(one)
+    return [group for found in groups.values() for group in found]
 
 
 def epochs_of(updates: int | None, samples: int, batch: int) -> int | None:

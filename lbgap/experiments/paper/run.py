@@ -14,9 +14,10 @@ from lbgap._result import plain
 from lbgap._words import hint
 from lbgap.experiments._workers import in_processes
 from lbgap.experiments.paper.parts import PARTS, RUNS, Part, parts, run_folder, trainings
-from lbgap.experiments.paper.plan import Plan, Training, choose
+from lbgap.experiments.paper.plan import Plan, Training, choose, grouped
 from lbgap.experiments.paper.remedies import REMEDIES, checked, name_of
 from lbgap.training import read_run
+from lbgap.training.trainer import resolve_device
 
 MARK = "paper.json"
 FORMAT = "lbgap paper 1"
@@ -50,6 +51,7 @@ def paper(
     seed: int = 0,
     batch_norm: str = "eval",
     data_dir: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
     remedies: Sequence[str] = REMEDIES,
     remedy_trials: int | None = None,
     workers: int | None = None,
@@ -69,6 +71,7 @@ def paper(
         seed: The first start; the others count on.
         batch_norm: Statistics of batch-norm in all sharpnesses: ``"eval"`` or ``"batch"``.
         data_dir: Where the files of data sets lie.
+        device: Where to train and measure: ``"cpu"``, ``"cuda"`` (the processes share out the GPUs) or ``"cuda:N"``.
         remedies: What the large-batch training of the first row is repeated with: short forms as of
             :func:`lbgap.train`, or with gaps that are filled for the row, as in
             :data:`lbgap.experiments.paper.remedies.REMEDIES`. One that raises is a failed trial; the others go on.
@@ -94,6 +97,7 @@ def paper(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if batch_norm not in ("eval", "batch"):
         raise ValueError(f"batch_norm must be 'eval' or 'batch', got {batch_norm!r}")
+    resolve_device(device, torch.device("cpu"))
     wanted = _experiments(experiments)
     plan = Plan(
         choose(rows),
@@ -102,6 +106,7 @@ def paper(
         first_seed=seed,
         batch_norm=batch_norm,
         data_dir=None if data_dir is None else os.fspath(data_dir),
+        device=device,
         remedies=checked(remedies),
         remedy_trials=remedy_trials,
     )
@@ -109,13 +114,14 @@ def paper(
     works = trainings(plan, folder)  # reads all data: what is missing is told before anything is written
     _claim(folder, plan, wanted)
     count = workers or torch.get_num_threads()
-    _stage("training", _train, works, count, step)
+    gpus = plan.device == "cuda"
+    _stage("training", _train, grouped(works, count), count, gpus, step)
     kinds = dict.fromkeys(kind for name in wanted for kind in EXPERIMENTS[name])
     # The longest first, so that no process is left alone with one at the end.
     order = sorted(kinds, key=("remedy", "warm", "batch", "sharpness", "during", "spectrum", "asymmetry", "line").index)
     pending = [part for kind in order for part in parts(kind, plan, folder) if not part.path.exists()]
     (folder / PARTS).mkdir(exist_ok=True)
-    _stage("measuring", _measure, pending, count, step)
+    _stage("measuring", _measure, pending, count, gpus, step)
     return folder
 
 
@@ -135,7 +141,7 @@ def _claim(folder: Path, plan: Plan, experiments: list[str]) -> None:
         theirs, ours = found["plan"], settings["plan"]
         free = ("trials", "rows", "remedies", "remedy_trials")  # which may grow
         for key in ours:
-            if key not in free and theirs.get(key) != ours[key]:
+            if key not in free and theirs.get(key, "cpu" if key == "device" else None) != ours[key]:
                 raise ValueError(
                     f"{folder} was begun with {key} {theirs.get(key)!r}, not {ours[key]!r}: choose another folder"
                 )
@@ -173,10 +179,12 @@ def _read_mark(mark: Path) -> dict[str, Any]:
     return found
 
 
-def _stage(name: str, work: Callable[[Any], None], works: Sequence[Any], workers: int, step: Step | None) -> None:
+def _stage(
+    name: str, work: Callable[[Any], None], works: Sequence[Any], workers: int, gpus: bool, step: Step | None
+) -> None:
     if not works:
         return
-    with in_processes(work, works, workers) as finished:
+    with in_processes(work, works, workers, gpus=gpus) as finished:
         for index, what in enumerate(works):
             if step is not None:
                 step(f"{name} {_describe(what)}", len(works) - index)
@@ -185,15 +193,20 @@ def _stage(name: str, work: Callable[[Any], None], works: Sequence[Any], workers
         step(f"{name}: done", 0)
 
 
-def _describe(work: Training | Part) -> str:
-    if isinstance(work, Training):
-        return f"{work.row.name}, {work.regime}, seed {work.seed}"
+def _describe(work: list[Training] | Part) -> str:
+    if isinstance(work, list):
+        first, seeds = work[0], ", ".join(str(one.seed) for one in work)
+        return f"{first.row.name}, {first.regime}, seed{'s' if len(work) > 1 else ''} {seeds}"
     about = " ".join(word for word in (work.regime, name_of(work.remedy), str(work.number or "")) if word)
     return f"{work.kind} of {work.row.name} {about}".strip()
 
 
-def _train(training: Training) -> None:
-    training.run()
+def _train(trainings: list[Training]) -> None:
+    first, *others = trainings
+    if others:
+        first.together(others)
+    else:
+        first.run()
 
 
 def _measure(part: Part) -> None:
