@@ -104,7 +104,7 @@ def summary(definition: Definition, table: Sequence[Mapping[str, Any]]) -> list[
             if numbers:
                 spread = statistics.stdev(numbers) if len(numbers) > 1 else None
                 values[column] = {"mean": statistics.fmean(numbers), "standard_deviation": spread}
-        settings = {key: group[0][key] for key in definition.varying}
+        settings = {key: group[0][key] for key in definition.varying if key in group[0]}  # some may play no part
         failed = sum(row["state"] == "failed" for row in group)
         found.append({"settings": settings, "seeds": len(complete), "failed": failed, "values": values})
     return found

@@ -18,6 +18,7 @@ import pytest
 import lbgap
 from lbgap.sweeps import store as stores
 from lbgap.sweeps import table, trial, worker
+from lbgap.sweeps.definition import from_dict
 from lbgap.sweeps.store import Store
 from lbgap.sweeps.worker import Job, work
 
@@ -93,6 +94,12 @@ def test_the_same_command_runs_nothing_twice(here, begin, trials, lbgap_command,
     first = result["summary"][0]
     assert (first["settings"], first["seeds"], first["failed"]) == ({"batch_size": 8}, 2, 0)
     assert set(first["values"]) >= {"train_loss", "test_accuracy", "distance", "phi_vertex_0.001", "phi_scipy_0.001"}
+
+
+def test_a_setting_that_plays_no_part_in_any_trial_has_no_place_in_the_means():
+    definition = from_dict({"base": {"network": "f1"}, "grid": {"hidden": [[64]], "epochs": [1]}}, "x")
+    found = table.rows(definition, {0: {"state": "waiting", "error": None, "result": None, "worker": None}})
+    assert table.summary(definition, found)[0]["settings"] == {"epochs": 1}
 
 
 def test_a_trial_that_fails_is_recorded_and_the_others_go_on(here, trials, begin, lbgap_command, at_once):
