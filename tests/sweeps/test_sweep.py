@@ -96,10 +96,22 @@ def test_the_same_command_runs_nothing_twice(here, begin, trials, lbgap_command,
     assert set(first["values"]) >= {"train_loss", "test_accuracy", "distance", "phi_vertex_0.001", "phi_scipy_0.001"}
 
 
+UNKNOWN = {"state": "failed", "error": "E: why", "result": None, "worker": None}
+
+
 def test_a_setting_that_plays_no_part_in_any_trial_has_no_place_in_the_means():
-    definition = from_dict({"base": {"network": "f1"}, "grid": {"hidden": [[64]], "epochs": [1]}}, "x")
-    found = table.rows(definition, {0: {"state": "waiting", "error": None, "result": None, "worker": None}})
-    assert table.summary(definition, found)[0]["settings"] == {"epochs": 1}
+    definition = from_dict({"base": {"network": "f1"}, "grid": {"hidden": [[64]], "batch_size": [8]}}, "x")
+    found = table.rows(definition, {0: UNKNOWN})
+    assert table.summary(definition, found)[0]["settings"] == {"batch_size": 8}
+
+
+def test_the_epochs_of_a_trial_that_failed_are_those_asked_for():
+    grids = [{"epochs": [5]}, {"batch_size": [8]}]
+    definition = from_dict({"grid": grids}, "x")
+    trained = {**UNKNOWN, "state": "complete", "result": {"epochs": 30, "epoch": 20}}
+    found = table.rows(definition, {0: UNKNOWN, 1: trained})
+    assert [row["epochs"] for row in found] == [5, 30]
+    assert [one["settings"] for one in table.summary(definition, found)] == [{"epochs": 5}, {"batch_size": 8}]
 
 
 def test_a_trial_that_fails_is_recorded_and_the_others_go_on(here, trials, begin, lbgap_command, at_once):
