@@ -89,9 +89,9 @@ def summary(definition: Definition, table: Sequence[Mapping[str, Any]]) -> list[
         table: Of :func:`rows`.
 
     Returns:
-        One entry a configuration: ``settings`` (those that vary and play a part in it), ``seeds`` (how many are complete), ``failed``
-        (how many failed), and ``values``: mean and standard deviation (with one less than their number in the
-        denominator; None for one) of each metric and each phi over the complete ones that have it.
+        One entry a configuration: ``settings`` (those that vary and play a part in it), ``seeds`` (how many are
+        complete), ``failed`` (how many failed), and ``values``: mean and standard deviation (with one less than their
+        number in the denominator; None for one) of each metric and each phi over the complete ones that have it.
     """
     phis = [one.column(epsilon) for one in definition.measurements for epsilon in one.epsilons]
     trials, count, found = definition.trials(), len(definition.seeds), []
