@@ -96,6 +96,17 @@ def test_the_same_command_runs_nothing_twice(here, begin, trials, lbgap_command,
     assert set(first["values"]) >= {"train_loss", "test_accuracy", "distance", "phi_vertex_0.001", "phi_scipy_0.001"}
 
 
+def test_the_runs_of_a_sweep_find_an_archive_in_its_data_dir(here, lbgap_command, at_once):
+    (here / "own").mkdir()
+    (here / "data.npz").rename(here / "own" / "data.npz")
+    (here / "sweep.toml").write_text("[base]\ndata = 'data.npz'\ndata_dir = 'own'\nepochs = 1\nhidden = [4]")
+    assert lbgap_command("sweep", "sweep.toml", "--out", "out")[0] == 0
+    run = Path("out", lbgap.read_sweep("out")[0]["folder"])
+    status, out, err = lbgap_command("sharpness", run, "--out", "measured")
+    assert (status, err) == (0, "")
+    assert "phi" in out
+
+
 UNKNOWN = {"state": "failed", "error": "E: why", "result": None, "worker": None}
 
 
