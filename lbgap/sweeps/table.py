@@ -17,7 +17,7 @@ from lbgap.sweeps.trial import METRICS
 
 TABLE = "results.csv"
 _FACTS = ("epoch", "epochs", "reason", "seconds", "parameters")
-_PHI = ("seconds", "evaluations", "standard_deviation")
+_PHI = ("seconds", "evaluations", "standard_deviation", "status")
 
 
 def rows(definition: Definition, found: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -29,8 +29,8 @@ def rows(definition: Definition, found: Mapping[int, Mapping[str, Any]]) -> list
 
     Returns:
         In the order of the sweep: ``trial``, ``state``, the settings, ``seed``, the metrics, what is known of
-        the training, ``phi_NAME_EPSILON`` in percent with its ``_seconds``, ``_evaluations`` and
-        ``_standard_deviation`` for each measurement, ``error``, ``folder``, ``host``, ``threads`` and
+        the training, ``phi_NAME_EPSILON`` in percent with its ``_seconds``, ``_evaluations``,
+        ``_standard_deviation`` and ``_status`` for each measurement, ``error``, ``folder``, ``host``, ``threads`` and
         versions. What is not known (yet) is None.
     """
     trials = definition.trials()

@@ -107,6 +107,16 @@ def test_the_runs_of_a_sweep_find_an_archive_in_its_data_dir(here, lbgap_command
     assert "phi" in out
 
 
+def test_a_phi_of_zero_says_why(here, lbgap_command, at_once):
+    (here / "sweep.toml").write_text(
+        "[base]\ndata = 'data.npz'\nepochs = 1\nhidden = [4]\n[[sharpness]]\nepsilon = 1e30"
+    )
+    assert lbgap_command("sweep", "sweep.toml", "--out", "out")[0] == 0
+    (row,) = lbgap.read_sweep("out")
+    assert row["phi_vertex_1e+30"] == 0
+    assert row["phi_vertex_1e+30_status"].startswith("nothing larger than the loss at the minimizer was found: ")
+
+
 UNKNOWN = {"state": "failed", "error": "E: why", "result": None, "worker": None}
 
 
