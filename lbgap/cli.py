@@ -558,11 +558,31 @@ def _minimizers(
             name = data or own.get("name")
             if name is None:
                 raise ValueError(f"{folder} does not record its data: name them with --data")
-            found.append((str(folder), module, load(name, data_dir or own.get("data_dir"))))
+            samples = load(name, data_dir or own.get("data_dir"))
+            if data is None:
+                _check_own(folder, run.config, samples)
+            found.append((str(folder), module, samples))
         return found
     if not (model and weights and data):
         raise ValueError("give run folders, or --model package.module:callable with --weights and --data")
     return [(str(path), read_weights(network(), path), load(data, data_dir)) for path in weights]
+
+
+def _check_own(folder: Path, config: dict[str, Any], samples: Any) -> None:
+    """Refuse data that have changed since a run was trained on them.
+
+    Raises:
+        ValueError: They have.
+    """
+    from lbgap.training.config import describe_data
+
+    for key, split in (("data", samples.train), ("test_data", samples.test)):
+        recorded = config.get(key)
+        if recorded is not None and (split is None or describe_data(split)["digest"] != recorded["digest"]):
+            raise ValueError(
+                f"{samples.name} has other {'training' if key == 'data' else 'test'} samples than those {folder} was "
+                "trained with: name the data to use with --data"
+            )
 
 
 def _same_data(named: list[tuple[str, Any, Any]]) -> None:

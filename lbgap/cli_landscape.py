@@ -117,7 +117,9 @@ def connect(
     kind: Annotated[str, typer.Option(help="bezier or polygon.")] = "bezier",
     bends: Annotated[int, typer.Option(help="Points of the path that are trained.")] = 1,
     epochs: Annotated[int, typer.Option(help="Of the training of the path.")] = 30,
-    train_batch_size: Annotated[int, typer.Option(help="Samples in a batch of it.")] = 128,
+    train_batch_size: Annotated[
+        int | None, typer.Option(help="Samples in a batch of it.", show_default="128, or all if fewer")
+    ] = None,
     learning_rate: Annotated[float, typer.Option(help="Of ADAM, for the first half of the epochs.")] = 1e-2,
     points: Annotated[int, typer.Option(help="Places of the path that are evaluated.")] = 61,
     batch_norm: Annotated[str, typer.Option(help="batch (of each evaluation batch) or recalibrate.")] = "batch",

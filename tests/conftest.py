@@ -1,6 +1,5 @@
 """What several test files share: small trained networks, made once a session."""
 
-import contextlib
 import random
 import signal
 import sys
@@ -39,24 +38,23 @@ def same_draws():
         yield
 
 
-class _OneProcess(contextlib.nullcontext):
-    """Stands in for a pool: works where the test runs, one piece after the other."""
+class _OneProcess:
+    """Stands in for a pool of processes: works where the test runs, one piece after the other."""
 
     def __init__(self, *_, **__):
-        super().__init__()
+        pass
 
-    imap = staticmethod(map)
+    def submit(self, function, work):
+        return SimpleNamespace(result=lambda: function(work))
+
+    def shutdown(self, **_):
+        pass
 
 
 @pytest.fixture
 def no_processes(monkeypatch):
     """A function after which experiments start no further processes."""
-
-    def stand_in():
-        context = SimpleNamespace(Pool=_OneProcess)
-        monkeypatch.setattr(_workers, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
-
-    return stand_in
+    return lambda: monkeypatch.setattr(_workers, "ProcessPoolExecutor", _OneProcess)
 
 
 @pytest.fixture

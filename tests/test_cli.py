@@ -581,3 +581,9 @@ class TestProcess:
         _, err = process.communicate(timeout=120)
         assert err == ""
         assert (here / "line.json").exists()
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "lbgap", "sharpnes"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "sharpness" in done.stderr

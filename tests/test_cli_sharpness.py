@@ -218,3 +218,27 @@ def test_what_is_wrong_is_said_on_one_line(run, tmp_path, code, message, command
     assert message in err
     assert status == code
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["", "test_"])
+def test_data_that_changed_since_the_training_are_used_only_where_they_are_named(
+    lbgap_command, tmp_path, monkeypatch, part
+):
+    rng = np.random.default_rng(1)
+    arrays = {"features": rng.normal(size=(60, 6)), "labels": np.arange(60) % 3}
+    arrays |= {f"test_{name}": values for name, values in arrays.items()}
+    monkeypatch.chdir(tmp_path)
+    np.savez("data.npz", **arrays)
+    monkeypatch.setattr(sys, "argv", ["lbgap", "train", "--out", "own", "--data", "data.npz", "--epochs", "1"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    command = ("own", "--epsilon", "1e-3")
+    assert lbgap_command("sharpness", *command)[0] == 0
+    np.savez("data.npz", **arrays | {f"{part}features": rng.normal(size=(60, 6))})
+    code, out, err = lbgap_command("sharpness", *command)
+    kind = "test" if part else "training"
+    assert (code, out) == (1, "")
+    assert err == (
+        f"lbgap: data has other {kind} samples than those own was trained with: name the data to use with --data\n"
+    )
+    assert lbgap_command("sharpness", *command, "--data", "data.npz")[0] == 0

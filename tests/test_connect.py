@@ -243,6 +243,16 @@ def test_running_statistics_are_refused(mode):
     assert quick(make_model(1), make_model(2), make_data(), batch_norm=mode).settings["kind"] == "bezier"
 
 
+def test_fewer_samples_than_a_usual_batch_are_one_batch():
+    models, data = (make_model(1), make_model(2)), make_data()
+    found = lbgap.connect(*models, data, epochs=2, points=5)
+    assert found.settings["train_batch_size"] == 50
+    expected = lbgap.connect(*models, data, epochs=2, points=5, train_batch_size=50)
+    assert torch.equal(found.control, expected.control)
+    more = lbgap.connect(*models, make_data(130), epochs=1, points=5)
+    assert more.settings["train_batch_size"] == 128
+
+
 def test_batches_of_one_are_refused_for_batch_norm():
     with pytest.raises(ValueError, match="train_batch_size must be at least 2 for the statistics of batch-norm, got 1"):
         quick(make_model(1, norm=True), make_model(2, norm=True), make_data(), train_batch_size=1)

@@ -24,6 +24,7 @@ from torch.utils.data import (
 )
 
 from lbgap.datasets import Data, Split, as_tensors, digits, load, mnist, mnist1d, npz, read_idx
+from lbgap.training import train
 
 generated = importlib.import_module("lbgap.datasets.mnist1d")
 
@@ -293,6 +294,18 @@ def test_npz_of_regression_and_of_integer_features(tmp_path):
     assert data.train.inputs.dtype == torch.float32
     assert data.train.targets.dtype == torch.float32
     assert data.train.targets.shape == (4, 1)
+
+
+def test_npz_of_one_number_a_sample_fits_a_network_of_one_output(tmp_path):
+    path = write_npz(
+        tmp_path, features=FEATURES, labels=FEATURES[:, 0], test_features=FEATURES, test_labels=FEATURES[:, 0]
+    )
+    data = npz(path)
+    assert torch.equal(data.train.targets, torch.from_numpy(FEATURES[:, :1].astype("f4")))
+    run = train(
+        torch.nn.Linear(FEATURES.shape[1], data.outputs), data.train, test_data=data.test, loss=data.loss, epochs=1
+    )
+    assert run.metrics[0]["test_loss"] > 0
 
 
 NAN = np.where(FEATURES == 7, np.nan, FEATURES)

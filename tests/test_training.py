@@ -324,3 +324,20 @@ def test_on_a_gpu():
     assert runs[0].model[0].weight.is_cuda
     assert torch.equal(torch.cuda.get_rng_state(), before[0])
     assert torch.backends.cudnn.deterministic == before[1]
+
+
+def test_an_output_that_is_nan_is_no_right_answer():
+    class Broken(nn.Linear):
+        def forward(self, x):
+            return (
+                super().forward(x) if self.training else super().forward(x) * torch.where(x[:, :1] > 0, 1.0, torch.nan)
+            )
+
+    inputs, targets = torch.tensor([[1.0], [-1.0]]), torch.zeros(2, dtype=torch.int64)
+    model = Broken(1, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0], [-1.0]])), model.bias.zero_()
+    kept = inputs[:1].expand(4, 1), targets[:1].expand(4)
+    run = train(model, kept, test_data=(inputs, targets), epochs=1, batch_size=2)
+    assert run.metrics[0]["test_loss"] is None
+    assert (run.metrics[0]["train_accuracy"], run.metrics[0]["test_accuracy"]) == (100.0, 50.0)

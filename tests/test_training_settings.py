@@ -92,6 +92,22 @@ class TestBatches:
         with pytest.raises(TypeError, match=r"batch_size must be an int .* or a float"):
             train(make_model(), make_data(), batch_size=size)
 
+    @pytest.mark.parametrize("samples", [37, 1])
+    def test_batch_norm_of_one_value_is_refused_before_anything_is_written(self, tmp_path, samples):
+        with pytest.raises(
+            ValueError, match=r"cannot train on batches of one sample .*: pass a batch_size of 2 or more"
+        ):
+            train(make_model(), make_data(samples), batch_size=1, epochs=1, out=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_one_sample_of_many_values_is_enough_for_batch_norm(self):
+        inputs, targets = make_data(4)
+        model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.BatchNorm1d(2), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8, 3))
+        state = torch.get_rng_state()
+        run = train(model, (inputs[:, None], targets), batch_size=1, epochs=1)
+        assert run.epoch == 1
+        assert torch.equal(torch.get_rng_state(), state)
+
 
 class TestStopping:
     def test_patience_and_tolerance(self):

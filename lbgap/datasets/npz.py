@@ -27,7 +27,8 @@ def npz(path: str | os.PathLike[str]) -> Data:
 
     Returns:
         The data set, named after the file. Features become float32. Integer labels become int64 class
-        indices, and ``classes`` is the largest of them plus one; floating labels become float32.
+        indices, and ``classes`` is the largest of them plus one; floating labels become float32, and ``(n,)`` of them
+        ``(n, 1)``, as networks return one number a sample.
 
     Raises:
         FileNotFoundError: No such file.
@@ -90,6 +91,7 @@ def _npz_split(path: Path, arrays: dict[str, npt.NDArray[Any]], prefix: str) -> 
             f"{path}: {prefix}labels must be integers (classes) or floats (regression), got {labels.dtype}: "
             "number the classes from 0"
         )
+    labels = labels[:, None] if labels.dtype.kind == "f" and labels.ndim == 1 else labels
     with np.errstate(over="ignore"):  # what overflows float32 is refused as infinite below
         inputs = torch.from_numpy(features.astype(np.float32))
         targets = torch.from_numpy(labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import Synchronized
 from typing import TypeVar
@@ -29,15 +31,32 @@ def in_processes(
         gpus: Whether each takes a GPU of its own, counted round if there are fewer.
 
     Yields:
-        What it returned, in the order of ``works``; an error that one raised is raised when its turn comes. At the end
-        of the block the processes are gone, finished or not.
+        What it returned, in the order of ``works``; an error that one raised is raised when its turn comes, and
+        ``OSError`` where a process was killed. At the end of the block the processes are gone, finished or not.
     """
-    with interrupts_ignored():
-        context = multiprocessing.get_context("spawn")
-        place = context.Value("i", 0) if gpus else None
-        pool = context.Pool(min(len(works), workers), initializer=_start, initargs=(place,))
-    with pool:
-        yield pool.imap(function, works)
+    others = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")
+    place = context.Value("i", 0) if gpus else None
+    executor = ProcessPoolExecutor(min(len(works), workers), context, _start, (place,))
+    try:
+        with interrupts_ignored():
+            futures = [executor.submit(function, work) for work in works]  # which starts the processes
+        yield _results(futures)
+    finally:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        executor.shutdown(cancel_futures=True)
+
+
+def _results(futures: Sequence[Future[Result]]) -> Iterator[Result]:
+    for future in futures:
+        try:
+            yield future.result()
+        except BrokenProcessPool:
+            raise OSError(
+                "a process was killed, by the system where memory runs out: what is finished is kept, and the same "
+                "call goes on; let fewer work at a time"
+            ) from None
 
 
 def _start(place: Synchronized[int] | None) -> None:

@@ -219,7 +219,7 @@ class _Builder:
             raise UnknownError(_name(node))
 
     def _take_reshape(self, node: fx.Node) -> None:
-        """Add ``x.view(len(x), -1)``, however it is written."""
+        """Add ``x.view(x.size(0), -1)`` or its like."""
         shape = node.args[1:] if len(node.args) != 2 else node.args[1]
         if not isinstance(shape, tuple | list) or len(shape) != 2 or node.kwargs:
             raise UnknownError("a reshape other than to (batch, -1)")

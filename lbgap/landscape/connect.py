@@ -94,7 +94,7 @@ def connect(
     kind: str = "bezier",
     bends: int = 1,
     epochs: int = 30,
-    train_batch_size: int = BATCH_SIZE,
+    train_batch_size: int | None = None,
     learning_rate: float = 1e-2,
     points: int = 61,
     loss: str | LossFunction = "cross_entropy",
@@ -119,7 +119,7 @@ def connect(
         kind: ``"bezier"`` or ``"polygon"``.
         bends: Points of the path that are trained.
         epochs: Passes over the training data. With 0 the path is the straight line.
-        train_batch_size: Samples in a batch of the training.
+        train_batch_size: Samples in a batch of the training; 128 by default, or all if there are fewer.
         learning_rate: Of ADAM, for the first half of the epochs; then it falls linearly to a hundredth.
         points: How many places of path and straight line are evaluated, evenly spaced in t.
         loss: ``"cross_entropy"``, ``"mse"`` or ``loss(output, target) -> mean over the batch``.
@@ -144,7 +144,8 @@ def connect(
     _check(kind, precision, batch_norm)
     for name, value, least in (("bends", bends, 1), ("epochs", epochs, 0), ("points", points, 3)):
         whole(name, value, least)
-    whole("train_batch_size", train_batch_size, 1)
+    if train_batch_size is not None:
+        whole("train_batch_size", train_batch_size, 1)
     whole("seed", seed, 0)
     positive("learning_rate", learning_rate, "1e-2")
     options: dict[str, Any] = {"loss": loss, "precision": precision, "batch_size": batch_size, "device": device}
@@ -157,6 +158,7 @@ def connect(
         )
     checked = ends.check()
     samples = ends.objectives[0].samples
+    train_batch_size = min(BATCH_SIZE, samples) if train_batch_size is None else train_batch_size
     if train_batch_size > samples:
         raise ValueError(f"train_batch_size must be at most the {samples} training samples, got {train_batch_size}")
     if normed and train_batch_size < 2:

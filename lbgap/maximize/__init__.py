@@ -77,7 +77,7 @@ def check(method: str, iterations: int | None, restarts: int, scout: int | None,
         ValueError: Unknown method, or a number out of range.
         TypeError: A number is not whole.
     """
-    if method not in METHODS:
+    if method not in tuple(METHODS):  # nor is a list, which has no hash
         raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
     iterations = DEFAULT_ITERATIONS[method] if iterations is None else iterations
     least = {"iterations": (iterations, 1), "restarts": (restarts, 0), "seed": (seed, 0), "scout": (scout, 0)}

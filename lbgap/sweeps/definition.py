@@ -177,7 +177,7 @@ def from_dict(record: Mapping[str, Any], name: str) -> Definition:
     if not isinstance(given, str) or not given.strip() or len(given) > 200:
         raise ValueError(f"name must be a text of 1 to 200 characters, got {given!r}")
     measurements = tuple(_measurement(one) for one in _tables(record.get("sharpness", []), "sharpness"))
-    definition = Definition(given, _plain(base), grids, _seeds(record.get("seeds", [0])), measurements)
+    definition = Definition(given, _plain(base, "[base]"), grids, _seeds(record.get("seeds", [0])), measurements)
     columns = [one.column(epsilon) for one in measurements for epsilon in one.epsilons]
     if twice := _twice(columns):
         raise ValueError(f"[[sharpness]] gives the column {twice} twice: give one of them another name")
@@ -211,7 +211,7 @@ def _grid(table: dict[str, Any]) -> dict[str, list[Any]]:
     for key, values in table.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"[grid] {key} must be a list of values, got {values!r}: write {key} = [...]")
-    return {key: _plain(values) for key, values in table.items()}
+    return _plain(table, "[grid]")
 
 
 def _seeds(values: Any) -> tuple[int, ...]:
@@ -225,8 +225,10 @@ def _seeds(values: Any) -> tuple[int, ...]:
 
 def _measurement(table: dict[str, Any]) -> Measurement:
     _known(table, ("name", "epsilon", *SEARCH), "[[sharpness]]")
-    options = _plain({key: value for key, value in table.items() if key not in ("name", "epsilon")})
-    name = table.get("name", options.get("method", "vertex"))
+    options = {key: value for key, value in table.items() if key not in ("name", "epsilon")}
+    options = _plain(options, "[[sharpness]]")
+    method = options.get("method", "vertex")
+    name = table.get("name", method if isinstance(method, str) and method else "vertex")
     if not isinstance(name, str) or not name:
         raise ValueError(f"[[sharpness]] name must be a text, got {name!r}")
     values = table.get("epsilon", EPSILONS)
@@ -236,12 +238,16 @@ def _measurement(table: dict[str, Any]) -> Measurement:
     return Measurement(name, tuple(float(one) for one in values), options)
 
 
-def _plain(value: Any) -> Any:
+def _plain(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A copy that JSON can hold; TOML's dates, and numbers that are not finite, are no settings."""
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"settings are texts, finite numbers, true, false, lists and tables: {error}") from None
+    found = {}
+    for key, value in table.items():
+        try:
+            found[key] = json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError):
+            kinds = "texts, finite numbers, true, false, lists and tables"
+            raise ValueError(f"{where} {key}: settings are {kinds}, got {value!r}") from None
+    return found
 
 
 def _twice(values: Iterable[Any]) -> Any:

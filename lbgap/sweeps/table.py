@@ -17,7 +17,7 @@ from lbgap.sweeps.trial import METRICS
 
 TABLE = "results.csv"
 _FACTS = ("epoch", "epochs", "reason", "seconds", "parameters")
-_PHI = ("seconds", "evaluations", "standard_deviation")
+_PHI = ("seconds", "evaluations", "standard_deviation", "status")
 
 
 def rows(definition: Definition, found: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -29,8 +29,8 @@ def rows(definition: Definition, found: Mapping[int, Mapping[str, Any]]) -> list
 
     Returns:
         In the order of the sweep: ``trial``, ``state``, the settings, ``seed``, the metrics, what is known of
-        the training, ``phi_NAME_EPSILON`` in percent with its ``_seconds``, ``_evaluations`` and
-        ``_standard_deviation`` for each measurement, ``error``, ``folder``, ``host``, ``threads`` and
+        the training, ``phi_NAME_EPSILON`` in percent with its ``_seconds``, ``_evaluations``,
+        ``_standard_deviation`` and ``_status`` for each measurement, ``error``, ``folder``, ``host``, ``threads`` and
         versions. What is not known (yet) is None.
     """
     trials = definition.trials()
@@ -41,7 +41,7 @@ def rows(definition: Definition, found: Mapping[int, Mapping[str, Any]]) -> list
         result: Mapping[str, Any] = one["result"] or {}
         row: dict[str, Any] = {"trial": trial.key, "state": one["state"]}
         row |= {key: _cell(trial.settings.get(key)) for key in settings} | {"seed": trial.seed}
-        row |= {key: result.get(key) for key in (*METRICS, *_FACTS)}
+        row |= {key: result.get(key) for key in (*METRICS, *_FACTS) if row.get(key) is None}  # epochs may be a setting
         measured: Mapping[str, Any] = result.get("sharpness", {})
         for measurement in definition.measurements:
             for epsilon in measurement.epsilons:
@@ -89,12 +89,12 @@ def summary(definition: Definition, table: Sequence[Mapping[str, Any]]) -> list[
         table: Of :func:`rows`.
 
     Returns:
-        One entry a configuration: ``settings`` (those that vary), ``seeds`` (how many are complete), ``failed``
-        (how many failed), and ``values``: mean and standard deviation (with one less than their number in the
-        denominator; None for one) of each metric and each phi over the complete ones that have it.
+        One entry a configuration: ``settings`` (those that vary and play a part in it), ``seeds`` (how many are
+        complete), ``failed`` (how many failed), and ``values``: mean and standard deviation (with one less than their
+        number in the denominator; None for one) of each metric and each phi over the complete ones that have it.
     """
     phis = [one.column(epsilon) for one in definition.measurements for epsilon in one.epsilons]
-    count, found = len(definition.seeds), []
+    trials, count, found = definition.trials(), len(definition.seeds), []
     for start in range(0, len(table), count):
         group = table[start : start + count]
         complete = [row for row in group if row["state"] == "complete"]
@@ -104,7 +104,8 @@ def summary(definition: Definition, table: Sequence[Mapping[str, Any]]) -> list[
             if numbers:
                 spread = statistics.stdev(numbers) if len(numbers) > 1 else None
                 values[column] = {"mean": statistics.fmean(numbers), "standard_deviation": spread}
-        settings = {key: group[0][key] for key in definition.varying}
+        own = trials[start].settings
+        settings = {key: _cell(own[key]) for key in definition.varying if key in own}
         failed = sum(row["state"] == "failed" for row in group)
         found.append({"settings": settings, "seeds": len(complete), "failed": failed, "values": values})
     return found

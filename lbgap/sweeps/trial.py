@@ -63,6 +63,14 @@ def data_of(settings: Mapping[str, Any], data_dir: Path | None) -> tuple[Data, s
     return _load(name, str(where) if data_dir or own else None)
 
 
+def _recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run records of its data: an archive by its path from the folder of the file, on any machine the same."""
+    name, own = settings["data"], settings.get("data_dir")
+    if name.endswith(".npz"):
+        return {"name": Path(own or "", name).as_posix(), "data_dir": None}
+    return {"name": name, "data_dir": own}
+
+
 def data_key(settings: Mapping[str, Any]) -> str:
     """What a sweep calls the data of a trial."""
     return " in ".join(str(settings[key]) for key in ("data", "data_dir") if settings.get(key) is not None)
@@ -167,7 +175,7 @@ def run_trial(
         seed=trial.seed,
         out=root / folder,
         resume=True,
-        config={**extra, "data": {"name": trial.settings["data"], "data_dir": trial.settings.get("data_dir")}},
+        config={**extra, "data": _recorded(trial.settings)},
         progress=lambda _: epoch(),
         **chosen,
     )

@@ -188,7 +188,8 @@ class Loop:
             total += self.loss.total(output, targets)[1]
             if self.loss.classification:
                 classes = targets.argmax(1) if targets.is_floating_point() else targets
-                correct += (output.argmax(1) == classes).sum()
+                highest, found = output.max(1)
+                correct += ((found == classes) & ~highest.isnan()).sum()  # NaN is no answer
                 decided += classes.numel()
         row: Metrics = {f"{prefix}_loss": _finite(float(total) / len(split.inputs))}
         if self.loss.classification:

@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 from lbgap.losses import Loss, LossFunction, resolve_loss
 from lbgap.samples import DataLike, Split, as_tensors
 from lbgap.training._checks import plain, real, whole
-from lbgap.training.batches import resolve_batch_size
+from lbgap.training.batches import private_rng, resolve_batch_size
 from lbgap.training.checkpoint import Recorder, State
 from lbgap.training.config import FORMAT, describe_data, describe_environment, describe_model
 from lbgap.training.course import Course, begin
@@ -216,6 +216,8 @@ def prepare(
     train = _place(train_split, device, dtype)
     loop = Loop(state, loss, train, test, Descent(state, loss, size), seed, device)
     loop.check()
+    if size == 1:
+        _check_single(state.model, train.inputs[:1], device)
     if remedies:
         parameters = list(state.trainable().values())
         task = Task(state.model, loss, state.optimizer, parameters, train, size, epochs, seed, device)
@@ -236,6 +238,18 @@ def prepare(
         "environment": describe_environment(device, () if in_torch(optimizer) else (PACKAGE,)),
     }
     return loop, facts | ({"remedies": describe(remedies)} if remedies else {})
+
+
+def _check_single(model: nn.Module, sample: Tensor, device: torch.device) -> None:
+    """Refuse batches of one sample where they leave batch-norm one value, before anything is written."""
+    with torch.no_grad(), private_rng(device, 0):
+        try:
+            copy.deepcopy(model).train()(sample.clone())
+        except ValueError as error:
+            raise ValueError(
+                f"the model cannot train on batches of one sample ({' '.join(str(error).split())}): pass a "
+                "batch_size of 2 or more"
+            ) from error
 
 
 def _place(split: Split, device: torch.device, dtype: torch.dtype) -> Split:

@@ -19,6 +19,7 @@ import torch
 import lbgap
 from lbgap.sweeps import store as stores
 from lbgap.sweeps import table, trial, worker
+from lbgap.sweeps.definition import from_dict
 from lbgap.sweeps.store import Store
 from lbgap.sweeps.worker import Job, work
 
@@ -94,6 +95,45 @@ def test_the_same_command_runs_nothing_twice(here, begin, trials, lbgap_command,
     first = result["summary"][0]
     assert (first["settings"], first["seeds"], first["failed"]) == ({"batch_size": 8}, 2, 0)
     assert set(first["values"]) >= {"train_loss", "test_accuracy", "distance", "phi_vertex_0.001", "phi_scipy_0.001"}
+
+
+def test_the_runs_of_a_sweep_find_an_archive_in_its_data_dir(here, lbgap_command, at_once):
+    (here / "own").mkdir()
+    (here / "data.npz").rename(here / "own" / "data.npz")
+    (here / "sweep.toml").write_text("[base]\ndata = 'data.npz'\ndata_dir = 'own'\nepochs = 1\nhidden = [4]")
+    assert lbgap_command("sweep", "sweep.toml", "--out", "out")[0] == 0
+    run = Path("out", lbgap.read_sweep("out")[0]["folder"])
+    status, out, err = lbgap_command("sharpness", run, "--out", "measured")
+    assert (status, err) == (0, "")
+    assert "phi" in out
+
+
+def test_a_phi_of_zero_says_why(here, lbgap_command, at_once):
+    (here / "sweep.toml").write_text(
+        "[base]\ndata = 'data.npz'\nepochs = 1\nhidden = [4]\n[[sharpness]]\nepsilon = 1e30"
+    )
+    assert lbgap_command("sweep", "sweep.toml", "--out", "out")[0] == 0
+    (row,) = lbgap.read_sweep("out")
+    assert row["phi_vertex_1e+30"] == 0
+    assert row["phi_vertex_1e+30_status"].startswith("nothing larger than the loss at the minimizer was found: ")
+
+
+UNKNOWN = {"state": "failed", "error": "E: why", "result": None, "worker": None}
+
+
+def test_a_setting_that_plays_no_part_in_any_trial_has_no_place_in_the_means():
+    definition = from_dict({"base": {"network": "f1"}, "grid": {"hidden": [[64]], "batch_size": [8]}}, "x")
+    found = table.rows(definition, {0: UNKNOWN})
+    assert table.summary(definition, found)[0]["settings"] == {"batch_size": 8}
+
+
+def test_the_epochs_of_a_trial_that_failed_are_those_asked_for():
+    grids = [{"epochs": [5]}, {"batch_size": [8]}]
+    definition = from_dict({"grid": grids}, "x")
+    trained = {**UNKNOWN, "state": "complete", "result": {"epochs": 30, "epoch": 20}}
+    found = table.rows(definition, {0: UNKNOWN, 1: trained})
+    assert [row["epochs"] for row in found] == [5, 30]
+    assert [one["settings"] for one in table.summary(definition, found)] == [{"epochs": 5}, {"batch_size": 8}]
 
 
 def test_a_trial_that_fails_is_recorded_and_the_others_go_on(here, trials, begin, lbgap_command, at_once):
