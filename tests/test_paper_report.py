@@ -237,6 +237,19 @@ class TestConjectures:
         assert "grows by 5.77 (SB) and 8.66 (LB) a unit of log epoch. This does not decide it." in sentence
 
     @pytest.mark.parametrize(
+        ("small", "says"),
+        [
+            (11.0, "speaks for it"),
+            (10.5, "does not decide it"),
+            (10.0, "speaks against it"),
+            (9.0, "speaks against it"),
+        ],
+    )
+    def test_a_distance_that_hardly_differs_decides_nothing(self, small, says):
+        runs = {("ROW", "SB", 0): run([1.0], distances=[small]), ("ROW", "LB", 0): run([1.0], distances=[10.0])}
+        assert self.sentences(stored(runs), 2)[0].endswith(f"This {says}, by one start.")
+
+    @pytest.mark.parametrize(
         ("latest", "says"),
         [((5.0, 65.0), "speaks for"), ((5.0, 55.0), "does not decide"), ((50.0, 55.0), "speaks against")],
     )

@@ -1,5 +1,6 @@
 """Figures: what is drawn, also where numbers are not finite, and the files they become."""
 
+import itertools
 import math
 import subprocess
 import sys
@@ -8,7 +9,9 @@ import xml.etree.ElementTree as ElementTree
 import matplotlib
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from lbgap import Asymmetry, Density, plotting
 from lbgap.landscape import Line
@@ -238,3 +241,22 @@ def test_labels_of_curves_are_plain_text():
     figure = plotting.plot_curves({"_hidden": curve, r"a$\x$b": curve})
     plotting.encode(figure, "png")
     assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["_hidden", r"a\$\x\$b"]
+
+
+def test_labels_lie_neither_on_each_other_nor_on_points():
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    points = {f"label {index}": (10 ** (index % 4 / 2), index // 4 / 2) for index in range(12)}
+    points |= {"_far": (1e3, 9.0), "$alone$": (1e-3, 9.0)}
+    axes.plot(*zip(*points.values(), strict=True), ".")
+    axes.set_xscale("log")
+    plotting.label_points(axes, points)
+    figure.canvas.draw()
+    written = [text for text in axes.texts if text.get_text()]
+    assert [text.get_text() for text in written] == [*list(points)[:-2], " _far", r"\$alone\$"]
+    boxes = [Text.get_window_extent(text) for text in written]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    places = axes.transData.transform(list(points.values()))
+    assert not any(box.contains(*place) for box in boxes for place in places)
+    away = [[math.dist(place, ((b.x0 + b.x1) / 2, (b.y0 + b.y1) / 2)) for place in places] for b in boxes]
+    assert [row.index(min(row)) for row in away[-2:]] == [12, 13]

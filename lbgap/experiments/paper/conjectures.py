@@ -17,6 +17,7 @@ from lbgap.hessian.density import extent
 FOR, AGAINST, OPEN = "speaks for it", "speaks against it", "does not decide it"
 SADDLE = 0.01  # of the largest eigenvalue: a negative one that is smaller is none to speak of
 APART = 2.0  # times as large: two shares of negative curvature that differ
+FURTHER = 1.1  # times as far from the start: less is no difference to speak of
 BARRIER = 0.1  # of the loss: a lower one does not part two basins
 
 
@@ -129,7 +130,7 @@ def _distances(stored: Stored, row: str) -> str:
         for regime in ("SB", "LB")
     }
     further = sum(ratio > 1 for ratio in ratios)
-    verdict = FOR if further == len(seeds) else AGAINST if all(ratio <= 1 for ratio in ratios) else OPEN
+    verdict = FOR if min(ratios) >= FURTHER else AGAINST if further == 0 else OPEN
     growths = [_mean([slope for slope in found if slope is not None]) for found in slopes.values()]
     grows = f"; the distance grows by {growths[0]} (SB) and {growths[1]} (LB) a unit of log epoch" * all(growths)
     return (

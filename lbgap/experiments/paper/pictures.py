@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lbgap.experiments.paper.stored import Stored, parts_of, rows_of, runs_of, seeds_of, sharpness
 from lbgap.experiments.paper.treated import Treated, treated
@@ -141,13 +142,19 @@ def _sweep(stored: Stored, row: str, kind: str, parts: list[dict[str, Any]]) -> 
                 if regime in ends and ends[regime][place] is not None:
                     label = f"{regime} alone"
                     axes.axhline(ends[regime][place], color=color, linestyle=style[1:], label=label)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         else:
+            for regime, color, style in REGIMES:
+                if regime in ends:
+                    axes.plot(ends[regime][0], ends[regime][place], style[0], color=color, label=regime)
             axes.set_xscale("log")
+            axes.set_xticks([p[0] for p in points], [str(p[0]) for p in points])
+            axes.set_xticks([], minor=True)
         axes.set_xlabel("samples in a batch" if kind == "batch" else "small-batch epochs before the large batch")
     left.set_ylabel("test accuracy in %")
     right.set_ylabel(rf"$\phi$ in %, $\epsilon$ = {epsilon:g}, lower bound")
     right.set_yscale("log")
-    return _with_legend(figure, left) if kind == "warm" else figure
+    return _with_legend(figure, left)
 
 
 def _remedies(stored: Stored, groups: list[Treated]) -> Figure:
