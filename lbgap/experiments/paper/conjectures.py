@@ -189,6 +189,7 @@ def _missing(stored: Stored, row: str, experiment: str) -> str:
         "--seed": plan["first_seed"] or None,
         "--batch-norm": plan["batch_norm"] if plan["batch_norm"] != "eval" else None,
         "--data-dir": plan["data_dir"],
+        "--device": plan["device"] if plan.get("device", "cpu") != "cpu" else None,
     }
     told = "".join(f" {name} {value}" for name, value in options.items() if value is not None)
     return f"{row}: not measured; lbgap paper {experiment} --row {row}{told} --out THIS_FOLDER measures it."
