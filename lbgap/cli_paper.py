@@ -24,7 +24,7 @@ def paper(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the experiments.")] = Path("lbgap-paper"),
     quick: Annotated[
-        bool, typer.Option("--quick", help="MNIST-1D and digits, 3 trials, 2500 updates a training.")
+        bool, typer.Option("--quick", help="MNIST-1D and digits, 3 trials (1 of each remedy), 2500 updates a training.")
     ] = False,
     row: Annotated[
         list[str] | None,

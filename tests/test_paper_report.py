@@ -78,8 +78,9 @@ class TestTrials:
 
     def test_trainings_of_one_length_need_no_note(self):
         runs = {("ROW", regime, seed): run([60.0]) for regime in ("SB", "LB") for seed in (0, 1)}
-        [(_, caption, _)] = figures(stored(runs, experiments=["figure2"]))
+        [(_, caption, figure)] = figures(stored(runs, experiments=["figure2"]))
         assert caption == "ROW: accuracy while training (figure 2), mean over trials"
+        assert [line.get_marker() for line in figure.axes[1].lines] == ["o", "s"]  # one epoch makes no line
 
 
 class TestRemedies:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from lbgap.experiments.paper.stored import Stored, parts_of, rows_of, runs_of, seeds_of, sharpness
 from lbgap.experiments.paper.treated import Treated, treated
@@ -97,7 +96,7 @@ def _figure2(stored: Stored, row: str) -> Figure:
             runs = [run["metrics"] for run in runs_of(stored, row, regime).values()]
             epochs = itertools.zip_longest(*(metrics for metrics in runs if key in metrics[0]))
             means = [statistics.fmean(one[key] for one in epoch if one is not None) for epoch in epochs]
-            axes.plot(range(1, len(means) + 1), means, style[1:], color=color, label=regime)
+            axes.plot(range(1, len(means) + 1), means, _visible(style, means), color=color, label=regime)
         axes.set_xscale("log")
         axes.set_xlabel("epoch")
     left.set_ylabel("training accuracy in %")
@@ -142,14 +141,13 @@ def _sweep(stored: Stored, row: str, kind: str, parts: list[dict[str, Any]]) -> 
                 if regime in ends and ends[regime][place] is not None:
                     label = f"{regime} alone"
                     axes.axhline(ends[regime][place], color=color, linestyle=style[1:], label=label)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         else:
             for regime, color, style in REGIMES:
                 if regime in ends:
                     axes.plot(ends[regime][0], ends[regime][place], style[0], color=color, label=regime)
             axes.set_xscale("log")
-            axes.set_xticks([p[0] for p in points], [str(p[0]) for p in points])
             axes.set_xticks([], minor=True)
+        axes.set_xticks([p[0] for p in points], [str(p[0]) for p in points])
         axes.set_xlabel("samples in a batch" if kind == "batch" else "small-batch epochs before the large batch")
     left.set_ylabel("test accuracy in %")
     right.set_ylabel(rf"$\phi$ in %, $\epsilon$ = {epsilon:g}, lower bound")
@@ -188,11 +186,16 @@ def _distance(stored: Stored, row: str) -> Figure:
                 epochs = [one["epoch"] for one in run["metrics"]]
                 distances = [math.nan if one["distance"] is None else one["distance"] for one in run["metrics"]]
                 label = regime if index == 0 else None
-                axes.plot(epochs, distances, style[1:], color=color, label=label)
+                axes.plot(epochs, distances, _visible(style, epochs), color=color, label=label)
     axes.set_xscale("log")
     axes.set_xlabel("epoch")
     axes.set_ylabel("Euclidean distance from the start")
     return _with_legend(figure, axes)
+
+
+def _visible(style: str, values: Sequence[float]) -> str:
+    """The style of a line, with a marker where a single value makes none."""
+    return style if len(values) == 1 else style[1:]
 
 
 def _panels() -> tuple[Figure, tuple[Axes, Axes]]:
