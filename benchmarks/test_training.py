@@ -10,7 +10,7 @@ Five seeds: `lbgap.train` for each, or all `together` as one batched model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -40,6 +40,8 @@ OPTIONS = {"fused": True}
 # Of the norm of the way from the start: ADAM divides by gradients that rounding alone keeps from zero.
 TOLERANCE = 1e-2
 
+SAME = 1e-6
+
 Sets = tuple[Split, Split]  # training and test samples
 
 
@@ -56,6 +58,15 @@ def works(
         tested = len(inputs) // 6  # as many as MNIST has to its training samples
         found[name] = network.to(device), (Split(inputs, targets), Split(inputs[:tested], targets[:tested]))
     return found
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For the small networks, as lbgap's own experiments train them: a second thread costs more than it gives."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if request.node.callspec.params.get("name", "").startswith("F1") else 1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def bare(model: nn.Module, data: Sets, batch: int, epochs: int, measured: bool) -> nn.Module:
@@ -134,7 +145,7 @@ def test_training(
         lambda: BACKENDS[backend](start, data, batch, epochs),
         group=f"training, {name}",
         backend=backend,
-        rounds=3 if quick else 7,
+        rounds=3 if quick else 11,
         work={"float32": epochs * passes},
         targets=TARGETS.get(backend, ()),
         n=way.numel(),
@@ -142,6 +153,7 @@ def test_training(
         batch_size=batch,
         epochs=epochs,
         relative_error=error,
+        threads=torch.get_num_threads(),
     )
 
 
@@ -169,11 +181,13 @@ def test_five_seeds(
     _, data = works["MNIST-1D MLP, batch 32"]
     starts: list[nn.Module] = [mlp(40, [128] * 4, 10, seed=seed).to(device) for seed in SEEDS]
     run = seeds_apart if backend == "one by one" else seeds_together
+    # In float64, for in float32 two orders of summation are far apart after an epoch.
+    exact = [copy.deepcopy(start).double() for start in starts]
     error = 0.0
-    for start, one, other in zip(starts, seeds_apart(starts, data, batch, 1), run(starts, data, batch, 1), strict=True):
+    for start, one, other in zip(exact, seeds_apart(exact, data, batch, 1), run(exact, data, batch, 1), strict=True):
         way = vector(one) - vector(start)
         error = max(error, float((vector(other) - vector(start) - way).norm() / way.norm()))
-    assert error < TOLERANCE
+    assert error < SAME
     epochs = 1 if quick else 4
     samples, tested = len(data[0].inputs), len(data[1].inputs)
     passes = operations(starts[0], samples, True) + operations(starts[0], samples + tested, False)
@@ -181,7 +195,7 @@ def test_five_seeds(
         lambda: run(starts, data, batch, epochs),
         group=f"five seeds, MNIST-1D MLP, batch {batch}",
         backend=backend,
-        rounds=3 if quick else 7,
+        rounds=3 if quick else 11,
         work={"float32": len(SEEDS) * epochs * passes},
         targets=(("faster", "one by one", 1.5),) if backend == "together" and batch == 32 else (),
         n=way.numel(),
@@ -189,4 +203,5 @@ def test_five_seeds(
         batch_size=batch,
         epochs=epochs,
         relative_error=error,
+        threads=torch.get_num_threads(),
     )
