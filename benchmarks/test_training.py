@@ -30,9 +30,9 @@ from lbgap.training.optimizers import make_optimizer
 from lbgap.training.progress import Reporter
 
 WORKS = {  # name: batch, epochs
-    "MNIST-1D MLP, batch 32": (32, 4),
-    "MNIST-1D MLP, batch 400": (400, 20),
-    "F1, batch 256": (256, 2),
+    "MNIST-1D MLP, batch 32": (32, 10),
+    "MNIST-1D MLP, batch 400": (400, 60),
+    "F1, batch 256": (256, 3),
 }
 SEEDS = range(5)
 TARGETS = {"steps": (("faster", "torch", 0.95),), "lbgap": (("faster", "torch, measured", 0.95),)}
@@ -145,7 +145,7 @@ def test_training(
         lambda: BACKENDS[backend](start, data, batch, epochs),
         group=f"training, {name}",
         backend=backend,
-        rounds=3 if quick else 11,
+        rounds=3 if quick else 9,
         work={"float32": epochs * passes},
         targets=TARGETS.get(backend, ()),
         n=way.numel(),
