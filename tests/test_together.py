@@ -164,6 +164,7 @@ def tied():
     [
         ([], {}, "models must be one network or more, got none"),
         (starts(), {"seeds": (1, 2)}, r"seeds must be a list of 3, one a model, got \(1, 2\)"),
+        (starts(), {"seeds": 3}, "seeds must be a list of 3, one a model, got 3"),
         (starts(), {"out": "runs"}, "out must be a list of 3, one a model, got 'runs'"),
         (starts(), {"out": ["a", "b", "./a"]}, "out must be a folder of its own for each model, got one twice"),
         (starts(), {"resume": True}, "resume=True needs the folders of the runs: pass them as `out`"),
@@ -182,6 +183,11 @@ def test_bad_input(data, models, options, message, tmp_path, monkeypatch):
         lbgap.train_together(models, data[0], **options)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_network_is_no_list(data):
+    with pytest.raises(TypeError, match="models must be a list of networks, got Sequential: train one"):
+        lbgap.train_together(starts()[0], data[0], seeds=[0])
 
 
 def test_samples_of_several_rows_are_refused(data):

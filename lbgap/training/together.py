@@ -91,11 +91,15 @@ def train_together(
         FloatingPointError: A loss became NaN or infinite; the epochs before it are kept on the disk.
         OSError: A folder holds something already, is in use, or cannot be written.
     """
+    if isinstance(models, nn.Module) or not isinstance(models, Sequence):
+        raise TypeError(f"models must be a list of networks, got {type(models).__name__}: train one by lbgap.train")
     count = len(models)
     if not count:
         raise ValueError("models must be one network or more, got none")
     for name, values in (("seeds", seeds), ("out", out), ("configs", configs)):
-        if values is not None and (isinstance(values, str) or len(values) != count):
+        if values is None and name != "seeds":
+            continue
+        if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != count:
             raise ValueError(f"{name} must be a list of {count}, one a model, got {values!r}")
     folders = [None] * count if out is None else [os.path.realpath(folder) for folder in out]
     if out is not None and len(set(folders)) < count:
