@@ -16,7 +16,7 @@ from lbgap.training.run import CONFIG, MODEL, RESULT, STATE, Run, read_run
 from lbgap.training.stopping import Stopping
 
 
-@dataclass
+@dataclass(eq=False)
 class Course:
     """A training from one epoch to the next.
 

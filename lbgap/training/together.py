@@ -190,6 +190,7 @@ def _epoch(stack: Stack, courses: list[Course], reporter: Reporter) -> None:
     stack.share_moments()
     for course, row in zip(courses, rows, strict=True):
         course.add(row)
+    for course, row in zip(courses, rows, strict=True):  # who may raise what ends the training
         reporter.epoch({**row, "seed": course.loop.seed})
 
 
