@@ -2,7 +2,7 @@
 
 `torch` takes the steps and nothing else, `steps` is lbgap's own loop without its measurements. `torch, measured` and
 `lbgap` measure loss and accuracy over all training and test samples after each epoch besides, as a curve of both needs:
-about a third of the work of an epoch. Every loop ends at the same parameters, to rounding.
+a tenth to half as much as the steps. Every loop ends at the same parameters, to rounding.
 
 Five seeds: `lbgap.train` for each, or all `together` as one batched model.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -39,8 +40,7 @@ TARGETS = {"steps": (("faster", "torch", 0.95),), "lbgap": (("faster", "torch, m
 OPTIONS = {"fused": True}
 # Of the norm of the way from the start: ADAM divides by gradients that rounding alone keeps from zero.
 TOLERANCE = 1e-2
-
-SAME = 1e-6
+SAME = 1e-6  # the same in float64
 
 Sets = tuple[Split, Split]  # training and test samples
 
@@ -104,10 +104,13 @@ def steps(model: nn.Module, data: Sets, batch: int, epochs: int) -> nn.Module:
     return model
 
 
+def settings(data: Sets, batch: int, epochs: int) -> dict[str, Any]:
+    return {"test_data": data[1], "batch_size": batch, "epochs": epochs, "optimizer_options": OPTIONS}
+
+
 def trained(model: nn.Module, data: Sets, batch: int, epochs: int) -> nn.Module:
     """The whole call."""
-    options = {"batch_size": batch, "epochs": epochs, "optimizer_options": OPTIONS}
-    return lbgap.train(model, data[0], test_data=data[1], **options).model
+    return lbgap.train(model, data[0], **settings(data, batch, epochs)).model
 
 
 BACKENDS: dict[str, Callable[[nn.Module, Sets, int, int], nn.Module]] = {
@@ -158,12 +161,12 @@ def test_training(
 
 
 def seeds_apart(starts: list[nn.Module], data: Sets, batch: int, epochs: int) -> list[nn.Module]:
-    options = {"batch_size": batch, "epochs": epochs, "optimizer_options": OPTIONS, "test_data": data[1]}
+    options = settings(data, batch, epochs)
     return [lbgap.train(start, data[0], seed=seed, **options).model for start, seed in zip(starts, SEEDS, strict=True)]
 
 
 def seeds_together(starts: list[nn.Module], data: Sets, batch: int, epochs: int) -> list[nn.Module]:
-    options = {"batch_size": batch, "epochs": epochs, "optimizer_options": OPTIONS, "test_data": data[1]}
+    options = settings(data, batch, epochs)
     return [run.model for run in lbgap.train_together(starts, data[0], seeds=SEEDS, **options)]
 
 
