@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules import module as global_hooks
 
 from lbgap._hardware import first_line
 
@@ -34,10 +36,43 @@ FUNCTIONS: dict[Any, type[nn.Module]] = {  # to the module that takes the same f
     F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
 }
 RESHAPES = ("view", "reshape", torch.reshape)
+POINTWISE = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Softplus),
+    *(nn.Hardtanh, nn.Hardswish, nn.Mish),
+)
+FORWARD_HOOKS = ("forward_hooks", "forward_pre_hooks")
+HOOKS = (*FORWARD_HOOKS, "backward_hooks", "backward_pre_hooks")
 
 
 class UnknownError(Exception):
     """A network that there are no rules for; the message names what was met."""
+
+
+def hooked_everywhere(kinds: Sequence[str]) -> bool:
+    """Whether a hook of one of these kinds is on all modules of the process."""
+    return any(getattr(global_hooks, f"_global_{kind}", None) for kind in kinds)
+
+
+def is_hooked(module: nn.Module, kinds: Sequence[str]) -> bool:
+    """Whether a module itself has a hook of one of these kinds, or another forward than its class."""
+    return any(getattr(module, f"_{kind}", None) for kind in kinds) or "forward" in vars(module)
+
+
+def check_hooks(module: nn.Module, kinds: Sequence[str]) -> None:
+    """Refuse a module that does more than its layers.
+
+    Args:
+        module: With its submodules.
+        kinds: Of hooks that matter, some of :data:`HOOKS`.
+
+    Raises:
+        UnknownError: It does; the message says where.
+    """
+    if hooked_everywhere(kinds):
+        raise UnknownError("a hook on all modules")
+    for name, child in module.named_modules():
+        if is_hooked(child, kinds):
+            raise UnknownError(f"a hook on {name or 'the model'}, or a replaced forward")
 
 
 def trace(module: nn.Module, tracer: fx.Tracer) -> fx.Graph:

@@ -7,6 +7,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
+
+def take_gpu(number: int) -> None:
+    """Make one GPU the current one of this process.
+
+    Args:
+        number: Of the process among its like, from 0; counted round if there are fewer GPUs.
+    """
+    if count := torch.cuda.device_count():
+        torch.cuda.set_device(number % count)
+
 
 @contextmanager
 def interrupts_ignored() -> Iterator[None]:

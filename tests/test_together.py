@@ -185,6 +185,15 @@ def test_bad_input(data, models, options, message, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_hook_on_all_modules_is_refused(data):
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        with pytest.raises(ValueError, match="this one has a hook on all modules: train them one by one"):
+            lbgap.train_together(starts(), data[0], seeds=SEEDS, batch_size=32, epochs=1)
+    finally:
+        handle.remove()
+
+
 def test_one_network_is_no_list(data):
     with pytest.raises(TypeError, match="models must be a list of networks, got Sequential: train one"):
         lbgap.train_together(starts()[0], data[0], seeds=[0])

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from lbgap._processes import interrupts_ignored
+from lbgap._processes import interrupts_ignored, take_gpu
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -64,4 +64,4 @@ def _start(place: Synchronized[int] | None) -> None:
     if place is not None:
         with place.get_lock():
             number, place.value = place.value, place.value + 1
-        torch.cuda.set_device(number % torch.cuda.device_count())
+        take_gpu(number)

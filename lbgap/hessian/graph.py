@@ -10,9 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.modules import module as global_hooks
 
-from lbgap._layers import FUNCTIONS, MEANS, NORMS, OFF, RESHAPES, UnknownError, is_size, trace
+from lbgap._layers import FUNCTIONS, HOOKS, MEANS, NORMS, OFF, RESHAPES, UnknownError, check_hooks, is_size, trace
 from lbgap.flat import FlatModule
 from lbgap.hessian.rules import Add, Flatten, Linear, MaxPool, Pointwise, Rule, Windows
 from lbgap.hessian.weighted import BatchNorm, Convolution, Dense, Norm, Places, Weighted
@@ -22,7 +21,6 @@ SMOOTH = (nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus)
 MAXIMA = {nn.MaxPool1d: F.max_pool1d, nn.MaxPool2d: F.max_pool2d}
 KNOWN: dict[Any, type[nn.Module]] = {**FUNCTIONS, F.relu6: nn.ReLU6}
 SUMS = (operator.add, operator.iadd, torch.add, "add")
-HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
 
 @dataclass
@@ -48,21 +46,11 @@ def steps_of(flat: FlatModule) -> list[Step]:
     Raises:
         UnknownError: Something in it has no rule; the message says what.
     """
-    _check_hooks(flat.module)
+    check_hooks(flat.module, HOOKS)
     builder = _Builder(flat)
     for node in trace(nn.Sequential(flat.module), fx.Tracer()).nodes:  # a lone layer is one, too
         builder.take(node)
     return builder.finished()
-
-
-def _check_hooks(module: nn.Module) -> None:
-    if any(getattr(global_hooks, f"_global_{hooks}", None) for hooks in HOOKS):
-        raise UnknownError("a hook on all modules")
-    for name, child in module.named_modules():
-        if any(getattr(child, f"_{hooks}", None) for hooks in HOOKS):
-            raise UnknownError(f"a hook on {name or 'the model'}")
-        if "forward" in vars(child):
-            raise UnknownError(f"a replaced forward of {name or 'the model'}")
 
 
 class _Builder:

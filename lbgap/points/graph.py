@@ -11,9 +11,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.modules import module as global_hooks
 
-from lbgap._layers import FUNCTIONS, MEANS, NORMS, OFF, RESHAPES, UnknownError, is_size, trace
+from lbgap._layers import (
+    FORWARD_HOOKS,
+    FUNCTIONS,
+    MEANS,
+    NORMS,
+    OFF,
+    POINTWISE,
+    RESHAPES,
+    UnknownError,
+    check_hooks,
+    is_size,
+    trace,
+)
 from lbgap.flat import FlatModule
 from lbgap.points.rules import (
     Convolution,
@@ -28,14 +39,9 @@ from lbgap.points.rules import (
     Weighted,
 )
 
-POINTWISE = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Softplus),
-    *(nn.Hardtanh, nn.Hardswish, nn.Mish),
-)
 INPLACE: dict[type[nn.Module], Any] = {nn.Tanh: torch.tanh_, nn.Sigmoid: torch.sigmoid_}
 MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
 SUMS = (operator.add, torch.add, "add")
-HOOKS = ("forward_hooks", "forward_pre_hooks")
 
 
 @dataclass
@@ -57,7 +63,7 @@ def steps_of(flat: FlatModule) -> list[Step]:
     Raises:
         UnknownError: Something in it is no usual layer; the message says what.
     """
-    _check_hooks(flat.module)
+    _check_plain(flat.module)
     builder = _Builder(flat)
     module = nn.Sequential(flat.module) if builder.alone else flat.module
     for node in trace(module, _Tracer()).nodes:
@@ -65,12 +71,9 @@ def steps_of(flat: FlatModule) -> list[Step]:
     return builder.steps
 
 
-def _check_hooks(module: nn.Module) -> None:
-    if any(getattr(global_hooks, f"_global_{hooks}", None) for hooks in HOOKS):
-        raise UnknownError("a hook on all modules")
+def _check_plain(module: nn.Module) -> None:
+    check_hooks(module, FORWARD_HOOKS)
     for name, child in module.named_modules():
-        if any(getattr(child, f"_{hooks}", None) for hooks in HOOKS) or "forward" in vars(child):
-            raise UnknownError(f"a hook on {name or 'the model'}, or a replaced forward")
         if "parametrizations" in child._modules:
             raise UnknownError(f"a parametrisation of {name or 'the model'}")
 

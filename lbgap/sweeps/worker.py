@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from lbgap._processes import interrupts_ignored
+from lbgap._processes import interrupts_ignored, take_gpu
 from lbgap.sweeps import store as stores
 from lbgap.sweeps.store import Claim, Place, Store
 from lbgap.sweeps.trial import run_trial
@@ -84,8 +84,8 @@ def work(job: Job, stop: Stop | None = None, number: int = 0) -> None:
     stop = stop or Stop()
     store = Store.open(job.where, job.name)
     try:
-        if any(trial.settings.get("device") == "cuda" for trial in store.trials.values()) and torch.cuda.device_count():
-            torch.cuda.set_device(number % torch.cuda.device_count())
+        if any(trial.settings.get("device") == "cuda" for trial in store.trials.values()):
+            take_gpu(number)
         pause = POLL
         while True:
             if stop.asked:

@@ -37,6 +37,35 @@ class Course:
         """How many are done."""
         return len(self.loop.state.metrics)
 
+    def open(self, folder: Path, found: dict[str, Any] | None, seconds: float, keep_every: int | None) -> Run | None:
+        """Begin in a folder, or go on with the run that is there.
+
+        Args:
+            folder: Open.
+            found: The configuration in it, or ``None`` if it is new.
+            seconds: Between two writings of the state.
+            keep_every: Epochs between the iterates that are kept.
+
+        Returns:
+            The run if it is finished.
+
+        Raises:
+            ValueError: The run in it has other settings, or a file is damaged.
+        """
+        state = self.loop.state
+        self.recorder = Recorder(folder, seconds, keep_every)
+        if found is not None:
+            finished = (folder / RESULT).exists()
+            _check_same(found, self.facts, folder, finished)
+            if finished:
+                return _finished(folder, state)
+            if (folder / STATE).exists():
+                restore(state, folder / STATE)
+                self.facts = found
+                return None
+        self.recorder.begin(self.facts, state)
+        return None
+
     def reason(self) -> str | None:
         """Why the training ends here, or ``None``."""
         return self.stopping.reason(self._losses())
@@ -76,36 +105,6 @@ class Course:
 
     def _losses(self) -> list[float]:
         return [row["train_loss"] for row in self.loop.state.metrics]
-
-
-def begin(
-    folder: Path, found: dict[str, Any] | None, facts: dict[str, Any], recorder: Recorder, state: State
-) -> Run | dict[str, Any]:
-    """Begin a run in its folder, or go on with the one that is there.
-
-    Args:
-        folder: Open.
-        found: The configuration in it, or ``None`` if it is new.
-        facts: The configuration that is asked for.
-        recorder: Of the folder.
-        state: Built as for a fresh start; that of the folder is put into it.
-
-    Returns:
-        The run if it is finished, or the facts that it goes on with.
-
-    Raises:
-        ValueError: The run in it has other settings, or a file is damaged.
-    """
-    if found is not None:
-        finished = (folder / RESULT).exists()
-        _check_same(found, facts, folder, finished)
-        if finished:
-            return _finished(folder, state)
-        if (folder / STATE).exists():
-            restore(state, folder / STATE)
-            return found
-    recorder.begin(facts, state)
-    return facts
 
 
 def _check_same(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path, finished: bool) -> None:

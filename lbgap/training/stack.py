@@ -13,17 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from lbgap._layers import HOOKS, POINTWISE, hooked_everywhere, is_hooked
 from lbgap.losses import Loss
 from lbgap.training.checkpoint import State
 
 ELEMENTWISE = ("Adam", "AdamW", "Adamax", "Adadelta", "Adagrad", "ASGD", "NAdam", "RAdam", "RMSprop", "SGD")
 """Optimisers that treat each element of a parameter like any other, so that it may lie in a larger tensor."""
-POINTWISE = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Softplus),
-    *(nn.Hardtanh, nn.Hardswish, nn.Mish, nn.Identity),
-)
-
-HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
@@ -36,11 +31,11 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
         ValueError: It holds something else; the message names it.
     """
     kind = type(model)
-    if any(vars(model)[f"_{hooks}"] for hooks in HOOKS) or "forward" in vars(model):
+    if is_hooked(model, HOOKS):
         raise ValueError(f"{kind.__name__} with a hook")
     if isinstance(model, nn.Sequential) and kind is nn.Sequential:
         return [layer for child in model for layer in layers_of(child)]
-    if kind not in (nn.Linear, nn.BatchNorm1d, nn.Flatten, *POINTWISE):
+    if kind not in (nn.Linear, nn.BatchNorm1d, nn.Flatten, nn.Identity, *POINTWISE):
         raise ValueError(kind.__name__)
     if getattr(model, "start_dim", 1) != 1 or getattr(model, "momentum", 0) is None:
         raise ValueError(str(model))
@@ -51,16 +46,13 @@ class Stack:
     """Trains several states of one architecture at once; their tensors become parts of its own.
 
     Args:
-        states: Of plain chains, at the same epoch. Until :meth:`release` the parameters, buffers and optimisers of each
-            are views of the stack's.
-
-    Raises:
-        ValueError: A model is no plain chain, they differ, or the optimiser is none that can be stacked.
+        states: Of plain chains, as :func:`check_alike` lets pass, at the same epoch. Until :meth:`release` the
+            parameters, buffers and optimisers of each are views of the stack's.
     """
 
     def __init__(self, states: Sequence[State]) -> None:
         self._states = list(states)
-        self._layers = [check(state) for state in states]
+        self._layers = [layers_of(state.model) for state in states]
         own: list[Parameter] = []
         self._tensors: list[dict[str, Tensor]] = []
         for alike in zip(*self._layers, strict=True):
@@ -175,7 +167,7 @@ def _is_of(value: Any, parameter: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
-def check(state: State) -> list[nn.Module]:
+def _check(state: State) -> list[nn.Module]:
     """Find the layers of a state that can be stacked.
 
     Args:
@@ -188,6 +180,8 @@ def check(state: State) -> list[nn.Module]:
         ValueError: It cannot; the message says why.
     """
     try:
+        if hooked_everywhere(HOOKS):
+            raise ValueError("a hook on all modules")
         layers = layers_of(state.model)
     except ValueError as error:
         raise ValueError(
@@ -217,7 +211,7 @@ def check_alike(states: Sequence[State], inputs: Tensor) -> None:
     """
     forms = []
     for state in states:
-        layers = check(state)
+        layers = _check(state)
         if inputs.dim() != 2 and not isinstance(layers[0], nn.Flatten):
             raise ValueError(f"samples of shape {tuple(inputs.shape[1:])} need a model that begins with Flatten")
         tensors = [(name, p.dtype, p.device, p.requires_grad) for name, p in state.model.named_parameters()]

@@ -15,14 +15,13 @@ from lbgap.losses import LossFunction, resolve_loss
 from lbgap.samples import DataLike, as_tensors
 from lbgap.training._checks import plain, real, whole
 from lbgap.training.batches import epoch_batches
-from lbgap.training.checkpoint import Recorder
-from lbgap.training.course import Course, begin
+from lbgap.training.course import Course
 from lbgap.training.loop import Loop
 from lbgap.training.progress import Metrics, Reporter, check_progress, reporting
 from lbgap.training.run import Run, open_folder
 from lbgap.training.stack import Stack, check_alike
 from lbgap.training.stopping import Stopping
-from lbgap.training.trainer import fresh_state, prepare
+from lbgap.training.trainer import Work, new_course
 
 
 def train_together(
@@ -117,29 +116,21 @@ def train_together(
     (samples, loader_batch), tested = as_tensors(data), None if test_data is None else as_tensors(test_data)[0]
     if batch_size is None and loader_batch is not None:
         batch_size = min(loader_batch, len(samples.inputs))
-    first: Loop | None = None
-    found: list[Run | Course] = []
+    work: Work = (samples, tested, criterion, batch_size, [])
+    method = (optimizer, learning_rate, optimizer_options or {}, device)
     with ExitStack() as held, torch.inference_mode(False), torch.enable_grad():
+        courses = []
         for index, model in enumerate(models):
-            state, where = fresh_state(model, device, optimizer, learning_rate, optimizer_options or {})
-            seed = whole("seeds", seeds[index], 0)
-            loop, facts = prepare(state, where, samples, tested, criterion, batch_size, seed, [], epochs)
-            first = first or loop
-            loop.train, loop.test = first.train, first.test  # once on the device
             extra = {} if configs is None else plain("configs", configs[index])
-            facts |= {**stopping.settings(), "extra": extra} | ({"keep_every": keep_every} if keep_every else {})
-            found.append(Course(loop, stopping, facts, Recorder(None, 0)))
-        check_alike([course.loop.state for course in found if isinstance(course, Course)], samples.inputs)
+            seed = whole("seeds", seeds[index], 0)
+            course = new_course(model, work, method, seed, stopping, keep_every, extra)
+            courses.append(course)
+            course.loop.train, course.loop.test = courses[0].loop.train, courses[0].loop.test  # once on the device
+        check_alike([course.loop.state for course in courses], samples.inputs)
+        found: list[Run | Course] = list(courses)
         for index, folder in enumerate(out or ()):
-            course = found[index]
-            assert isinstance(course, Course)
             opened, there = held.enter_context(open_folder(folder, resume))
-            course.recorder = Recorder(opened, checkpoint_seconds, keep_every)
-            begun = begin(opened, there, course.facts, course.recorder, course.loop.state)
-            if isinstance(begun, Run):
-                found[index] = begun
-            else:
-                course.facts = begun
+            found[index] = courses[index].open(opened, there, checkpoint_seconds, keep_every) or courses[index]
         return _run(found, progress)
 
 

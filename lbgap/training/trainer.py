@@ -17,7 +17,7 @@ from lbgap.training._checks import plain, real, whole
 from lbgap.training.batches import private_rng, resolve_batch_size
 from lbgap.training.checkpoint import Recorder, State
 from lbgap.training.config import FORMAT, describe_data, describe_environment, describe_model
-from lbgap.training.course import Course, begin
+from lbgap.training.course import Course
 from lbgap.training.descent import Descent
 from lbgap.training.loop import Loop
 from lbgap.training.optimizers import PACKAGE, in_torch, make_optimizer, resolve_optimizer
@@ -122,28 +122,57 @@ def train(
     criterion = resolve_loss(loss)
     chosen = resolve_remedies(remedies)
     with torch.inference_mode(False), torch.enable_grad():
-        state, where = fresh_state(model, device, optimizer, learning_rate, optimizer_options or {})
         seed = whole("seed", seed, 0)
-        loop, facts = prepare(state, where, data, test_data, criterion, batch_size, seed, chosen, epochs)
-        facts |= {**stopping.settings(), "extra": extra} | ({"keep_every": keep_every} if keep_every else {})
+        work = (data, test_data, criterion, batch_size, chosen)
+        method = (optimizer, learning_rate, optimizer_options or {}, device)
+        course = new_course(model, work, method, seed, stopping, keep_every, extra)
         if out is None:
-            return _run(Course(loop, stopping, facts, Recorder(None, 0)), progress)
-        if any(not isinstance(value, Tensor) for value in state.model.state_dict().values()):
+            return _run(course, progress)
+        if any(not isinstance(value, Tensor) for value in course.loop.state.model.state_dict().values()):
             raise ValueError("the model keeps extra state that is no tensor, which `out` cannot store: pass out=None")
         with open_folder(out, resume) as (folder, found):
-            recorder = Recorder(folder, checkpoint_seconds, keep_every)
-            begun = begin(folder, found, facts, recorder, state)
-            return begun if isinstance(begun, Run) else _run(Course(loop, stopping, begun, recorder), progress)
+            finished = course.open(folder, found, checkpoint_seconds, keep_every)
+            return finished or _run(course, progress)
 
 
-def fresh_state(
+# What one training and several at once are laid out from.
+Work = tuple[DataLike, DataLike | None, Loss, int | float | None, list[Remedy]]
+Method = tuple[str, float, Mapping[str, Any], str | torch.device | None]
+
+
+def new_course(
     model: nn.Module,
-    device: str | torch.device | None,
-    optimizer: str,
-    rate: float,
-    options: Mapping[str, Any],
-) -> tuple[State, torch.device]:
+    work: Work,
+    method: Method,
+    seed: int,
+    stopping: Stopping,
+    keep_every: int | None,
+    extra: Any,
+) -> Course:
+    """Lay out a training that has not begun; everything is checked, nothing is written.
+
+    Args:
+        model: What to train a copy of.
+        work: Training and test data, loss, batch size and remedies.
+        method: The optimiser, its learning rate and other options, and the device.
+        seed: Of the order of the samples.
+        stopping: When it ends.
+        keep_every: Epochs between the iterates that are kept.
+        extra: Further facts for ``config.json``.
+
+    Raises:
+        TypeError: Something is of the wrong kind.
+        ValueError: Something is out of range, or does not fit together.
+    """
+    state, where = _fresh_state(model, method)
+    loop, facts = _prepare(state, where, work, seed, stopping.epochs)
+    facts |= {**stopping.settings(), "extra": extra} | ({"keep_every": keep_every} if keep_every else {})
+    return Course(loop, stopping, facts, Recorder(None, 0))
+
+
+def _fresh_state(model: nn.Module, method: Method) -> tuple[State, torch.device]:
     """Copy the module, move the copy and give it an optimiser."""
+    optimizer, rate, options, device = method
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
@@ -192,18 +221,11 @@ def resolve_device(device: str | torch.device | None, default: torch.device) -> 
     return torch.device("cuda", index)
 
 
-def prepare(
-    state: State,
-    device: torch.device,
-    data: DataLike,
-    test_data: DataLike | None,
-    loss: Loss,
-    batch_size: int | float | None,
-    seed: int,
-    remedies: list[Remedy],
-    epochs: int | None,
+def _prepare(
+    state: State, device: torch.device, work: Work, seed: int, epochs: int | None
 ) -> tuple[Loop, dict[str, Any]]:
     """Move the data, check that everything fits, and name what the result depends on."""
+    data, test_data, loss, batch_size, remedies = work
     (train_split, loader_batch), test_split = as_tensors(data), None
     if test_data is not None:
         test_split = as_tensors(test_data)[0]
