@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lbgap import _extension, _hardware, datasets
+from lbgap import _extension, datasets
 from lbgap.sharpness import versions
+from lbgap.system import device as hardware
 
 LIMITS = pytest.StashKey[dict[str, float]]()
 PROBE_REPEATS = 10
@@ -60,7 +61,7 @@ def need(device: torch.device) -> Callable[[str], None]:
     def skip_without(what: str) -> None:
         if what == "native" and device.type not in _extension.NATIVE_DEVICES:
             pytest.skip(f"no compiled lbgap library serves {device.type}")
-        if what == "bfloat16" and not _hardware.bfloat16_products(device.type):
+        if what == "bfloat16" and not hardware.bfloat16_products(device.type):
             pytest.skip(f"no bfloat16 matrix products on this {device.type}")
 
     return skip_without
@@ -87,7 +88,7 @@ def probe(device: torch.device, quick: bool) -> dict[str, float]:
         source = torch.ones(bytes_, dtype=torch.uint8, device=device)
         target = torch.zeros_like(source)
         found["copy"] = 2 * bytes_ / best(lambda: target.copy_(source), device)
-    kinds = [torch.float32, *([torch.bfloat16] if _hardware.bfloat16_products(device.type) else [])]
+    kinds = [torch.float32, *([torch.bfloat16] if hardware.bfloat16_products(device.type) else [])]
     for dtype in kinds:
         a, b, c = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(3))
         name = str(dtype).removeprefix("torch.")

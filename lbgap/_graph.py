@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lbgap import _hardware
+from lbgap.system import device as hardware
 
 Outputs = tuple[Tensor, ...]
 Work = Callable[[], Outputs]
@@ -91,7 +91,7 @@ class Graphs:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of an operation that cannot be looked at, or of the work itself, then here again
-            self._refuse(f"the model or the loss cannot be watched ({_hardware.first_line(error)})")
+            self._refuse(f"the model or the loss cannot be watched ({hardware.first_line(error)})")
             return work()
         if seen.unfit is not None:
             self._refuse(seen.unfit)
@@ -101,7 +101,7 @@ class Graphs:
             replay, outputs = self._record(work, self._device)
             replay()
         except Exception as error:  # whatever it is: the work as it is needs no graph
-            self._refuse(f"the capture failed ({_hardware.first_line(error)})")
+            self._refuse(f"the capture failed ({hardware.first_line(error)})")
             return work()
         if not _agree((*outputs, written), (*expected, before), dtype):
             self._refuse("a replay did not repeat the gradient")
@@ -244,6 +244,6 @@ def _agree(found: Outputs, expected: Outputs, dtype: torch.dtype) -> bool:
     for one, other in zip(found, expected, strict=True):
         finite = other.nan_to_num()
         lengths += [(one.nan_to_num() - finite).norm(dtype=torch.float64), finite.norm(dtype=torch.float64)]
-    values = _hardware.read(torch.stack(lengths))
+    values = hardware.read(torch.stack(lengths))
     tolerance = torch.finfo(dtype).eps ** 0.5
     return all(differ <= tolerance * size for differ, size in zip(values[::2], values[1::2], strict=True))

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lbgap._hardware import first_line
 from lbgap.flat import FlatModule
 from lbgap.losses import Loss
+from lbgap.system.device import first_line
 
 TangentOf = Callable[[FlatModule, Tensor, Tensor], tuple[Tensor, Tensor]]
 TERMS = 8  # samples on which a callable loss is tried out

@@ -444,8 +444,9 @@ def info(as_json: AsJson = False) -> None:
     """Show versions, which library serves which device, compiler, SIMD level, threads and copy bandwidth."""
     import torch
 
-    from lbgap import _extension, _hardware
-    from lbgap._result import versions
+    from lbgap import _extension
+    from lbgap.result import versions
+    from lbgap.system import device as hardware
 
     host = _extension.host
     threads = torch.get_num_threads()
@@ -457,7 +458,7 @@ def info(as_json: AsJson = False) -> None:
         "flags": host.flags() if host else None,
         "simd": host.simd_level() if host else None,
         "threads": threads,
-        "bfloat16 products": _hardware.bfloat16_products("cpu"),
+        "bfloat16 products": hardware.bfloat16_products("cpu"),
         "copy bandwidth GB/s": round(host.copy_bandwidth(1 << 28, threads) / 1e9, 1) if host else None,
         "CUDA of torch": torch.version.cuda,
         "GPU kernels": _gpu_kernels(),

@@ -141,8 +141,9 @@ def connect(
     and connect.safetensors (the control points of the path, one row each) into
     --out; earlier results are kept, the next ones are connect-2.json and so on.
     """
-    from lbgap import _files, plotting
+    from lbgap import plotting
     from lbgap.landscape import connect as train_path
+    from lbgap.system import files
 
     small, large, samples = _two("path", _minimizers(runs, model, weights, data, data_dir, download))
     _writable(out)
@@ -167,8 +168,8 @@ def connect(
     )
     stem = _fresh(out, "connect")
     record = {"small": small[0], "large": large[0], "data": samples.name, **result.to_dict()}
-    _files.write_safetensors(stem.with_suffix(".safetensors"), {"control": result.control}, {"kind": kind})
-    _files.write_json(stem.with_suffix(".json"), record)
+    files.write_safetensors(stem.with_suffix(".safetensors"), {"control": result.control}, {"kind": kind})
+    files.write_json(stem.with_suffix(".json"), record)
     plotting.save(plotting.plot_connection(result), stem)
     title = f"A path of low loss: t = 0 is {escape(small[0])}, t = 1 is {escape(large[0])}\n"
     table = _table("by loss", "barrier of\nthe path", "at t", "barrier of the\nstraight line", "at t")
@@ -206,7 +207,8 @@ def _path(
     as_json: bool,
 ) -> None:
     """Evaluate a path, write it down and show it."""
-    from lbgap import _files, plotting
+    from lbgap import plotting
+    from lbgap.system import files
 
     (small_name, small), (large_name, large), samples = _two(name, minimizers)
     _writable(out)
@@ -215,7 +217,7 @@ def _path(
     )
     stem = _fresh(out, name)
     record = {"small": small_name, "large": large_name, "data": samples.name, "seed": seed, **result.to_dict()}
-    _files.write_json(stem.with_suffix(".json"), record)
+    files.write_json(stem.with_suffix(".json"), record)
     plotting.save(plotting.plot_line(result), stem)
     title = f"The {name}: alpha = 0 is {escape(small_name)}, alpha = 1 is {escape(large_name)}\n"
     note = f"Loss: mean {result.settings['loss']}; batch-norm: {result.settings['batch_norm']}"

@@ -142,7 +142,7 @@ def _report(
 ) -> None:
     """Measure each minimizer, write the results and print them."""
     import lbgap
-    from lbgap import _files
+    from lbgap.system import files
 
     function, heading, _ = MEASURES[name]
     table = _table(
@@ -163,7 +163,7 @@ def _report(
             f"{found.seconds:.2f}",
         )
     path = _fresh(out, name).with_suffix(".json")
-    _files.write_json(path, results)
+    files.write_json(path, results)
     settings = results[0]["settings"]
     hidden = {"versions", "notes", "threads", "directions", "batch_size"}
     kept = (f"{key} {value}" for key, value in settings.items() if key not in hidden and value is not None)

@@ -86,8 +86,9 @@ def plane(
     .svg, surface.html, and what was evaluated, so that a plane that was killed
     goes on with --resume.
     """
-    from lbgap import _files, plotting, report
+    from lbgap import plotting, report
     from lbgap.landscape import plane as evaluate
+    from lbgap.system import files
 
     named = _models(runs, directions, model, weights, data, data_dir, download)
     (_, _, samples), *rest = named
@@ -119,11 +120,11 @@ def plane(
         marks = tuple((name, x, y) for name, (_, x, y) in zip(names, result.marks, strict=True))
         result = dataclasses.replace(result, marks=marks)
     record = {"models": names, "data": samples.name, **result.to_dict()}
-    _files.write_json(out / "plane.json", record)
+    files.write_json(out / "plane.json", record)
     plotting.save(plotting.plot_plane(result), out / "plane")
     plotting.save(plotting.plot_surface(result), out / "surface")
     page = report.plane_page(result, f"A plane of the loss: {', '.join(names if result.path is None else names[-1:])}")
-    _files.write_bytes(out / "surface.html", page.encode())
+    files.write_bytes(out / "surface.html", page.encode())
     axes = f"x: {result.axes[0]}\ny: {result.axes[1]}\n"
     written = f"Written: {escape(str(out))}/plane.json, plane and surface as .png and .svg, surface.html"
     _show(as_json, record, escape(axes), _places(result), "", _extremes(result), "", _note(result), written)

@@ -9,9 +9,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from lbgap import Objective, Sharpness, _files, fast_sharpness, layer_sharpness, plotting, sharpness_curve
+from lbgap import Objective, Sharpness, fast_sharpness, layer_sharpness, plotting, sharpness_curve
 from lbgap.cli import _bullets, _fresh, _show, _table, errors
 from lbgap.experiments.tables import MANIFOLD_RESTARTS, RESTARTS, SUBSPACE, TRIALS, Tables, paper_tables
+from lbgap.system import files
 
 Objectives = Iterator[tuple[str, str, Objective]]
 BOUNDS = "Sharpness phi: certified lower bounds\n"
@@ -52,7 +53,7 @@ def curves(objectives: Objectives, epsilons: list[float], search: dict[str, Any]
         values = (f"{value:.4g}" for value in found.values)
         table.add_row(escape(name), *values, f"{found.evaluations:.4g}", f"{found.seconds:.2f}")
     stem = _fresh(out, "sharpness")
-    _files.write_json(stem.with_suffix(".json"), results)
+    files.write_json(stem.with_suffix(".json"), results)
     paths = [stem.with_suffix(".json"), *plotting.save(plotting.plot_curves(drawn), stem)]
     title = "Sharpness phi in percent at each epsilon: certified lower bounds\n"
     _show(as_json, {"results": results}, title, table, "", _bullets(notes), "", _written(paths))
@@ -100,7 +101,7 @@ def tables(
     restarts = RESTARTS if restarts is None else restarts
     found = paper_tables(named, epsilons=epsilons, restarts=restarts, seed=seed, told=told)
     path = _fresh(out, "sharpness").with_suffix(".json")
-    _files.write_json(path, found.to_dict())
+    files.write_json(path, found.to_dict())
     many = any(len(row[0].values) > 1 for row in found.groups.values())
     deviation = ["Where a row has several minimizers: mean ± standard deviation over them."] if many else []
     _show(
@@ -148,7 +149,7 @@ def _finish(
     table: Table, results: list[dict[str, Any]], notes: list[str], out: Path, as_json: bool, *, manifold: bool
 ) -> None:
     path = _fresh(out, "sharpness").with_suffix(".json")
-    _files.write_json(path, results)
+    files.write_json(path, results)
     settings = results[0]["settings"]
     kept = [*KEPT, *(("subspace", "trials", "distribution") if manifold else ())]
     kept = [name for name in kept if name != "n" or len({result["settings"]["n"] for result in results}) == 1]

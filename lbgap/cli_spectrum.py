@@ -132,8 +132,8 @@ def _judge(
     most: int,
 ) -> None:
     """Check all numbers before any run is read."""
+    from lbgap.checks import positive, whole
     from lbgap.hessian._probes import check_limits
-    from lbgap.measures._call import positive, whole
 
     check_limits(kind, most, 0)
     whole("top", top, 1)
@@ -170,8 +170,9 @@ def _sides(each: Spectrum, minimizers: list[tuple[str, Any]], shared: dict[str, 
 
 def _report(found: list[Spectrum], limit: float, out: Path, as_json: bool) -> None:
     """Write the results and the figures, and print the tables."""
-    from lbgap import _files, plotting
+    from lbgap import plotting
     from lbgap.hessian.mass import mass
+    from lbgap.system import files
 
     masses = [mass(each.density, limit) for each in found]
     results = [
@@ -187,7 +188,7 @@ def _report(found: list[Spectrum], limit: float, out: Path, as_json: bool) -> No
         for each, amount in zip(found, masses, strict=True)
     ]
     stem = _fresh(out, "spectrum")
-    _files.write_json(stem.with_suffix(".json"), results)
+    files.write_json(stem.with_suffix(".json"), results)
     common = max(each.density.resolution for each in found)  # or the widths of the curves would be compared
     densities = _labelled([(each.name, each.density.at(common)) for each in found])
     paths = [stem.with_suffix(".json"), *plotting.save(plotting.plot_densities(densities, limit), stem)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from lbgap._hardware import first_line
+from lbgap.system.device import first_line
 
 Selection = str | Iterable[str]
 

@@ -13,16 +13,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lbgap import _hardware, _tangents
+from lbgap import _tangents
 from lbgap._extension import resolve_backend
-from lbgap._files import digest
 from lbgap._graph import Graphs
-from lbgap._hardware import first_line
+from lbgap.checks import whole
 from lbgap.flat import FlatModule, Selection, name_patterns
 from lbgap.hessian import products as _products
 from lbgap.losses import Loss, LossFunction, resolve_loss
 from lbgap.points import Combinations, Plan, Separate, Source, UnknownError, make_plan
 from lbgap.samples import Split, as_tensors, resident, streamed
+from lbgap.system import device as hardware
+from lbgap.system.device import first_line
+from lbgap.system.files import digest
 
 PRECISIONS = ("float32", "float64", "mixed")
 BATCH_NORM_BATCH = 5000  # what the paper's authors evaluate with
@@ -99,10 +101,8 @@ class Objective:
         self._loss = resolve_loss(loss)
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
-        if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int)):
-            raise TypeError(f"batch_size must be a whole number of samples, got {batch_size!r}")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size is not None:
+            batch_size = whole("batch_size", batch_size, 1)
         self.dtype = torch.float64 if precision == "float64" else torch.float32
         self.parameters = parameters if isinstance(parameters, str) else name_patterns(parameters)
         self.batch_norm = batch_norm
@@ -112,13 +112,14 @@ class Objective:
         self._whole: Objective | None = None
         self._losses_way = "not used yet"
         self._plans: dict[bool, Plan | str] = {}  # for points as they are and for combinations; or why there is none
+        place = None if device is None else hardware.usable(device, torch.device("cpu"))
         with torch.inference_mode(False), torch.no_grad():
             self._flat = FlatModule(
                 model,
                 parameters=self.parameters,
                 batch_norm=batch_norm,
                 dtype=self.dtype,
-                device=None if device is None else _hardware.usable(device),
+                device=place,
             )
             self.device = self._flat.theta.device
             self.backend = resolve_backend(backend, self.device)
@@ -411,7 +412,7 @@ class Objective:
             low = torch.bfloat16 if bfloat16 else self._flat.theta.dtype
 
             def sweep() -> tuple[Tensor, Tensor]:
-                chunk = plan.chunk(self.batch_size, source, _hardware.batch_budget(self.device))
+                chunk = plan.chunk(self.batch_size, source, hardware.batch_budget(self.device))
                 with torch.no_grad(), self._exact(), self._context(False):
                     batches = self._micro_batches()
                     return plan.sweep(
@@ -454,7 +455,7 @@ class Objective:
         plan = self._plans[spans]
         if isinstance(plan, str) or not source.buffers <= plan.statistics():
             return None
-        chunk = plan.chunk(self.batch_size, source, _hardware.batch_budget(self.device))
+        chunk = plan.chunk(self.batch_size, source, hardware.batch_budget(self.device))
         batches = math.ceil(self.samples / self.batch_size)
         narrow = self._narrow(plan, bfloat16)
         return plan if bfloat16 or plan.better(source, self.samples, batches, chunk, narrow) else None
@@ -679,8 +680,7 @@ class Objective:
         Raises:
             ValueError: ``samples`` is less than one or more than all.
         """
-        if not 1 <= samples <= self.samples:
-            raise ValueError(f"samples must be between 1 and {self.samples}, got {samples}")
+        samples = whole("samples", samples, 1, self.samples + 1)
         if self.by_batch:
             return None
         return self._part(torch.arange(samples, device="cpu") * self.samples // samples)
@@ -698,10 +698,7 @@ class Objective:
                 (``batch_norm="batch"``).
             TypeError: ``samples`` is not a whole number.
         """
-        if isinstance(samples, bool) or not isinstance(samples, int):
-            raise TypeError(f"samples must be a whole number, got {samples!r}")
-        if not 1 <= samples <= self.samples:
-            raise ValueError(f"samples must be between 1 and {self.samples}, got {samples}")
+        samples = whole("samples", samples, 1, self.samples + 1)
         if self.by_batch:
             raise ValueError(
                 "samples needs a loss that is a mean over single samples, got batch_norm='batch', under which fewer "
@@ -784,7 +781,7 @@ class Objective:
 
     def _load(self, inputs: Tensor, targets: Tensor) -> None:
         """Take the samples: to the device where they fit, else to where it can fetch them from."""
-        self._streamed = not _hardware.fit((inputs, targets), self.device, self._flat.theta.dtype)
+        self._streamed = not hardware.fit((inputs, targets), self.device, self._flat.theta.dtype)
         self._inputs, self._targets = self._place(inputs), self._place(targets)
         none = "cpu" if self.device.type == "cpu" else None if self.device.type == "cuda" else "no CUDA device"
         if self._streamed:
@@ -795,7 +792,7 @@ class Objective:
     def _place(self, tensor: Tensor) -> Tensor:
         tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
         dtype = self._flat.theta.dtype if tensor.is_floating_point() else None
-        return _hardware.pinned(tensor, dtype) if self._streamed else tensor.to(self.device, dtype)
+        return hardware.pinned(tensor, dtype) if self._streamed else tensor.to(self.device, dtype)
 
     def _note(self, beginning: str, rest: str) -> None:
         """Write down a fact, in place of what an earlier note of this beginning said."""
@@ -803,7 +800,7 @@ class Objective:
         self.notes[:] = [*kept, beginning + rest]  # in place: the parts of this objective share the list
 
     def _has_bfloat16(self) -> bool:
-        if _hardware.bfloat16_products(self.device.type):
+        if hardware.bfloat16_products(self.device.type):
             return True
         note = f"precision='mixed' ran in float32: no bfloat16 matrix products on this {self.device.type}"
         self.notes.append(note)
@@ -817,7 +814,7 @@ class Objective:
         inputs, targets = self._first_few()
         versions = inputs._version, targets._version
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if buffer.layout == torch.strided}
-        saved = _hardware.SavedBytes([*module.parameters(), *module.buffers()])
+        saved = hardware.SavedBytes([*module.parameters(), *module.buffers()])
         with self._context(False), torch.random.fork_rng(devices):
             try:
                 with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor):
@@ -888,7 +885,7 @@ class Objective:
         """A batch that decides about speed and memory alone."""
         if wanted is not None:
             return min(wanted, self.samples)
-        fitting = max(SMALLEST_BATCH, _hardware.batch_budget(self.device) // bytes_each)
+        fitting = max(SMALLEST_BATCH, hardware.batch_budget(self.device) // bytes_each)
         fitting = fitting if self._few == PROBE_SAMPLES else self._few  # as many as the probe came down to
         return math.ceil(self.samples / math.ceil(self.samples / fitting))
 
@@ -922,7 +919,7 @@ class Objective:
         self._graphs.drop()
         if self._whole is not None:
             self._whole._empty()
-        _hardware.release(self.device)
+        hardware.release(self.device)
 
     def _shrink(self, batch_size: int) -> None:
         """Make micro-batches no larger than this, also those of the objective that this one is a part of."""
@@ -935,7 +932,7 @@ class Objective:
     @contextlib.contextmanager
     def _exact(self) -> Iterator[None]:
         """Products in full float32, by kernels that repeat their bits, whatever the caller allows."""
-        with _hardware.full_float32(self.device.type), _hardware.repeatable(self.device.type):
+        with hardware.full_float32(self.device.type), hardware.repeatable(self.device.type):
             yield
 
     def _context(self, bfloat16: bool) -> torch.autocast:
@@ -1062,7 +1059,7 @@ class Objective:
     def _evaluate(self, theta: Tensor, out: Tensor | None, loss: Loss, *, bfloat16: bool) -> tuple[Tensor, Tensor]:
         """Enqueue a gradient, wait for its value and judge it."""
         report, gradient = self._gradient(theta, out, loss, bfloat16=bfloat16)
-        self.settle(*_hardware.read(report))
+        self.settle(*hardware.read(report))
         return report[0].clone(), gradient
 
     def _gradient(self, theta: Tensor, out: Tensor | None, loss: Loss, *, bfloat16: bool) -> tuple[Tensor, Tensor]:
@@ -1075,7 +1072,7 @@ class Objective:
     def _finite(self, shares: Tensor) -> Tensor:
         """Add the batches up; refuse NaN and infinity by the name of the first batch that has one."""
         value = shares.sum()
-        if not math.isfinite(_hardware.read(value[None])[0]):
+        if not math.isfinite(hardware.read(value[None])[0]):
             bad = int((~shares.isfinite()).nonzero()[0]) if not shares.isfinite().all() else 0
             first, last = bad * self.batch_size, min((bad + 1) * self.batch_size, self.samples) - 1
             raise FloatingPointError(

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from lbgap import _files
 from lbgap.landscape.plane import Plane
 from lbgap.plotting import encode, plot_plane, plot_surface, save, surface_html
+from lbgap.system import files
 
 if TYPE_CHECKING:
     from lbgap.experiments.demo import Demo
@@ -87,7 +87,7 @@ def write_paper(folder: str | os.PathLike[str]) -> Path:
     for name, table in found.items():
         lines = io.StringIO()
         csv.writer(lines).writerows([table.columns, *table.rows])
-        _files.write_bytes(beside / f"{name}.csv", lines.getvalue().encode())
+        files.write_bytes(beside / f"{name}.csv", lines.getvalue().encode())
     pictures = []
     for name, caption, figure in figures(stored):
         _, svg = save(figure, beside / name)
@@ -104,7 +104,7 @@ def write_paper(folder: str | os.PathLike[str]) -> Path:
         settings=settings,
     )
     path = folder / "report.html"
-    _files.write_bytes(path, page.encode())
+    files.write_bytes(path, page.encode())
     return path
 
 

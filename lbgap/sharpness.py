@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lbgap._progress import evaluations_bar
-from lbgap._result import plain, versions
 from lbgap.flat import Selection
 from lbgap.losses import LossFunction
 from lbgap.maximize import Maximum, check, check_scaling, maximise, scout_samples
 from lbgap.objective import Objective
 from lbgap.region import Box, box
+from lbgap.result import plain, versions
 from lbgap.subspace import Manifold, spaces
 from lbgap.subspace import check as check_subspace
+from lbgap.system.progress import evaluations_bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,14 +212,10 @@ def fast_sharpness(
         "backend": backend,
     }
     search: dict[str, Any] = {
-        "method": method,
-        "iterations": check(method, iterations, restarts, scout, seed),
-        "restarts": restarts,
-        "scout": scout,
-        "seed": seed,
+        **check(method, iterations, restarts, scout, seed),
         "scaling": check_scaling(method, scaling),
     }
-    trials, distribution = check_subspace(subspace, trials, distribution)
+    subspace, trials, distribution = check_subspace(subspace, trials, distribution)
     manifolds = {} if subspace is None else {"subspace": subspace, "trials": trials, "distribution": distribution}
     box(region, torch.zeros(1, dtype=torch.float64), epsilon, "torch")  # judged before any data are read
     objective = as_objective(model, data, options)

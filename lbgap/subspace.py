@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lbgap import ops, reference
+from lbgap.checks import whole
 from lbgap.losses import Loss
 from lbgap.maximize import Maximum
 from lbgap.objective import Objective
@@ -18,8 +19,8 @@ DISTRIBUTIONS = (*reference.DISTRIBUTIONS, "unit")
 TRIALS = 5  # as many as the paper has
 
 
-def check(subspace: int | None, trials: int | None, distribution: str | None) -> tuple[int, str]:
-    """Judge what can be judged without data; returns the trials (1 in the full space) and the distribution.
+def check(subspace: int | None, trials: int | None, distribution: str | None) -> tuple[int | None, int, str]:
+    """Judge what can be judged without data; returns all three, 1 trial in the full space.
 
     Raises:
         ValueError: A number is out of range, the distribution is not known, or one is given without a subspace.
@@ -32,17 +33,14 @@ def check(subspace: int | None, trials: int | None, distribution: str | None) ->
                 raise ValueError(
                     f"{name} belongs to a random manifold, got {value!r} without subspace: pass subspace=100"
                 )
-        return 1, "normal"
-    for name, number in {"subspace": subspace, "trials": TRIALS if trials is None else trials}.items():
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{name} must be a whole number, got {number!r}")
-        if not 1 <= number < 2**32:
-            raise ValueError(f"{name} must be at least 1 (and below 2**32), got {number}")
+        return None, 1, "normal"
+    subspace = whole("subspace", subspace, 1, 2**32)
+    trials = whole("trials", TRIALS if trials is None else trials, 1, 2**32)
     distribution = "normal" if distribution is None else distribution
     if distribution not in DISTRIBUTIONS:
         names = ", ".join(map(repr, DISTRIBUTIONS))
         raise ValueError(f"distribution must be one of {names}, got {distribution!r}")
-    return TRIALS if trials is None else trials, distribution
+    return subspace, trials, distribution
 
 
 def spaces(
@@ -97,12 +95,9 @@ class Manifold(Objective):
                 dimensions to working precision.
             TypeError: A number is not whole.
         """
+        subspace = whole("subspace", subspace, 1, 2**32)
         check(subspace, None, distribution)
-        for name, number, most in (("seed", seed, 2**63), ("trial", trial, 2**32)):
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError(f"{name} must be a whole number, got {number!r}")
-            if not 0 <= number < most:
-                raise ValueError(f"{name} must be at least 0 and below {most}, got {number}")
+        seed, trial = whole("seed", seed, 0), whole("trial", trial, 0, 2**32)
         if isinstance(objective, Manifold):
             raise ValueError("objective is a random manifold already: pass the objective that it was made of")
         if subspace > objective.n:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 from lbgap import cli
 from lbgap.datasets import mnist1d
-from lbgap.experiments import _workers
 from lbgap.networks import mlp
+from lbgap.system import processes
 
 # A shell ignores Ctrl-C in what it starts in the background, and its children inherit that: tests send it on purpose.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -54,7 +54,7 @@ class _OneProcess:
 @pytest.fixture
 def no_processes(monkeypatch):
     """A function after which experiments start no further processes."""
-    return lambda: monkeypatch.setattr(_workers, "ProcessPoolExecutor", _OneProcess)
+    return lambda: monkeypatch.setattr(processes, "ProcessPoolExecutor", _OneProcess)
 
 
 @pytest.fixture

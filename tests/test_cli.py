@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from lbgap import _files, _hardware, cli
+from lbgap import cli
+from lbgap.system import device as hardware
+from lbgap.system import files
 from lbgap.training import read_run
 
 MODEL = """
@@ -312,7 +314,7 @@ class TestSharpness:
 
     @pytest.mark.filterwarnings("always")
     def test_a_note_is_one_line(self, run, monkeypatch):
-        monkeypatch.setattr(_hardware, "bfloat16_products", lambda _: False)
+        monkeypatch.setattr(hardware, "bfloat16_products", lambda _: False)
         code, _, err = run("sharpness", "sb", "--precision", "mixed", "--epsilon", "1e-3", "--json")
         assert code == 0
         assert re.fullmatch(r"lbgap: note: precision='mixed' ran in float32[^\n]*\n", err)
@@ -424,8 +426,8 @@ WRONG = [
     (1, "--batch-size must be a number of samples", "train --out new --batch-size ten"),
     (1, "share of the training set", "train --out new --batch-size 1.5"),
     (1, "at most the 60 training samples", "train --out new --data data.npz --batch-size 61"),
-    (1, "epochs must be an integer >= 1", "train --out new --epochs 0"),
-    (1, "max_epochs must be an integer >= 1", "train --out new --max-epochs 0"),
+    (1, "epochs must be at least 1", "train --out new --epochs 0"),
+    (1, "max_epochs must be at least 1", "train --out new --max-epochs 0"),
     (1, "optimizer 'adm' is not in torch.optim: did you mean 'Adam'?", "train --out new --optimizer adm"),
     (1, "learning_rate must be a finite number > 0", "train --out new --learning-rate nan"),
     (1, "device must be 'cpu', 'cuda' or 'cuda:N', got 'gpu'", "train --out new --device gpu"),
@@ -481,7 +483,7 @@ def test_a_full_disk(fail, monkeypatch):
     def full(*_):
         raise OSError(28, "cannot write sharpness.json: No space left on device; nothing was written")
 
-    monkeypatch.setattr(_files, "write_json", full)
+    monkeypatch.setattr(files, "write_json", full)
     fail(r"^lbgap: cannot write sharpness.json: No space left", "sharpness", "sb", "--epsilon", "1e-3")
 
 
@@ -510,7 +512,7 @@ class TestDamagedRuns:
         fail(r"sb/model.safetensors: No such file or directory", "sharpness", "sb")
 
     def test_weights_of_another_network(self, fail, here):
-        _files.write_safetensors(here / "sb" / "model.safetensors", {"weight": torch.zeros(2)}, {})
+        files.write_safetensors(here / "sb" / "model.safetensors", {"weight": torch.zeros(2)}, {})
         fail("the weights of sb do not fit the model: '0.weight' is missing, .* more", "sharpness", "sb")
 
     def test_a_run_on_a_model_of_ones_own(self, fail, succeed):

@@ -210,12 +210,12 @@ class TestTraining:
     ("options", "error", "message"),
     [
         ({"kind": "arc"}, ValueError, "kind must be 'bezier' or 'polygon', got 'arc'"),
-        ({"bends": 0}, ValueError, "bends must be at least 1 (and below 2**63), got 0"),
+        ({"bends": 0}, ValueError, "bends must be at least 1, got 0"),
         ({"bends": 1.5}, TypeError, "bends must be a whole number, got 1.5"),
-        ({"epochs": -1}, ValueError, "epochs must be at least 0 (and below 2**63), got -1"),
-        ({"points": 2}, ValueError, "points must be at least 3 (and below 2**63), got 2"),
-        ({"seed": -1}, ValueError, "seed must be at least 0 (and below 2**63), got -1"),
-        ({"train_batch_size": 0}, ValueError, "train_batch_size must be at least 1 (and below 2**63), got 0"),
+        ({"epochs": -1}, ValueError, "epochs must be at least 0, got -1"),
+        ({"points": 2}, ValueError, "points must be at least 3, got 2"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        ({"train_batch_size": 0}, ValueError, "train_batch_size must be at least 1, got 0"),
         ({"train_batch_size": 51}, ValueError, "train_batch_size must be at most the 50 training samples, got 51"),
         ({"learning_rate": 0}, ValueError, "learning_rate must be"),
         ({"learning_rate": math.nan}, ValueError, "learning_rate must be"),
@@ -330,7 +330,7 @@ class TestCommand:
         barriers = [record[way]["shape"]["barrier"] for way in ("path", "straight")]
         assert [row[1], row[3]] == [f"{barrier:.4g}" for barrier in barriers]
         assert len(record["path"]["train_loss"]) == 7
-        control, _ = lbgap._files.read_safetensors(tmp_path / "connect.safetensors")
+        control, _ = lbgap.system.files.read_safetensors(tmp_path / "connect.safetensors")
         assert control["control"].shape[0] == 3
         assert imread(tmp_path / "connect.png").ndim == 3
         code, out, _ = lbgap_command(*command, "--json", "--kind", "polygon")

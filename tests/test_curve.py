@@ -137,7 +137,7 @@ class TestBatchNorm:
             lbgap.line(Stretched(1.0), Stretched(3.0), make_data())
 
     def test_mixed_precision_is_close_and_recorded(self, monkeypatch):
-        monkeypatch.setattr("lbgap._hardware.bfloat16_products", lambda _: True)
+        monkeypatch.setattr("lbgap.system.device.bfloat16_products", lambda _: True)
         small, large, data = make_model(1), make_model(2), make_data()
         mixed = lbgap.line(small, large, data, points=9, precision="mixed")
         exact = lbgap.line(small, large, data, points=9)

@@ -118,7 +118,7 @@ def test_mnist1d_is_fast():
 
 def test_mnist1d_refuses():
     refused(ValueError, "needs at least 10 samples, got 9: one of each class", mnist1d, 9)
-    refused(ValueError, "seed must be an integer >= 0, got -1", mnist1d, seed=-1)
+    refused(ValueError, "seed must be at least 0, got -1", mnist1d, seed=-1)
 
 
 def test_digits():

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lbgap import Objective, _graph, _hardware, fast_sharpness, samples
+from lbgap import Objective, _graph, fast_sharpness, samples
 from lbgap._graph import Graphs, watched
 from lbgap.maximize import apgd, climb, vertex
 from lbgap.region import box
 from lbgap.samples import Split
 from lbgap.subspace import Manifold
+from lbgap.system import device as hardware
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,8 +44,8 @@ def equal(one, other):
 @pytest.fixture
 def reads(monkeypatch):
     """The sizes of all that the host reads."""
-    seen, read = [], _hardware.read
-    monkeypatch.setattr(_hardware, "read", lambda tensor: seen.append(len(tensor)) or read(tensor))
+    seen, read = [], hardware.read
+    monkeypatch.setattr(hardware, "read", lambda tensor: seen.append(len(tensor)) or read(tensor))
     return seen
 
 
@@ -414,20 +415,20 @@ def test_a_micro_batch_takes_a_quarter_of_the_free_memory_at_most(free):
     budgets = {}
     for count in (80 * 2**30, 8 * 2**30, 8 * 2**30 - 4, 5 * 2**30, 4096, 3, 0):
         free(count)
-        budgets[count] = _hardware.batch_budget(GPU)
+        budgets[count] = hardware.batch_budget(GPU)
     assert list(budgets.values()) == [2**31, 2**31, 2**30, 2**30, 1024, 1, 1]
-    assert _hardware.batch_budget(CPU) == _hardware.CPU_CACHE_BYTES
+    assert hardware.batch_budget(CPU) == hardware.CPU_CACHE_BYTES
 
 
 def test_data_fit_in_half_of_the_free_memory(free):
     inputs, targets = torch.zeros(100, 3, dtype=torch.float64), torch.zeros(100, dtype=torch.long)
     for dtype, size in ((torch.float32, 2000), (torch.float64, 3200)):
         free(2 * size)
-        assert _hardware.fit((inputs, targets), GPU, dtype)
+        assert hardware.fit((inputs, targets), GPU, dtype)
         free(2 * size - 2)
-        assert not _hardware.fit((inputs, targets), GPU, dtype)
-        assert _hardware.fit((inputs, targets), CPU, dtype)
-        assert _hardware.fit(  # what is there needs no more room
+        assert not hardware.fit((inputs, targets), GPU, dtype)
+        assert hardware.fit((inputs, targets), CPU, dtype)
+        assert hardware.fit(  # what is there needs no more room
             [SimpleNamespace(device=GPU, dtype=dtype, is_floating_point=lambda: True, numel=lambda: 10**9)], GPU, dtype
         )
 
@@ -497,8 +498,8 @@ def test_batches_are_copied_one_ahead_into_two_buffers(lanes, count, size):
 @pytest.fixture
 def streaming(monkeypatch, lanes):
     """Objectives of more than 20 samples stream their data."""
-    monkeypatch.setattr(_hardware, "fit", lambda tensors, device, dtype: len(tensors[0]) <= 20)
-    monkeypatch.setattr(_hardware, "pinned", lambda tensor, dtype: tensor.to(dtype).clone())
+    monkeypatch.setattr(hardware, "fit", lambda tensors, device, dtype: len(tensors[0]) <= 20)
+    monkeypatch.setattr(hardware, "pinned", lambda tensor, dtype: tensor.to(dtype).clone())
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
@@ -567,7 +568,7 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_a_pass_is_repeated_with_smaller_batches(name, monkeypatch):
     released = []
-    monkeypatch.setattr(_hardware, "release", released.append)
+    monkeypatch.setattr(hardware, "release", released.append)
     small, objective = Objective(Hungry(10**9), data(), batch_size=5), starved(7, batch_size=40)
     v = torch.linspace(-1, 1, small.n)
     expected = CALLS[name](small, small.theta, v)
@@ -668,9 +669,9 @@ def test_settings_of_cudnn_are_put_back():
     before = cudnn.deterministic, cudnn.benchmark
     try:
         cudnn.deterministic, cudnn.benchmark = False, True
-        with _hardware.repeatable("cpu"):
+        with hardware.repeatable("cpu"):
             assert (cudnn.deterministic, cudnn.benchmark) == (False, True)
-        with contextlib.suppress(KeyError), _hardware.repeatable("cuda"):
+        with contextlib.suppress(KeyError), hardware.repeatable("cuda"):
             assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
             raise KeyError
         assert (cudnn.deterministic, cudnn.benchmark) == (False, True)

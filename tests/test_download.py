@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from lbgap import _files
 from lbgap.datasets import load, mnist
 from lbgap.datasets._download import Source, fetch
+from lbgap.system import files
 
 CONTENT = np.random.default_rng(0).bytes(100_000)
 
@@ -180,7 +180,7 @@ def test_a_server_that_is_silent(tmp_path, monkeypatch):
 
 
 def test_two_processes_do_not_write_one_file(server, tmp_path):
-    with _files.locked(tmp_path):
+    with files.locked(tmp_path):
         refused(BlockingIOError, "is in use: another process writes", source(f"{server.url}/file"), tmp_path)
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lbgap import _files
 from lbgap.networks import mlp
+from lbgap.system import files
 from lbgap.training import read_run, train
 from lbgap.training.load import load_model, load_weights, read_weights
 
@@ -62,7 +62,7 @@ def test_a_recorded_network_that_this_version_does_not_know(tmp_path):
 class TestFile:
     def test_weights_are_read(self, tmp_path):
         model = make_model(seed=1)
-        _files.write_safetensors(tmp_path / "w.safetensors", model.state_dict(), {})
+        files.write_safetensors(tmp_path / "w.safetensors", model.state_dict(), {})
         found = read_weights(make_model().train(), tmp_path / "w.safetensors")
         assert_same(found, model)
         assert not found.training
@@ -74,7 +74,7 @@ class TestFile:
     @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"", lambda data: b"\x80\x04" + data])
     def test_a_damaged_file_is_named(self, tmp_path, damage):
         path = tmp_path / "w.safetensors"
-        _files.write_safetensors(path, make_model().state_dict(), {})
+        files.write_safetensors(path, make_model().state_dict(), {})
         path.write_bytes(damage(path.read_bytes()))
         with pytest.raises(ValueError, match=r"w.safetensors is damaged, not safetensors \(.*\): restore or delete it"):
             read_weights(make_model(), path)

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lbgap import Objective, _hardware, fast_sharpness
+from lbgap import Objective, fast_sharpness
 from lbgap.maximize import METHODS, apgd, maximise, starts, vertex
 from lbgap.region import box
+from lbgap.system import device as hardware
 
 needs_bfloat16 = pytest.mark.skipif(
-    not _hardware.bfloat16_products("cpu"), reason="no bfloat16 matrix products on this processor"
+    not hardware.bfloat16_products("cpu"), reason="no bfloat16 matrix products on this processor"
 )
 EPSILONS = (1e-3, 5e-4)
 REGIMES = ("SB", "LB")
@@ -131,7 +132,7 @@ def test_logistic_regression_against_all_vertices(features, classes, samples, se
 @pytest.fixture(scope="module")
 def objectives(minimizers, mnist1d_train):
     """The objective of each regime and precision."""
-    kinds = ["float32", *(["mixed"] if _hardware.bfloat16_products("cpu") else [])]
+    kinds = ["float32", *(["mixed"] if hardware.bfloat16_products("cpu") else [])]
     return {
         (regime, precision): Objective(model, mnist1d_train, precision=precision)
         for regime, model in minimizers.items()

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lbgap import Objective, _hardware
+from lbgap import Objective
+from lbgap.system import device as hardware
 
 needs_bfloat16 = pytest.mark.skipif(
-    not _hardware.bfloat16_products("cpu"), reason="no bfloat16 matrix products on this processor"
+    not hardware.bfloat16_products("cpu"), reason="no bfloat16 matrix products on this processor"
 )
 
 
@@ -235,9 +236,9 @@ def test_micro_batches_follow_from_the_activations(monkeypatch):
     data = (normal(600, 4), labels(600))
     assert Objective(wide, data).batch_size == 600
     # 4 + 1000 + 3 numbers a sample, or fewer where a result is saved once for two operations.
-    monkeypatch.setattr(_hardware, "CPU_CACHE_BYTES", 400 * 1000 * 4)
+    monkeypatch.setattr(hardware, "CPU_CACHE_BYTES", 400 * 1000 * 4)
     assert 200 <= Objective(wide, data).batch_size <= 400
-    monkeypatch.setattr(_hardware, "CPU_CACHE_BYTES", 1)
+    monkeypatch.setattr(hardware, "CPU_CACHE_BYTES", 1)
     assert Objective(wide, data).batch_size == 32
     assert Objective(wide, data, batch_size=7).batch_size == 7
 
@@ -468,7 +469,7 @@ def test_products_are_in_full_float32_whatever_was_set():
         objective.settings()  # torch's own getter raises where the old and the new switches are mixed
         assert seen == ["ieee"]
         assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
-        with _hardware.full_float32("cuda"):
+        with hardware.full_float32("cuda"):
             assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
@@ -498,7 +499,7 @@ def test_only_directions_are_rough_in_mixed_precision():
 
 
 def test_mixed_precision_without_the_hardware(monkeypatch):
-    monkeypatch.setattr(_hardware, "bfloat16_products", lambda _: False)
+    monkeypatch.setattr(hardware, "bfloat16_products", lambda _: False)
     model, data = seeded(dense), (normal(SAMPLES, 4), labels(SAMPLES))
     with pytest.warns(UserWarning, match="precision='mixed' ran in float32: no bfloat16 matrix products on this cpu"):
         objective = Objective(model, data, precision="mixed")
@@ -513,12 +514,12 @@ def test_mixed_precision_without_the_hardware(monkeypatch):
 
 
 def test_the_processor_is_read_once_and_any_may_lack_bfloat16(monkeypatch, tmp_path):
-    assert isinstance(_hardware.bfloat16_products("cpu"), bool)
-    assert not _hardware.bfloat16_products("mps")
-    _hardware.bfloat16_products.cache_clear()
-    monkeypatch.setattr(_hardware, "Path", lambda _: tmp_path / "nothing")
-    assert not _hardware.bfloat16_products("cpu")
-    _hardware.bfloat16_products.cache_clear()
+    assert isinstance(hardware.bfloat16_products("cpu"), bool)
+    assert not hardware.bfloat16_products("mps")
+    hardware.bfloat16_products.cache_clear()
+    monkeypatch.setattr(hardware, "Path", lambda _: tmp_path / "nothing")
+    assert not hardware.bfloat16_products("cpu")
+    hardware.bfloat16_products.cache_clear()
 
 
 # What else can be evaluated.

@@ -13,12 +13,12 @@ import torch
 from matplotlib.image import imread
 
 from lbgap import datasets
-from lbgap.experiments import _workers
 from lbgap.experiments.paper import EXPERIMENTS, ROWS, Plan, Row, choose, paper, parts, plan, read_paper, run
 from lbgap.experiments.paper.cells import mean_and_deviation
 from lbgap.experiments.paper.parts import run_folder
 from lbgap.experiments.paper.summary import _verdict, growth
 from lbgap.report import write_paper
+from lbgap.system import processes
 from lbgap.training import read_run
 from lbgap.training.load import load_model
 
@@ -384,7 +384,7 @@ def test_each_process_takes_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     for _ in range(3):
-        _workers._start(place)
+        processes._start(place)
     assert chosen == [0, 1, 0]
 
 

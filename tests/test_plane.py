@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import lbgap
-from lbgap import Objective, _files
+from lbgap import Objective
 from lbgap.landscape import path
 from lbgap.landscape.refine import refine
+from lbgap.system import files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -541,7 +542,7 @@ class TestResuming:
             lbgap.plane(make_model(1), make_data(), points=2, out=tmp_path / "other", resume=True)
 
     def test_a_folder_that_another_process_writes_to(self, tmp_path):
-        with _files.locked(tmp_path), pytest.raises(BlockingIOError, match="is in use: another process writes to it"):
+        with files.locked(tmp_path), pytest.raises(BlockingIOError, match="is in use: another process writes to it"):
             lbgap.plane(make_model(1), make_data(), points=2, out=tmp_path)
 
     def test_damaged_files(self, tmp_path):
@@ -639,11 +640,11 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "error", "message"),
         [
-            ({"points": 1}, ValueError, "points must be at least 2 along each axis, got 1"),
-            ({"points": (5, 1)}, ValueError, "points must be at least 2 along each axis, got 1"),
+            ({"points": 1}, ValueError, "points must be at least 2, got 1"),
+            ({"points": (5, 1)}, ValueError, "points must be at least 2, got 1"),
             ({"points": (5, 5, 5)}, ValueError, "points must be one number, or columns and rows"),
-            ({"points": 2.0}, TypeError, "points must be whole numbers, got 2.0"),
-            ({"points": True}, TypeError, "points must be whole numbers, got True"),
+            ({"points": 2.0}, TypeError, "points must be a whole number, got 2.0"),
+            ({"points": True}, TypeError, "points must be a whole number, got True"),
             ({"points": 1001}, ValueError, "points must be at most 1,000,000 in all, got 1001 x 1001"),
             ({"x_range": (1, 1)}, ValueError, "x_range must be finite and ascend, got 1 and 1"),
             ({"x_range": (math.nan, 1)}, ValueError, "x_range must be finite and ascend, got nan and 1"),

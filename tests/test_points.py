@@ -241,7 +241,7 @@ class TestValues:
         assert torch.equal(one, two)
 
     def test_bfloat16_is_close(self, monkeypatch):
-        monkeypatch.setattr("lbgap._hardware.bfloat16_products", lambda _: True)
+        monkeypatch.setattr("lbgap.system.device.bfloat16_products", lambda _: True)
         mixed = objective_of("batch-norm", precision="mixed")
         exact = objective_of("batch-norm", precision="float32")
         ends, coefficients = ends_of(mixed, 2), coefficients_of(30, 2)
@@ -251,7 +251,7 @@ class TestValues:
         assert not torch.equal(losses, expected)
 
     def test_what_cannot_run_in_bfloat16_says_so(self, monkeypatch):
-        monkeypatch.setattr("lbgap._hardware.bfloat16_products", lambda _: True)
+        monkeypatch.setattr("lbgap.system.device.bfloat16_products", lambda _: True)
         mixed, exact = (objective_of("unusual", precision=precision) for precision in ("mixed", "float32"))
         ends, coefficients = ends_of(mixed, 2), coefficients_of(3, 2)
         found = [objective.combination_losses(coefficients, ends)[0] for objective in (mixed, exact)]
@@ -368,7 +368,7 @@ class TestChain:
 
     @pytest.mark.parametrize("options", [{"backend": "torch"}, {"loss": "mse"}, {"precision": "mixed"}])
     def test_what_the_op_does_not_do_is_left_to_the_layers(self, options, calls, monkeypatch):
-        monkeypatch.setattr("lbgap._hardware.bfloat16_products", lambda _: True)
+        monkeypatch.setattr("lbgap.system.device.bfloat16_products", lambda _: True)
         inputs, targets = make_data()
         targets = inputs[:, :3] if "loss" in options else targets
         objective = Objective(build("relu in place"), (inputs, targets), **{"precision": "float64", **options})

@@ -125,16 +125,16 @@ def test_other_settings_are_refused_on_a_resume(tmp_path):
 
 
 def test_a_damaged_average_is_refused(tmp_path):
-    from lbgap import _files
+    from lbgap.system import files
 
     def stop(metrics):
         raise Stop
 
     with pytest.raises(Stop):
         run("swa", tmp_path, progress=stop)
-    tensors, metadata = _files.read_safetensors(tmp_path / "state.safetensors")
+    tensors, metadata = files.read_safetensors(tmp_path / "state.safetensors")
     del tensors["remedy.count"]
-    _files.write_safetensors(tmp_path / "state.safetensors", tensors, metadata)
+    files.write_safetensors(tmp_path / "state.safetensors", tensors, metadata)
     with pytest.raises(ValueError, match="count is absent there but"):
         run("swa", tmp_path, resume=True)
 
@@ -187,14 +187,14 @@ def test_numbers_of_numpy_are_plain_in_the_settings():
         ("sam:rho", "rho of sam must be a finite number > 0, got True"),
         ("asam:eta=-1", "eta of asam must be a finite number >= 0, got -1"),
         ("conservative:lam=-1", "lam of conservative must be a finite number >= 0, got -1"),
-        ("conservative:iterations=0", "iterations of conservative must be an integer >= 1, got 0"),
-        ("conservative:iterations=1.5", "iterations of conservative must be an integer >= 1, got 1.5"),
-        ("ghost:size=1", "size of ghost must be an integer >= 2, got 1"),
+        ("conservative:iterations=0", "iterations of conservative must be at least 1, got 0"),
+        ("conservative:iterations=1.5", "iterations of conservative must be a whole number, got 1.5"),
+        ("ghost:size=1", "size of ghost must be at least 2, got 1"),
         ("smoothout:radius=0", "radius of smoothout must be a finite number > 0, got 0"),
         ("robust:epsilon=0", "epsilon of robust must be a finite number > 0"),
-        ("robust:epsilon=1,steps=0", "steps of robust must be an integer >= 1"),
+        ("robust:epsilon=1,steps=0", "steps of robust must be at least 1"),
         ("robust:epsilon=1,step_size=0", "step_size of robust must be a finite number > 0"),
-        ("adversarial:epsilon=1,steps=0", "steps of adversarial must be an integer >= 1"),
+        ("adversarial:epsilon=1,steps=0", "steps of adversarial must be at least 1"),
         ("adversarial:epsilon=1,step_size=-1", "step_size of adversarial must be a finite number > 0"),
         ("adversarial:epsilon=1,weight=1", "weight of adversarial is that of the clean loss, in [0, 1), got 1"),
         ("stability:alpha=0", "alpha of stability must be a finite number > 0"),
@@ -205,24 +205,24 @@ def test_numbers_of_numpy_are_plain_in_the_settings():
         ("augment:flip=no,shift=0", "augment does nothing with what is named"),
         ("augment:shape=4x5", "shape of augment must be (channels, height, width) of an image or (length,)"),
         ("augment:shape=axb", "shape of augment must be like 1x28x28 or 40, got 'axb'"),
-        ("augment:shape=0x2x2", "shape of augment must be an integer >= 1, got 0"),
+        ("augment:shape=0x2x2", "shape of augment must be at least 1, got 0"),
         ("batches", "batches needs a batch size by epoch"),
         ("batches:one=2", "batches needs sizes by epoch, such as batches:51=10%, got 'one'"),
-        ("batches:1=20", "an epoch of batches must be an integer >= 2, got 1"),
+        ("batches:1=20", "an epoch of batches must be at least 2, got 1"),
         ("batches:2=many", "a size of batches must be an int (samples) or a float in (0, 1] (a share), got 'many'"),
         ("grow", "grow needs either every=N epochs or the epochs `at` which it grows"),
         ("grow:every=2,at=3", "grow needs either every=N epochs or the epochs `at` which it grows"),
-        ("grow:every=0", "every of grow must be an integer >= 1"),
-        ("grow:at=1", "an epoch in `at` of grow must be an integer >= 2, got 1"),
+        ("grow:every=0", "every of grow must be at least 1"),
+        ("grow:at=1", "an epoch in `at` of grow must be at least 2, got 1"),
         ("grow:every=1,factor=1", "factor of grow must be greater than 1, got 1"),
-        ("linear-rate:reference=0", "reference of linear-rate must be an integer >= 1"),
-        ("sqrt-rate:warmup=-1", "warmup of sqrt-rate must be an integer >= 0"),
-        ("swa:start=0", "start of swa must be an integer >= 1, got 0"),
+        ("linear-rate:reference=0", "reference of linear-rate must be at least 1"),
+        ("sqrt-rate:warmup=-1", "warmup of sqrt-rate must be at least 0"),
+        ("swa:start=0", "start of swa must be at least 1, got 0"),
         ("swa:start=1.0", "start of swa must be an epoch (an int) or a share in [0, 1), got 1.0"),
-        ("local-sgd:workers=1", "workers of local-sgd must be an integer >= 2, got 1"),
-        ("local-sgd:steps=0", "steps of local-sgd must be an integer >= 1, got 0"),
+        ("local-sgd:workers=1", "workers of local-sgd must be at least 2, got 1"),
+        ("local-sgd:steps=0", "steps of local-sgd must be at least 1, got 0"),
         (["local-sgd", "conservative"], "exclude each other: both choose the steps of a batch"),
-        ("swa:every=0", "every of swa must be an integer >= 1"),
+        ("swa:every=0", "every of swa must be at least 1"),
         (7, "remedies must be a list such as ['conservative'], got 7"),
         ({"sam": {"rho": 1}}, "remedies must be a list such as ['conservative'], got {'sam'"),
         (
@@ -257,7 +257,7 @@ def test_what_is_refused(given, message):
         ("batches:2=34", (33, 6), {}, "batches, from epoch 2: batch_size must be at most the 33 training samples"),
         ("batches:2=2.5", (33, 6), {}, "batches, from epoch 2: batch_size as a float is a share"),
         ("grow:every=1", (33, 6), {}, "limit of grow is 3 samples, which must be more than batch_size, 8"),
-        ("grow:every=1,limit=0", (33, 6), {}, "limit of grow: batch_size must be an integer >= 1"),
+        ("grow:every=1,limit=0", (33, 6), {}, "limit of grow: batch_size must be at least 1"),
         ("swa", (33, 6), {"epochs": None}, "swa needs a fixed number of epochs: pass epochs (--epochs)"),
         ("swa:start=5", (33, 6), {}, "swa starts at epoch 5, but there are only 4: start it earlier"),
     ],

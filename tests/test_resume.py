@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lbgap import _files
+from lbgap.system import files
 from lbgap.training import checkpoint, read_run, train
 
 FILES = ["config.json", "metrics.jsonl", "model.safetensors", "result.json", "state.safetensors"]
@@ -22,7 +22,7 @@ import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch, torch._dynamo
 from torch import nn
-from lbgap import _files
+from lbgap import files
 from lbgap.training import train
 
 mode, root, case = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
@@ -64,7 +64,7 @@ def crash_at(step, folder):
             return calls[name](*arguments)
         return call
     for name in calls:
-        setattr(_files.os, name, bomb(name))
+        setattr(files.os, name, bomb(name))
     work(folder)
 
 crashes, ended, step, draw, stride = 0, False, 0, random.Random(0), case.pop("stride", 1)
@@ -255,13 +255,13 @@ def test_writing_changes_no_bit_and_the_file_is_the_same_each_time(tmp_path):
 def test_the_state_is_written_when_due(tmp_path, monkeypatch):
     now, written = [0.0], []
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
-    write = _files.write_safetensors
+    write = files.write_safetensors
 
     def spy(path, *rest):
         written.append((path.name, now[0]))
         write(path, *rest)
 
-    monkeypatch.setattr(_files, "write_safetensors", spy)
+    monkeypatch.setattr(files, "write_safetensors", spy)
 
     def tick(_):
         now[0] += 2.0
@@ -301,7 +301,7 @@ def test_an_interrupt_saves_the_last_finished_epoch(tmp_path, when):
     settings = {"checkpoint_seconds": 1000.0}
     with pytest.raises(KeyboardInterrupt):
         run_once(tmp_path / "cut", model=model, progress=told, **settings)
-    metrics = _files.read_json_lines(tmp_path / "cut" / "metrics.jsonl")
+    metrics = files.read_json_lines(tmp_path / "cut" / "metrics.jsonl")
     assert [row["epoch"] for row in metrics] == [1, 2]
     told_epochs = []
     run_once(
@@ -334,7 +334,7 @@ def test_a_loss_that_explodes_keeps_the_epochs_before(tmp_path):
 
     with pytest.raises(FloatingPointError) as first:
         run()
-    epochs = len(_files.read_json_lines(tmp_path / "metrics.jsonl"))
+    epochs = len(files.read_json_lines(tmp_path / "metrics.jsonl"))
     assert epochs > 0
     assert f"epoch {epochs + 1}" in str(first.value)
     with pytest.raises(FloatingPointError) as second:

@@ -12,12 +12,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lbgap
-from lbgap import Objective, Sharpness, _hardware, fast_sharpness
+from lbgap import Objective, Sharpness, fast_sharpness
 from lbgap.maximize import METHODS
 from lbgap.region import REGIONS, box
+from lbgap.system import device as hardware
 
 needs_bfloat16 = pytest.mark.skipif(
-    not _hardware.bfloat16_products("cpu"), reason="no bfloat16 matrix products on this processor"
+    not hardware.bfloat16_products("cpu"), reason="no bfloat16 matrix products on this processor"
 )
 
 
@@ -186,7 +187,7 @@ def test_the_text_is_readable(minimizers, mnist1d_train):
 
 
 def test_the_text_has_the_notes(monkeypatch):
-    monkeypatch.setattr(_hardware, "bfloat16_products", lambda _: False)
+    monkeypatch.setattr(hardware, "bfloat16_products", lambda _: False)
     with pytest.warns(UserWarning, match="ran in float32"):
         s = fast_sharpness(nn.Linear(4, 3), small_data(), precision="mixed")
     assert (

@@ -520,11 +520,11 @@ def test_restarts_and_scouts_work_on_a_manifold(minimizers, mnist1d_train):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"subspace": 0}, ValueError, "subspace must be at least 1"),
+        ({"subspace": 0}, ValueError, "subspace must be between 1"),
         ({"subspace": 10**6}, ValueError, "subspace must be at most the number of parameters that may move, 51, got"),
         ({"subspace": 2.5}, TypeError, "subspace must be a whole number, got 2.5"),
         ({"subspace": True}, TypeError, "subspace must be a whole number"),
-        ({"subspace": 3, "trials": 0}, ValueError, "trials must be at least 1"),
+        ({"subspace": 3, "trials": 0}, ValueError, "trials must be between 1"),
         ({"subspace": 3, "trials": "5"}, TypeError, "trials must be a whole number"),
         ({"subspace": 3, "distribution": "gauss"}, ValueError, "one of 'normal', 'uniform', 'rademacher', 'unit', got"),
         ({"trials": 5}, ValueError, "trials belongs to a random manifold, got 5 without subspace"),
@@ -541,7 +541,7 @@ def test_bad_input(options, error, message):
     [
         ({"seed": -1}, ValueError, "seed must be at least 0"),
         ({"seed": 0.5}, TypeError, "seed must be a whole number"),
-        ({"trial": 2**32}, ValueError, "trial must be at least 0 and below 4294967296"),
+        ({"trial": 2**32}, ValueError, "trial must be between 0 and 4,294,967,295"),
         ({"trial": None}, TypeError, "trial must be a whole number"),
     ],
 )

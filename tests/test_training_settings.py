@@ -151,13 +151,13 @@ class TestStopping:
     @pytest.mark.parametrize(
         ("settings", "match"),
         [
-            ({"epochs": 0}, "epochs must be an integer >= 1, got 0"),
-            ({"max_epochs": 0}, "max_epochs must be an integer >= 1"),
-            ({"patience": -1}, "patience must be an integer >= 1"),
+            ({"epochs": 0}, "epochs must be at least 1, got 0"),
+            ({"max_epochs": 0}, "max_epochs must be at least 1"),
+            ({"patience": -1}, "patience must be at least 1"),
             ({"tolerance": 1.0}, "tolerance must be below 1"),
             ({"tolerance": -0.1}, "tolerance must be a finite number >= 0"),
             ({"tolerance": math.nan}, "tolerance must be a finite number >= 0"),
-            ({"seed": -1}, "seed must be an integer >= 0"),
+            ({"seed": -1}, "seed must be at least 0"),
             ({"checkpoint_seconds": -1}, "checkpoint_seconds must be a finite number >= 0"),
         ],
     )

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lbgap.experiments._workers import in_processes
+from lbgap.system.processes import in_processes
 
 
 def test_results_come_in_the_order_of_the_work():

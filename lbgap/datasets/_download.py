@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbgap import _files
-from lbgap._hardware import first_line
-from lbgap._progress import bytes_bar
+from lbgap.system import files
+from lbgap.system.device import first_line
+from lbgap.system.progress import bytes_bar
 
 TIMEOUT_SECONDS = 30.0
 CHUNK_BYTES = 2**18
@@ -61,7 +61,7 @@ def fetch(source: Source, folder: Path, progress: bool = False) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     target, part = folder / source.name, folder / f"{source.name}.part"
-    with _files.locked(folder), bytes_bar(source.name, source.size, progress) as heard:
+    with files.locked(folder), bytes_bar(source.name, source.size, progress) as heard:
         if target.is_file():  # another process was faster
             return target
         reasons = []

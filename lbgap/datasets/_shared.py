@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from lbgap.checks import whole
+
 
 def generator(seed: int) -> np.random.Generator:
     """A generator of one's own; refuses a negative seed."""
-    if seed < 0:
-        raise ValueError(f"seed must be an integer >= 0, got {seed}")
-    return np.random.default_rng(seed)
+    return np.random.default_rng(whole("seed", seed, 0))
 
 
 def one_line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from lbgap._words import hint
+from lbgap.checks import hint
 from lbgap.datasets.cifar import cifar10, cifar100
 from lbgap.datasets.digits import digits
 from lbgap.datasets.mnist import mnist

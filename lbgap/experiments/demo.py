@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
-from lbgap import _files, networks, report
-from lbgap._result import plain, versions
+from lbgap import networks, report
+from lbgap.checks import whole
 from lbgap.datasets import Data, mnist1d
-from lbgap.experiments._workers import in_processes
 from lbgap.landscape.line import Line, line
 from lbgap.objective import Objective
 from lbgap.plotting import plot_bars, plot_line, save
+from lbgap.result import plain, versions
 from lbgap.sharpness import Sharpness, fast_sharpness
+from lbgap.system import files
+from lbgap.system.processes import in_processes
 from lbgap.training import Run, train
 
 EPSILONS = (1e-3, 5e-4)
@@ -150,11 +152,7 @@ def demo(
         OSError: It cannot be written.
     """
     began = time.perf_counter()
-    for name, value, least in (("seeds", seeds, 1), ("updates", updates, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be a whole number, got {value!r}")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    seeds, updates, seed = whole("seeds", seeds, 1), whole("updates", updates, 1), whole("seed", seed, 0)
     folder = Path(out)
     data = mnist1d()
     assert data.test is not None
@@ -187,16 +185,16 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Take a new folder, or go on with one that was begun with the same settings."""
     mark = folder / MARK
     if mark.exists():
-        found = _files.read_json(mark)
+        found = files.read_json(mark)
         if found != settings:
             raise ValueError(f"{folder} holds a demonstration with other settings: choose another folder with --out")
         return
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file: choose another folder with --out")
-    if folder.exists() and not all(map(_files.is_temporary, folder.iterdir())):
+    if folder.exists() and not all(map(files.is_temporary, folder.iterdir())):
         raise FileExistsError(f"{folder} exists and holds no demonstration: choose another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
-    _files.write_json(mark, settings)
+    files.write_json(mark, settings)
 
 
 @dataclass(frozen=True)
@@ -334,6 +332,6 @@ def _write(result: Demo, path: Line) -> None:
     }
     for name, figure in figures.items():
         save(figure, result.folder / name)
-    _files.write_json(result.folder / "line.json", path.to_dict())
-    _files.write_json(result.folder / "result.json", result.to_dict())
-    _files.write_bytes(result.folder / "report.html", report.demo_page(result, figures).encode())
+    files.write_json(result.folder / "line.json", path.to_dict())
+    files.write_json(result.folder / "result.json", result.to_dict())
+    files.write_bytes(result.folder / "report.html", report.demo_page(result, figures).encode())

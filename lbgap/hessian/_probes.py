@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lbgap.measures._call import Call, whole
+from lbgap.checks import whole
+from lbgap.measures._call import Call
 
 KINDS = ("hessian", "ggn", "fisher")
 FEWEST = 8  # draws before a standard error is believed
@@ -84,16 +85,15 @@ def check_kind(kind: str) -> None:
         raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
 
 
-def check_limits(kind: str, most: int, seed: int, least: int = 1) -> None:
-    """Check what all curvature measures take.
+def check_limits(kind: str, most: int, seed: int, least: int = 1) -> tuple[int, int]:
+    """Check what all curvature measures take; returns ``most`` and ``seed``.
 
     Raises:
         ValueError: A number is out of its range, or ``kind`` is unknown.
         TypeError: A number is not whole.
     """
     check_kind(kind)
-    whole("most", most, least)
-    whole("seed", seed, 0)
+    return whole("most", most, least), whole("seed", seed, 0)
 
 
 def dots(one: Tensor, other: Tensor) -> Tensor:

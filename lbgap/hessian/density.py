@@ -11,13 +11,14 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lbgap._progress import products_bar
-from lbgap._result import plain
+from lbgap.checks import flag, positive, whole
 from lbgap.hessian._probes import AT_ONCE, LARGEST, Products, check_limits, share
 from lbgap.hessian.eigenvalues import Eigenvalues
 from lbgap.hessian.lanczos import project_out, span, tridiagonals
-from lbgap.measures._call import Call, Options, call, flag, positive, whole
+from lbgap.measures._call import Call, Options, call
 from lbgap.objective import Objective
+from lbgap.result import plain
+from lbgap.system.progress import products_bar
 
 STREAM = 0x5DEECE66D  # mixed into the seed: probes drawn like the start of the known vectors would lie in their span
 FEWEST_PROBES = 4  # before a standard error is believed
@@ -234,9 +235,9 @@ def spectral_density(
         >>> d.nodes.shape[1], d.weights.sum(1).allclose(torch.ones(1, dtype=torch.float64))
         (6, True)
     """
-    check_limits(kind, most, seed)
-    whole("steps", steps, 1)
-    whole("points", points, 2)
+    most, seed = check_limits(kind, most, seed)
+    steps = whole("steps", steps, 1)
+    points = whole("points", points, 2)
     flag("progress", progress)
     if known is not None and not isinstance(known, Eigenvalues):
         raise TypeError(f"known must be what lbgap.eigenvalues returned, got {type(known).__name__}")

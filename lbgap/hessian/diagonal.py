@@ -8,11 +8,12 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lbgap._progress import products_bar
-from lbgap._result import plain
+from lbgap.checks import flag, positive
 from lbgap.hessian._probes import FEWEST, Products, check_limits, ended, share
-from lbgap.measures._call import Options, call, flag, positive
+from lbgap.measures._call import Options, call
 from lbgap.objective import Objective
+from lbgap.result import plain
+from lbgap.system.progress import products_bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +93,7 @@ def hessian_diagonal(
         >>> d.values.shape
         torch.Size([6])
     """
-    check_limits(kind, most, seed, least=2)
+    most, seed = check_limits(kind, most, seed, least=2)
     if relative_error is not None:
         relative_error = positive("relative_error", relative_error, "0.1")
     flag("progress", progress)

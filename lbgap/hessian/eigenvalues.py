@@ -8,12 +8,13 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lbgap._progress import products_bar
-from lbgap._result import plain
+from lbgap.checks import flag, positive, whole
 from lbgap.hessian._probes import LARGEST, Products, check_limits, dots
 from lbgap.hessian.lanczos import Basis
-from lbgap.measures._call import Options, call, flag, positive, whole
+from lbgap.measures._call import Options, call
 from lbgap.objective import Objective
+from lbgap.result import plain
+from lbgap.system.progress import products_bar
 
 WHICH = ("largest", "smallest", "both")
 BLOCK = 2  # vectors of a block, at most, unless the caller says otherwise
@@ -124,14 +125,14 @@ def eigenvalues(
     """
     if which not in WHICH:
         raise ValueError(f"which must be one of {', '.join(map(repr, WHICH))}, got {which!r}")
-    whole("k", k, 1)
-    check_limits(kind, most, seed)
+    k = whole("k", k, 1)
+    most, seed = check_limits(kind, most, seed)
     tolerance = positive("tolerance", tolerance, "1e-3")
     flag("progress", progress)
     if block is not None:
-        whole("block", block, 1)
+        block = whole("block", block, 1)
     if room is not None:
-        whole("room", room, 1)
+        room = whole("room", room, 1)
     with call("eigenvalues", model, data, options) as this:
         wanted, block, room = _sizes(this.objective.n, k, which, most, block, room)
         own = {

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from lbgap import _tangents
-from lbgap._hardware import first_line
 from lbgap.flat import FlatModule
 from lbgap.hessian.output import OutputCurvature
 from lbgap.losses import Loss
+from lbgap.system.device import first_line
 
 Batch = tuple[Tensor, Tensor]
 

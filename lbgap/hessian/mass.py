@@ -8,12 +8,13 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
+from lbgap.checks import flag, positive, whole
 from lbgap.hessian._probes import check_limits
 from lbgap.hessian.density import Density, spectral_density
 from lbgap.hessian.eigenvalues import Eigenvalues, eigenvalues
-from lbgap.measures._call import Options, call, flag, positive, whole
-from lbgap.measures.result import Measure
+from lbgap.measures._call import Options, call
 from lbgap.objective import Objective
+from lbgap.result import Measure
 
 SHARE = 0.01  # of the largest eigenvalue: the threshold unless the caller gives one
 
@@ -71,9 +72,9 @@ def positive_mass(
         >>> m.value >= 2
         True
     """
-    check_limits(kind, most, seed)
-    whole("top", top, 1)
-    whole("steps", steps, 1)
+    most, seed = check_limits(kind, most, seed)
+    top = whole("top", top, 1)
+    steps = whole("steps", steps, 1)
     flag("progress", progress)
     if threshold is not None:
         threshold = positive("threshold", threshold, "0.1")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lbgap import _tangents, reference
-from lbgap._hardware import first_line
 from lbgap.losses import Loss
+from lbgap.system.device import first_line
 
 KINDS = ("hessian", "ggn", "fisher")
 

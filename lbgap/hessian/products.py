@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from lbgap._hardware import first_line
 from lbgap._layers import UnknownError
 from lbgap.flat import FlatModule
 from lbgap.hessian import hvp
 from lbgap.hessian.engine import Engine
 from lbgap.hessian.output import KINDS
 from lbgap.losses import Loss
+from lbgap.system.device import first_line
 
 Batches = Callable[[], Iterable[hvp.Batch]]
 CHUNK_BYTES = 2**28  # of the engine's copies of the vectors and of their products, which it keeps

@@ -7,11 +7,12 @@ from typing import Any, Unpack
 
 from torch import nn
 
+from lbgap.checks import flag, positive
 from lbgap.hessian._probes import check_limits
 from lbgap.hessian.eigenvalues import eigenvalues
-from lbgap.measures._call import Options, call, flag, positive
-from lbgap.measures.result import Measure
+from lbgap.measures._call import Options, call
 from lbgap.objective import Objective
+from lbgap.result import Measure
 
 
 def edge_of_stability(
@@ -63,7 +64,7 @@ def edge_of_stability(
         >>> lbgap.edge_of_stability(torch.nn.Linear(2, 2), data, learning_rate=0.1).value < 1
         True
     """
-    check_limits("hessian", most, seed)
+    most, seed = check_limits("hessian", most, seed)
     learning_rate = positive("learning_rate", learning_rate, "0.1")
     momentum = positive("momentum", momentum, "0.9", zero=True)
     if momentum >= 1:

@@ -7,12 +7,13 @@ from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from lbgap._progress import products_bar
+from lbgap.checks import flag, positive, whole
 from lbgap.hessian._probes import Mean, Products, check_limits, dots, ended
 from lbgap.hessian.lanczos import project_out, span
-from lbgap.measures._call import Options, call, flag, positive, whole
-from lbgap.measures.result import Measure
+from lbgap.measures._call import Options, call
 from lbgap.objective import Objective
+from lbgap.result import Measure
+from lbgap.system.progress import products_bar
 
 METHODS = ("hutchinson", "hutch++")
 SKETCH = 10
@@ -73,12 +74,12 @@ def hessian_trace(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
-    check_limits(kind, most, seed, least=2)
+    most, seed = check_limits(kind, most, seed, least=2)
     if relative_error is not None:
         relative_error = positive("relative_error", relative_error, "0.05")
     flag("progress", progress)
     if sketch is not None:
-        whole("sketch", sketch, 1)
+        sketch = whole("sketch", sketch, 1)
         if method == "hutchinson":
             raise ValueError(f"sketch belongs to method='hutch++', got {sketch} with method='hutchinson'")
     with call("hessian_trace", model, data, options) as this, products_bar("trace", most, progress) as told:

@@ -12,11 +12,12 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lbgap._progress import evaluations_bar
-from lbgap._result import plain
+from lbgap.checks import flag, positive, whole
 from lbgap.hessian.eigenvalues import eigenvalues
-from lbgap.measures._call import Call, Options, call, flag, normals, positive, whole
+from lbgap.measures._call import Call, Options, call, normals
 from lbgap.objective import Objective
+from lbgap.result import plain
+from lbgap.system.progress import evaluations_bar
 
 LARGEST = 1 << 26  # numbers in points that are evaluated in one call, at most
 LADDER = 13  # distances unless the caller gives them, from a thousandth of |x| to |x|
@@ -123,9 +124,9 @@ def asymmetry(
         >>> found.names
         ('top 1', 'random 1')
     """
-    whole("top", top, 0)
-    whole("random", random, 0)
-    whole("seed", seed, 0)
+    top = whole("top", top, 0)
+    random = whole("random", random, 0)
+    seed = whole("seed", seed, 0)
     flag("progress", progress)
     ladder = None if distances is None else _increasing(distances)
     with call("asymmetry", model, data, options) as this:

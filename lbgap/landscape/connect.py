@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lbgap._progress import products_bar
-from lbgap._result import plain, versions
+from lbgap.checks import positive, whole
 from lbgap.landscape.line import Line, as_line
 from lbgap.landscape.path import MODES, Ends
 from lbgap.landscape.shape import shape_of
 from lbgap.losses import LossFunction
-from lbgap.measures._call import positive, whole
 from lbgap.objective import Objective
+from lbgap.result import plain, versions
+from lbgap.system.progress import products_bar
 from lbgap.training.batches import derive_seed, epoch_batches
 
 KINDS = ("bezier", "polygon")
@@ -142,11 +142,10 @@ def connect(
     """
     began = time.perf_counter()
     _check(kind, precision, batch_norm)
-    for name, value, least in (("bends", bends, 1), ("epochs", epochs, 0), ("points", points, 3)):
-        whole(name, value, least)
+    bends, epochs, points = whole("bends", bends, 1), whole("epochs", epochs, 0), whole("points", points, 3)
     if train_batch_size is not None:
-        whole("train_batch_size", train_batch_size, 1)
-    whole("seed", seed, 0)
+        train_batch_size = whole("train_batch_size", train_batch_size, 1)
+    seed = whole("seed", seed, 0)
     positive("learning_rate", learning_rate, "1e-2")
     options: dict[str, Any] = {"loss": loss, "precision": precision, "batch_size": batch_size, "device": device}
     ends = Ends(small, large, [data] if test_data is None else [data, test_data], batch_norm, options)

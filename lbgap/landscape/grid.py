@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lbgap.checks import whole
 from lbgap.landscape.frame import SNAP, Frame, Range
 from lbgap.landscape.path import Combined
 from lbgap.landscape.record import Record
@@ -125,14 +126,10 @@ def check_grid(points: Any, x_range: Any, y_range: Any) -> tuple[tuple[int, int]
     pair = tuple(points) if isinstance(points, tuple | list) else (points, points)
     if len(pair) != 2:
         raise ValueError(f"points must be one number, or columns and rows, got {points!r}")
-    for count in pair:
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise TypeError(f"points must be whole numbers, got {count!r}")
-        if count < 2:
-            raise ValueError(f"points must be at least 2 along each axis, got {count}")
-    if pair[0] * pair[1] > MOST_POINTS:
-        raise ValueError(f"points must be at most {MOST_POINTS:,} in all, got {pair[0]} x {pair[1]}")
-    return (pair[0], pair[1]), (_range("x_range", x_range), _range("y_range", y_range))
+    columns, rows = (whole("points", count, 2) for count in pair)
+    if columns * rows > MOST_POINTS:
+        raise ValueError(f"points must be at most {MOST_POINTS:,} in all, got {columns} x {rows}")
+    return (columns, rows), (_range("x_range", x_range), _range("y_range", y_range))
 
 
 def _axis(low: float, high: float, count: int) -> Tensor:

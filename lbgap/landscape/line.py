@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lbgap._result import plain, versions
 from lbgap.landscape.path import Ends, Pairs, check_range, check_rise, columns
 from lbgap.landscape.shape import Shape, shape_of
 from lbgap.losses import LossFunction
+from lbgap.result import plain, versions
 
 SNAP = 1e-12  # of alpha
 Weights = Callable[[float], tuple[float, float]]
@@ -150,7 +150,7 @@ def evaluate_path(
     """
     began = time.perf_counter()
     points, low, high, rise = grid
-    check_range(points, low, high)
+    points = check_range(points, low, high)
     check_rise(rise)
     ends = Ends(small, large, [data] if test_data is None else [data, test_data], batch_norm, options)
     checked = ends.check()

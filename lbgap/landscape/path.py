@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lbgap._progress import evaluations_bar
+from lbgap.checks import whole
 from lbgap.objective import Objective
+from lbgap.system.progress import evaluations_bar
 
 MOST_POINTS = 100_000
 MODES = ("eval", "batch", "freeze", "recalibrate")
@@ -278,22 +279,20 @@ def _check_shapes(kind: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Te
             raise ValueError(f"the models differ: {kind} {name!r} is {shapes[0]} in one and {shapes[1]} in the other")
 
 
-def check_range(points: int, low: float, high: float) -> None:
-    """Refuse values of alpha that are none.
+def check_range(points: int, low: float, high: float) -> int:
+    """Refuse values of alpha that are none; returns how many.
 
     Raises:
         TypeError: A number is of the wrong kind.
         ValueError: It is out of its range.
     """
-    if isinstance(points, bool) or not isinstance(points, int):
-        raise TypeError(f"points must be a whole number, got {points!r}")
-    if not 2 <= points <= MOST_POINTS:
-        raise ValueError(f"points must be between 2 and {MOST_POINTS:,}, got {points}")
+    points = whole("points", points, 2, MOST_POINTS + 1)
     for name, value in (("low", low), ("high", high)):
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name} must be a number, got {value!r}")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"low and high must be finite with low < high, got {low} and {high}")
+    return points
 
 
 def check_rise(rise: float) -> None:

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lbgap import _files
-from lbgap._progress import evaluations_bar
-from lbgap._result import plain, versions
+from lbgap.checks import flag, positive, whole
 from lbgap.landscape.frame import Frame, Range, check_models, kind_of, make_frame
 from lbgap.landscape.grid import Grid, Rows, check_grid
 from lbgap.landscape.path import Combined, check_batch_norm, combined_buffers
 from lbgap.landscape.record import opened
 from lbgap.losses import LossFunction
-from lbgap.measures._call import flag, positive, whole
+from lbgap.result import plain, versions
+from lbgap.system import files
+from lbgap.system.progress import evaluations_bar
 
 TOLERANCE = 0.02  # of refine=True
 
@@ -155,7 +155,7 @@ def plane(
     kind = kind_of(several, directions, normalise)
     (columns, rows), asked = check_grid(points, x_range, y_range)
     tolerance = _tolerance(refine)
-    whole("seed", seed, 0)
+    seed = whole("seed", seed, 0)
     flag("resume", resume)
     if resume and out is None:
         raise ValueError("resume=True needs the folder of the plane that goes on: pass it as `out`")
@@ -224,9 +224,9 @@ def _facts(combined: Combined) -> dict[str, Any]:
 
 def _digests(models: Sequence[nn.Module], directions: Any, combined: Combined) -> dict[str, str]:
     tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
-    found = {"weights digest": _files.digest(tensors)}
+    found = {"weights digest": files.digest(tensors)}
     if isinstance(directions, Tensor):
-        found["directions digest"] = _files.digest([directions])
+        found["directions digest"] = files.digest([directions])
     for name, objective in zip(("data", "test data"), combined.objectives, strict=False):
         found[f"{name} digest"] = objective.digest()
     # Weights do not tell a network from one of other activations, nor a name a loss from another one: their value does.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbgap import _files
+from lbgap.system import files
 
 SETTINGS = "settings.json"
 DIRECTIONS = "directions.safetensors"
@@ -48,13 +48,13 @@ class Record:
         self._number += 1
         path = self.folder / f"values-{self._number:05}.safetensors"
         if path.exists():
-            tensors, _ = _files.read_safetensors(path)
+            tensors, _ = files.read_safetensors(path)
             if tensors.keys() != {"points", "values"} or not torch.equal(tensors["points"], points):
                 raise ValueError(f"{path} holds other points than those that come next: delete the folder, begin anew")
             return tensors["values"]
         values = evaluate()
         self._begin()
-        _files.write_safetensors(path, {"points": points, "values": values}, {})
+        files.write_safetensors(path, {"points": points, "values": values}, {})
         return values
 
     def directions(self, make: Callable[[], tuple[Tensor, tuple[float, ...]]]) -> tuple[Tensor, tuple[float, ...]]:
@@ -68,19 +68,19 @@ class Record:
             return make()
         path = self.folder / DIRECTIONS
         if path.exists():
-            tensors, metadata = _files.read_safetensors(path)
+            tensors, metadata = files.read_safetensors(path)
             try:
                 return tensors["directions"], tuple(json.loads(metadata["numbers"]))
             except (KeyError, ValueError) as error:
                 raise ValueError(f"{path} is not what a plane has written: delete the folder, begin anew") from error
         rows, numbers = make()
         self._begin()
-        _files.write_safetensors(path, {"directions": rows}, {"numbers": json.dumps(numbers)})
+        files.write_safetensors(path, {"directions": rows}, {"numbers": json.dumps(numbers)})
         return rows, numbers
 
     def _begin(self) -> None:
         if self._facts is not None and self.folder is not None:
-            _files.write_json(self.folder / SETTINGS, self._facts)
+            files.write_json(self.folder / SETTINGS, self._facts)
             self._facts = None
 
 
@@ -109,8 +109,8 @@ def opened(out: str | os.PathLike[str] | None, resume: bool, facts: Mapping[str,
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"out must be a folder, got the file {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    with _files.locked(folder):
-        entries = sorted(entry for entry in folder.iterdir() if not _files.is_temporary(entry))
+    with files.locked(folder):
+        entries = sorted(entry for entry in folder.iterdir() if not files.is_temporary(entry))
         here = json.loads(json.dumps({"format": FORMAT, **facts}))
         if entries and not (folder / SETTINGS).is_file():
             raise FileExistsError(
@@ -121,8 +121,8 @@ def opened(out: str | os.PathLike[str] | None, resume: bool, facts: Mapping[str,
                 raise FileExistsError(
                     f"{folder} holds a plane: pass resume=True to continue it or choose another folder"
                 )
-            _check_same(folder, here, _files.read_json(folder / SETTINGS))
-        _files.remove_temporaries(folder)
+            _check_same(folder, here, files.read_json(folder / SETTINGS))
+        files.remove_temporaries(folder)
         yield Record(folder, None if entries else here)
 
 

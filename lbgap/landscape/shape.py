@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lbgap._result import plain
+from lbgap.result import plain
 
 
 @dataclass(frozen=True)

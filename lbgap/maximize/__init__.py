@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lbgap.checks import whole
 from lbgap.maximize import apgd, lbfgsb, scipy, vertex
 from lbgap.maximize.climb import Maximum, Visited
 from lbgap.objective import Objective
@@ -70,8 +71,8 @@ def starts(objective: Objective, region: Box, restarts: int, seed: int) -> Itera
         yield f"random {index}", point
 
 
-def check(method: str, iterations: int | None, restarts: int, scout: int | None, seed: int) -> int:
-    """Judge the arguments of :func:`maximise` that need no data; returns the iterations, the method's own by default.
+def check(method: str, iterations: int | None, restarts: int, scout: int | None, seed: int) -> dict[str, Any]:
+    """Judge the arguments of :func:`maximise` that need no data; returns them, the method's own iterations by default.
 
     Raises:
         ValueError: Unknown method, or a number out of range.
@@ -80,15 +81,13 @@ def check(method: str, iterations: int | None, restarts: int, scout: int | None,
     if method not in tuple(METHODS):  # nor is a list, which has no hash
         raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
     iterations = DEFAULT_ITERATIONS[method] if iterations is None else iterations
-    least = {"iterations": (iterations, 1), "restarts": (restarts, 0), "seed": (seed, 0), "scout": (scout, 0)}
-    for name, (value, lowest) in least.items():
-        if name == "scout" and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be a whole number, got {value!r}")
-        if not lowest <= value < 2**63:
-            raise ValueError(f"{name} must be at least {lowest} (and below 2**63), got {value}")
-    return iterations
+    return {
+        "method": method,
+        "iterations": whole("iterations", iterations, 1),
+        "restarts": whole("restarts", restarts, 0),
+        "scout": None if scout is None else whole("scout", scout, 0),
+        "seed": whole("seed", seed, 0),
+    }
 
 
 def check_scaling(method: str, scaling: str | None) -> str | None:
@@ -175,7 +174,8 @@ def maximise(
         TypeError: A number is not whole.
         FloatingPointError: The loss is NaN or infinite at the centre.
     """
-    iterations = check(method, iterations, restarts, scout, seed)
+    own = check(method, iterations, restarts, scout, seed)
+    iterations, restarts, scout, seed = (own[name] for name in ("iterations", "restarts", "scout", "seed"))
     samples = scout_samples(objective, method, restarts, scout)
     few = objective.subset(samples) if samples else None
     base = float(objective.loss(region.centre)) if base is None else base

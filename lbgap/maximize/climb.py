@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lbgap import _hardware
 from lbgap.objective import Objective
 from lbgap.region import Box
+from lbgap.system import device as hardware
 
 FIXED = "converged after {} gradients: the point is the vertex that its own gradient points to"
 NO_GRADIENT = "could not move: the gradient is exactly zero; try restarts, or precision='float64'"
@@ -148,7 +148,7 @@ def look(
         FloatingPointError: The value or the gradient is NaN or infinite.
     """
     report = enqueue(objective, region, point, gradient, vertex, rough=rough)
-    value, finite, gap, flips = _hardware.read(report)
+    value, finite, gap, flips = hardware.read(report)
     objective.settle(value, finite)
     return value, gap, flips
 

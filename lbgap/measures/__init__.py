@@ -9,7 +9,7 @@ from lbgap.measures.fisher_rao import fisher_rao_norm
 from lbgap.measures.flatness import relative_flatness
 from lbgap.measures.layers import layer_sharpness
 from lbgap.measures.pac_bayes import pac_bayes_sigma
-from lbgap.measures.result import Measure
+from lbgap.result import Measure
 
 __all__ = [
     "Measure",

@@ -13,11 +13,10 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from lbgap._result import versions
 from lbgap.flat import Selection
 from lbgap.losses import LossFunction
-from lbgap.measures.result import Measure
 from lbgap.objective import Objective
+from lbgap.result import Measure, versions
 from lbgap.sharpness import as_objective
 
 

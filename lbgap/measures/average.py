@@ -6,9 +6,10 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from lbgap.measures._call import Options, call, flag, mean_and_error, normals, positive, whole
-from lbgap.measures.result import Measure
+from lbgap.checks import flag, positive, whole
+from lbgap.measures._call import Options, call, mean_and_error, normals
 from lbgap.objective import Objective
+from lbgap.result import Measure
 
 FEWEST = 8  # draws before a standard error is believed
 
@@ -62,6 +63,8 @@ def average_sharpness(
         >>> len(m.details["rises"])
         4
     """
+    draws = whole("draws", draws, 2)
+    seed = whole("seed", seed, 0)
     own: dict[str, Any] = {
         "sigma": positive("sigma", sigma, "0.01"),
         "draws": draws,
@@ -70,8 +73,6 @@ def average_sharpness(
         "tolerance": None if tolerance is None else positive("tolerance", tolerance, "1e-3"),
         "seed": seed,
     }
-    whole("draws", draws, 2)
-    whole("seed", seed, 0)
     flag("adaptive", adaptive)
     flag("antithetic", antithetic)
     with call("average_sharpness", model, data, options) as this:

@@ -12,11 +12,12 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lbgap._progress import evaluations_bar
+from lbgap.checks import flag, positive, whole
 from lbgap.maximize.climb import ENDED, NO_GRADIENT, NOT_FINITE, Climb, Maximum, Visited
-from lbgap.measures._call import Call, Options, call, flag, normals, positive, whole
+from lbgap.measures._call import Call, Options, call, normals
 from lbgap.objective import Objective
 from lbgap.sharpness import Sharpness, entry, loss_at_minimizer, or_centre, phi
+from lbgap.system.progress import evaluations_bar
 
 TOLERANCE = 5e-4
 SHORTEST_STEP = 1e-3  # in radii
@@ -108,9 +109,9 @@ def ball_sharpness(
     """
     radius, eta = positive("radius", radius, "0.05"), positive("eta", eta, "0.01", zero=True)
     flag("adaptive", adaptive)
-    whole("iterations", iterations, 1)
-    whole("restarts", restarts, 0)
-    whole("seed", seed, 0)
+    iterations = whole("iterations", iterations, 1)
+    restarts = whole("restarts", restarts, 0)
+    seed = whole("seed", seed, 0)
     own = {
         "region": "adaptive l2" if adaptive else "l2",
         "epsilon": radius,

@@ -9,9 +9,10 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lbgap.measures._call import Options, call, mean_and_error, positive, whole
-from lbgap.measures.result import Measure
+from lbgap.checks import positive, whole
+from lbgap.measures._call import Options, call, mean_and_error
 from lbgap.objective import Objective
+from lbgap.result import Measure
 
 FEWEST = 8  # draws before a standard error is believed
 POPULATIONS = ("data", "distribution")
@@ -61,7 +62,7 @@ def batch_sharpness(
         >>> lbgap.batch_sharpness(torch.nn.Linear(4, 2), data, batch=2).value > 0
         True
     """
-    relative_error = _check(batch, relative_error, draws, seed)
+    batch, relative_error, draws, seed = _check(batch, relative_error, draws, seed)
     with call("batch_sharpness", model, data, options) as this:
         quotients: list[float] = []
         squares: list[float] = []
@@ -146,7 +147,7 @@ def noise_scale(
     """
     if population not in POPULATIONS:
         raise ValueError(f"population must be 'data' or 'distribution', got {population!r}")
-    relative_error = _check(batch, relative_error, draws, seed)
+    batch, relative_error, draws, seed = _check(batch, relative_error, draws, seed)
     with call("noise_scale", model, data, options) as this:
         objective, total = this.objective, this.objective.samples
         if objective.by_batch:
@@ -192,12 +193,10 @@ def noise_scale(
         )
 
 
-def _check(batch: int, relative_error: float | None, draws: int, seed: int) -> float | None:
-    """Check what both take; returns the relative error as a float."""
-    whole("batch", batch, 1)
-    whole("draws", draws, 2)
-    whole("seed", seed, 0)
-    return None if relative_error is None else positive("relative_error", relative_error, "0.05")
+def _check(batch: int, relative_error: float | None, draws: int, seed: int) -> tuple[int, float | None, int, int]:
+    """Check what both take."""
+    batch, draws, seed = whole("batch", batch, 1), whole("draws", draws, 2), whole("seed", seed, 0)
+    return batch, None if relative_error is None else positive("relative_error", relative_error, "0.05"), draws, seed
 
 
 def _batches(objective: Objective, batch: int, spare: int, draws: int, seed: int) -> Iterator[Objective]:

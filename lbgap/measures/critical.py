@@ -8,9 +8,10 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lbgap.measures._call import Call, Options, call, positive, whole
-from lbgap.measures.result import Measure
+from lbgap.checks import positive, whole
+from lbgap.measures._call import Call, Options, call
 from lbgap.objective import Objective
+from lbgap.result import Measure
 
 
 def critical_sharpness(
@@ -58,13 +59,13 @@ def critical_sharpness(
         >>> lbgap.critical_sharpness(torch.nn.Linear(2, 1), (torch.eye(2), torch.ones(2, 1)), loss="mse").value > 0
         True
     """
+    doublings = whole("doublings", doublings, 1)
     own: dict[str, Any] = {
         "direction": "minus the gradient" if direction is None else "given",
         "initial": None if initial is None else positive("initial", initial, "0.1"),
         "tolerance": positive("tolerance", tolerance, "0.02"),
         "doublings": doublings,
     }
-    whole("doublings", doublings, 1)
     if direction is not None and not isinstance(direction, Tensor):
         raise TypeError(f"direction must be a tensor (n,), got {type(direction).__name__}: use torch.cat of flat parts")
     with call("critical_sharpness", model, data, options) as this:

@@ -13,10 +13,10 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from lbgap._result import plain
 from lbgap.measures._call import Search, separate
 from lbgap.objective import Objective
 from lbgap.region import box
+from lbgap.result import plain
 from lbgap.sharpness import Sharpness, as_objective, fast_sharpness
 from lbgap.subspace import Manifold
 

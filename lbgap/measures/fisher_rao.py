@@ -8,8 +8,8 @@ from typing import Any, Unpack
 from torch import nn
 
 from lbgap.measures._call import Call, Options, call
-from lbgap.measures.result import Measure
 from lbgap.objective import Objective
+from lbgap.result import Measure
 
 LABELS = ("data", "model")
 

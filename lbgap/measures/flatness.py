@@ -9,9 +9,10 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lbgap.measures._call import Call, Options, call, mean_and_error, whole
-from lbgap.measures.result import Measure
+from lbgap.checks import whole
+from lbgap.measures._call import Call, Options, call, mean_and_error
 from lbgap.objective import Objective
+from lbgap.result import Measure
 
 AT_ONCE = 16  # vectors that share one gradient
 LARGEST = 1 << 24  # numbers in them, at most
@@ -68,8 +69,8 @@ def relative_flatness(
         raise TypeError(f"layer must be a name such as '4' or '4.weight', got {layer!r}")
     if exact is not None and not isinstance(exact, bool):
         raise TypeError(f"exact must be True, False or None (whichever is cheaper), got {exact!r}")
-    whole("draws", draws, 2)
-    whole("seed", seed, 0)
+    draws = whole("draws", draws, 2)
+    seed = whole("seed", seed, 0)
     with call("relative_flatness", model, data, options) as this:
         name = _layer(this.objective, layer)
         weight = this.objective.split(this.centre)[name]

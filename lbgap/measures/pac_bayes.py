@@ -9,9 +9,10 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lbgap.measures._call import Options, call, mean_and_error, normals, positive, whole
-from lbgap.measures.result import Measure
+from lbgap.checks import positive, whole
+from lbgap.measures._call import Options, call, mean_and_error, normals
 from lbgap.objective import Objective
+from lbgap.result import Measure
 
 FIRST, SMALLEST, LARGEST = 0.1, 1e-8, 1e3  # sigma: tried first, and the range of the search
 APART = 1.2  # ratio to the sigma between which the slope is taken: far enough for errors that are counts
@@ -68,6 +69,8 @@ def pac_bayes_sigma(
         >>> 0.1 < lbgap.pac_bayes_sigma(model, (torch.eye(2), torch.tensor([0, 1])), draws=50).value < 10
         True
     """
+    draws = whole("draws", draws, 2)
+    seed = whole("seed", seed, 0)
     own: dict[str, Any] = {
         "deviation": positive("deviation", deviation, "0.1"),
         "eps": positive("eps", eps, "1e-3", zero=True),
@@ -75,8 +78,6 @@ def pac_bayes_sigma(
         "tolerance": positive("tolerance", tolerance, "0.02"),
         "seed": seed,
     }
-    whole("draws", draws, 2)
-    whole("seed", seed, 0)
     with call("pac_bayes_sigma", model, data, options) as this:
         if this.objective.classes is None:
             raise ValueError(

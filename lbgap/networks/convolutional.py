@@ -21,7 +21,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lbgap.networks.start import Initialisation, Start, check_integer, norm
+from lbgap.checks import whole
+from lbgap.networks.start import Initialisation, Start, norm
 
 CIFAR = (3, 32, 32)
 DEEP_STACKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -147,7 +148,7 @@ def c1_1d(inputs: int = 40, outputs: int = 10, *, seed: int, initialisation: Ini
         ValueError: As in :func:`c1`.
         TypeError: As in :func:`c1`.
     """
-    check_integer("inputs", inputs, 1)
+    inputs = whole("inputs", inputs, 1)
     return nn.Sequential(
         nn.Unflatten(1, (1, inputs)), *_shallow((1, inputs), outputs, Start(seed, initialisation), narrower=2)
     )
@@ -172,7 +173,7 @@ def c2_1d(inputs: int = 40, outputs: int = 10, *, seed: int, initialisation: Ini
         ValueError: As in :func:`c1`.
         TypeError: As in :func:`c1`.
     """
-    check_integer("inputs", inputs, 1)
+    inputs = whole("inputs", inputs, 1)
     return nn.Sequential(
         nn.Unflatten(1, (1, inputs)),
         *_deep((1, inputs), outputs, Start(seed, initialisation), DEEP_STACKS[:3], narrower=4),
@@ -182,15 +183,14 @@ def c2_1d(inputs: int = 40, outputs: int = 10, *, seed: int, initialisation: Ini
 def _image(inputs: Sequence[int]) -> tuple[int, ...]:
     if isinstance(inputs, str) or not isinstance(inputs, Sequence):
         raise TypeError(f"inputs must be channels, height and width, got {inputs!r}: write [3, 32, 32]")
-    for size in inputs:
-        check_integer("inputs", size, 1)
+    sizes = tuple(whole("inputs", size, 1) for size in inputs)
     if len(inputs) != 3:
         raise ValueError(f"inputs must be channels, height and width, got {list(inputs)}: write [3, 32, 32]")
-    return tuple(inputs)
+    return sizes
 
 
 def _shallow(shape: tuple[int, ...], outputs: int, start: Start, narrower: int = 1) -> list[nn.Module]:
-    check_integer("outputs", outputs, 1)
+    outputs = whole("outputs", outputs, 1)
     filters, dimensions, places = 64 // narrower, len(shape) - 1, shape[1:]
     layers: list[nn.Module] = []
     for channels in (shape[0], filters):
@@ -212,7 +212,7 @@ def _deep(
     stacks: Sequence[tuple[int, ...]] = DEEP_STACKS,
     narrower: int = 1,
 ) -> list[nn.Module]:
-    check_integer("outputs", outputs, 1)
+    outputs = whole("outputs", outputs, 1)
     dimensions, channels, places = len(shape) - 1, shape[0], shape[1:]
     layers: list[nn.Module] = []
     for place, stack in enumerate(stacks):

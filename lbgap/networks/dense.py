@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lbgap.networks.start import Initialisation, Start, check_integer, norm
+from lbgap.checks import whole
+from lbgap.networks.start import Initialisation, Start, norm
 
 
 def mlp(
@@ -45,9 +46,8 @@ def mlp(
     """
     if isinstance(hidden, str) or not isinstance(hidden, Sequence):
         raise TypeError(f"hidden must be a list of widths, got {hidden!r}: write [512, 512]")
-    widths = [inputs, *hidden, outputs]
-    for role, size in zip(["inputs", *["hidden"] * len(hidden), "outputs"], widths, strict=True):
-        check_integer(role, size, 1)
+    roles = ["inputs", *["hidden"] * len(hidden), "outputs"]
+    widths = [whole(role, size, 1) for role, size in zip(roles, [inputs, *hidden, outputs], strict=True)]
     start = Start(seed, initialisation)
     if not isinstance(batch_norm, bool):
         raise TypeError(f"batch_norm must be true or false, got {batch_norm!r}")
@@ -57,7 +57,7 @@ def mlp(
         if batch_norm:
             layers.append(norm(0, following))
         layers.append(nn.ReLU())
-    layers.append(start.linear(widths[-2], outputs))
+    layers.append(start.linear(*widths[-2:]))
     return nn.Sequential(*layers)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from lbgap._words import hint
+from lbgap.checks import hint
 from lbgap.networks.convolutional import c1, c1_1d, c2, c2_1d, c3, c4
 from lbgap.networks.dense import f1, f2, mlp
 

@@ -8,26 +8,10 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 import torch
 from torch import nn
 
+from lbgap.checks import whole
+
 Initialisation: TypeAlias = Literal["torch", "uniform"]
 Layer = TypeVar("Layer", nn.Linear, nn.Conv1d, nn.Conv2d)
-
-
-def check_integer(role: str, value: object, least: int) -> None:
-    """Refuse what is not an integer of at least so much.
-
-    Args:
-        role: What the value is for, as the message calls it.
-        value: Anything.
-        least: The smallest that is allowed.
-
-    Raises:
-        TypeError: It is not an integer.
-        ValueError: It is too small.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{role} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{role} must be at least {least}, got {value}")
 
 
 class Start:
@@ -44,7 +28,7 @@ class Start:
             ValueError: A negative seed, or an unknown initialisation.
             TypeError: A seed that is not an integer.
         """
-        check_integer("seed", seed, 0)
+        seed = whole("seed", seed, 0)
         if initialisation not in get_args(Initialisation):
             raise ValueError(f"initialisation must be 'torch' or 'uniform', got {initialisation!r}")
         self._generator = torch.Generator().manual_seed(seed)

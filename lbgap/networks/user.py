@@ -9,7 +9,7 @@ import sys
 
 from torch import nn
 
-from lbgap._words import hint
+from lbgap.checks import hint
 
 
 def from_path(path: str) -> nn.Module:

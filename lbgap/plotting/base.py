@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from lbgap import _files
+from lbgap.system import files
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
@@ -49,5 +49,5 @@ def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
     """
     paths = [Path(f"{os.fspath(stem)}.{kind}") for kind in ("png", "svg")]
     for path in paths:
-        _files.write_bytes(path, encode(figure, path.suffix[1:]))
+        files.write_bytes(path, encode(figure, path.suffix[1:]))
     return paths

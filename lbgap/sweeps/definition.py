@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbgap._words import advice
+from lbgap.checks import advice
 from lbgap.sharpness import fast_sharpness
 from lbgap.training import train
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from lbgap import networks
+from lbgap.checks import whole
 from lbgap.maximize import check, check_scaling
 from lbgap.region import box
 from lbgap.subspace import check as check_subspace
 from lbgap.sweeps.definition import NETWORK, Definition, Measurement
 from lbgap.sweeps.trial import batch_size_of, data_key, data_of, network_of, objective_of, training_of
-from lbgap.training._checks import whole
 from lbgap.training.batches import resolve_batch_size
 from lbgap.training.optimizers import make_optimizer, resolve_optimizer
 from lbgap.training.remedies.choose import resolve_remedies

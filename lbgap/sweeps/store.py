@@ -29,8 +29,8 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lbgap import _files
 from lbgap.sweeps.definition import Definition, Trial, from_dict
+from lbgap.system import files
 
 FORMAT = "lbgap sweep, format 1"
 DATABASE, LOCK = "sweep.db", "sweep.lock"
@@ -213,7 +213,7 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
                 stack = contextlib.ExitStack()
                 try:
-                    stack.enter_context(_files.locked(folder))
+                    stack.enter_context(files.locked(folder))
                 except BlockingIOError:  # who was taken for dead works here still, say on a machine that slept
                     continue
                 try:
@@ -388,7 +388,7 @@ def _is_dead(worker: dict[str, Any] | None) -> bool:
     """
     if worker is None:
         return True
-    return bool(worker["machine"] == machine()) and _files.is_locked(worker["folder"]) is False
+    return bool(worker["machine"] == machine()) and files.is_locked(worker["folder"]) is False
 
 
 def _shown(value: Any) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lbgap import _files
 from lbgap.sweeps.definition import Definition
 from lbgap.sweeps.trial import METRICS
+from lbgap.system import files
 
 TABLE = "results.csv"
 _FACTS = ("epoch", "epochs", "reason", "seconds", "parameters")
@@ -77,7 +77,7 @@ def write(table: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
-    _files.write_bytes(folder / TABLE, text.getvalue().encode())
+    files.write_bytes(folder / TABLE, text.getvalue().encode())
     return folder / TABLE
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from lbgap import _files, datasets, networks
-from lbgap._result import plain, versions
+from lbgap import datasets, networks
 from lbgap.objective import Objective
+from lbgap.result import plain, versions
 from lbgap.samples import Data
 from lbgap.sharpness import fast_sharpness
 from lbgap.sweeps.definition import NETWORK, SETTINGS, Definition, Measurement, Trial
+from lbgap.system import files
 from lbgap.training import Run, train
 from lbgap.training.config import describe_data, describe_environment
 
@@ -198,7 +199,7 @@ def _measure(
     definition: Definition, run: Run, data: Data, path: Path, epoch: Callable[[], None]
 ) -> dict[str, dict[str, Any]]:
     """Take every measurement that an earlier process did not take."""
-    found: dict[str, dict[str, Any]] = _files.read_json(path) if path.exists() else {}
+    found: dict[str, dict[str, Any]] = files.read_json(path) if path.exists() else {}
     for measurement in definition.measurements:
         options = {key: value for key, value in measurement.options.items() if key in SEARCH_ALONE}
         objective = None
@@ -210,6 +211,6 @@ def _measure(
             result = fast_sharpness(objective, epsilon=epsilon, **options)
             kept = ("value", "standard_deviation", "base_loss", "max_loss", "evaluations", "status", "seconds")
             found[column] = {name: plain(getattr(result, name)) for name in kept} | {"settings": plain(result.settings)}
-            _files.write_json(path, found)
+            files.write_json(path, found)
             epoch()
     return found

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from lbgap._processes import interrupts_ignored, take_gpu
 from lbgap.sweeps import store as stores
 from lbgap.sweeps.store import Claim, Place, Store
 from lbgap.sweeps.trial import run_trial
+from lbgap.system.processes import interrupts_ignored, take_gpu
 
 POLL = 0.5  # seconds between two looks at what the others do
 LONGEST_POLL = 2.0

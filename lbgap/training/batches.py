@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lbgap.training._checks import whole
+from lbgap.checks import is_whole, whole
 
 ORDER, NOISE, REMEDY = 0, 1, 3
 """Streams of random numbers of an epoch: the order of the samples, dropout and the like, and from 3 on those of the
@@ -40,7 +40,7 @@ def resolve_batch_size(batch_size: int | float, samples: int) -> int:
                 "pass an int to count samples"
             )
         return max(1, round(share * samples))
-    if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral):
+    if not is_whole(batch_size):
         raise TypeError(f"batch_size must be an int (samples) or a float in (0, 1] (a share), got {batch_size!r}")
     count = whole("batch_size", batch_size, 1)
     if count > samples:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from lbgap import _files
-from lbgap.training._checks import plain
+from lbgap.checks import json_value
+from lbgap.system import files
 from lbgap.training.run import CONFIG, ITERATES, METRICS, MODEL, RESULT, STATE, iterate_path
 
 _FACTS = "lbgap"
@@ -94,7 +94,7 @@ def capture(state: State) -> Snapshot:
                 if value.device != parameter.device:
                     host.append(f"optimizer.{key}.{name}")
             else:
-                values.setdefault(name, {})[key] = plain(f"the optimiser's {key}", value)
+                values.setdefault(name, {})[key] = json_value(f"the optimiser's {key}", value)
     copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
     facts: dict[str, Any] = {"metrics": [dict(row) for row in state.metrics], "optimizer": values, "host": host}
     if counts := _counts(state.optimizer):
@@ -112,7 +112,7 @@ def restore(state: State, path: Path) -> None:
     Raises:
         ValueError: The file is damaged, or belongs to another model.
     """
-    tensors, metadata = _files.read_safetensors(path)
+    tensors, metadata = files.read_safetensors(path)
     try:
         facts = json.loads(metadata[_FACTS])
         metrics, values, host = list(facts["metrics"]), dict(facts["optimizer"]), set(facts["host"])
@@ -150,7 +150,7 @@ def _counts(optimizer: Optimizer) -> dict[str, Any]:
     """What an optimiser keeps beside its settings for all parameters at once; those of torch keep nothing there."""
     (group,) = optimizer.param_groups
     own = {key: value for key, value in group.items() if key not in optimizer.defaults and key != "params"}
-    return {key: plain(f"the optimiser's {key}", value) for key, value in own.items()}
+    return {key: json_value(f"the optimiser's {key}", value) for key, value in own.items()}
 
 
 def _named(state: State) -> dict[str, Tensor]:
@@ -196,7 +196,7 @@ class Recorder:
             state: Before the first epoch; without it, a resume would need the same starting values again.
         """
         if self.folder is not None:
-            _files.write_json(self.folder / CONFIG, config)
+            files.write_json(self.folder / CONFIG, config)
             self._keep(state)
             self._pending = capture(state)
             self.flush()
@@ -206,7 +206,7 @@ class Recorder:
         epoch = len(state.metrics)
         if self.folder is not None and self._keep_every is not None and epoch % self._keep_every == 0:
             (self.folder / ITERATES).mkdir(exist_ok=True)
-            _files.write_safetensors(iterate_path(self.folder, epoch), state.model.state_dict(), {"format": "pt"})
+            files.write_safetensors(iterate_path(self.folder, epoch), state.model.state_dict(), {"format": "pt"})
 
     def record(self, state: State) -> None:
         """Take note of the end of an epoch.
@@ -230,9 +230,9 @@ class Recorder:
             return
         facts = json.dumps(self._pending.facts, allow_nan=False)
         # In this order, so that the metrics on the disk never lag behind the state that a resume starts from.
-        _files.write_json_lines(self.folder / METRICS, self._pending.facts["metrics"])
+        files.write_json_lines(self.folder / METRICS, self._pending.facts["metrics"])
         # One metadata entry, for safetensors writes several in an arbitrary order.
-        _files.write_safetensors(self.folder / STATE, self._pending.tensors, {_FACTS: facts})
+        files.write_safetensors(self.folder / STATE, self._pending.tensors, {_FACTS: facts})
         self._pending = None
         self._written = time.monotonic()
 
@@ -249,7 +249,7 @@ class Recorder:
         """
         if self.folder is None:
             return
-        _files.write_safetensors(self.folder / MODEL, state.model.state_dict(), {"format": "pt"})
+        files.write_safetensors(self.folder / MODEL, state.model.state_dict(), {"format": "pt"})
         result = {
             "epoch": epoch,
             "epochs": len(state.metrics),
@@ -257,4 +257,4 @@ class Recorder:
             "seconds": sum(row["seconds"] for row in state.metrics),
             "metrics": state.metrics[epoch - 1],
         }
-        _files.write_json(self.folder / RESULT, result)
+        files.write_json(self.folder / RESULT, result)

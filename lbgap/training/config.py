@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lbgap._files import digest
 from lbgap.datasets import Split
+from lbgap.system.files import digest
 
 FORMAT = "lbgap training run, format 1"
 DIGITS = 32  # of a digest: the first 128 bits

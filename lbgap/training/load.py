@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lbgap import _files, networks
+from lbgap import networks
+from lbgap.system import files
 from lbgap.training.run import SavedRun
 
 
@@ -50,7 +51,7 @@ def read_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         FileNotFoundError: There is no such file.
         ValueError: It is damaged, or its tensors do not fit the model.
     """
-    load_weights(model, _files.read_safetensors(path)[0], str(path))
+    load_weights(model, files.read_safetensors(path)[0], str(path))
     return model.eval()
 
 

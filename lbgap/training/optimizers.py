@@ -12,8 +12,7 @@ import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from lbgap._words import advice, meant
-from lbgap.training._checks import real
+from lbgap.checks import advice, meant, real
 
 _REFUSED = {
     "LBFGS": "it evaluates each batch several times a step, which needs a closure",

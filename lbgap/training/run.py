@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lbgap import _files
+from lbgap.system import files
 from lbgap.training.config import FORMAT
 
 CONFIG = "config.json"
@@ -128,14 +128,14 @@ def read_run(folder: str | os.PathLike[str]) -> SavedRun:
     folder = Path(folder)
     config = read_config(folder)
     if not (folder / RESULT).exists():
-        done = len(_files.read_json_lines(folder / METRICS)) if (folder / METRICS).exists() else 0
+        done = len(files.read_json_lines(folder / METRICS)) if (folder / METRICS).exists() else 0
         raise ValueError(
             f"{folder} is an unfinished run ({_epochs(done)} saved): "
             f"finish it with train(..., out={os.fspath(folder)!r}, resume=True) and the same settings"
         )
-    result = _files.read_json(folder / RESULT)
-    metrics = _files.read_json_lines(folder / METRICS)
-    weights, _ = _files.read_safetensors(folder / MODEL)
+    result = files.read_json(folder / RESULT)
+    metrics = files.read_json_lines(folder / METRICS)
+    weights, _ = files.read_safetensors(folder / MODEL)
     if not isinstance(result, dict) or not result.keys() >= {"epoch", "epochs", "reason", "seconds"}:
         raise ValueError(
             f"{folder / RESULT} is damaged: it lacks epoch, epochs, reason or seconds; restore it or train anew"
@@ -183,7 +183,7 @@ def read_iterates(folder: str | os.PathLike[str]) -> list[tuple[int, dict[str, T
         FileNotFoundError: There is no such folder.
         ValueError: The folder is not a run or kept no iterates, or a file is damaged.
     """
-    return [(epoch, _files.read_safetensors(path)[0]) for epoch, path in kept_iterates(folder).items()]
+    return [(epoch, files.read_safetensors(path)[0]) for epoch, path in kept_iterates(folder).items()]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no folder {folder}: pass the folder of a run")
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} is not a run: it has no {CONFIG}; pass what was `out` in train()")
-    config = _files.read_json(folder / CONFIG)
+    config = files.read_json(folder / CONFIG)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
         raise ValueError(
@@ -233,8 +233,8 @@ def open_folder(out: str | os.PathLike[str], resume: bool) -> Iterator[tuple[Pat
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"out must be a folder, got the file {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    with _files.locked(folder):
-        entries = [entry for entry in folder.iterdir() if not _files.is_temporary(entry)]
+    with files.locked(folder):
+        entries = [entry for entry in folder.iterdir() if not files.is_temporary(entry)]
         if entries and not (folder / CONFIG).is_file():
             raise FileExistsError(
                 f"{folder} is not empty and holds no run (it has {sorted(entries)[0].name!r}): choose another folder"
@@ -247,5 +247,5 @@ def open_folder(out: str | os.PathLike[str], resume: bool) -> Iterator[tuple[Pat
             )
         for place in (folder, folder / ITERATES):
             if place.is_dir():
-                _files.remove_temporaries(place)
+                files.remove_temporaries(place)
         yield folder, config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lbgap.training._checks import real, whole
+from lbgap.checks import real, whole
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Stopping:
             ValueError: One of them is out of range.
         """
         if self.epochs is not None:
-            whole("epochs", self.epochs, 1)
-        whole("max_epochs", self.max_epochs, 1)
-        whole("patience", self.patience, 1)
+            object.__setattr__(self, "epochs", whole("epochs", self.epochs, 1))
+        object.__setattr__(self, "max_epochs", whole("max_epochs", self.max_epochs, 1))
+        object.__setattr__(self, "patience", whole("patience", self.patience, 1))
         if real("tolerance", self.tolerance, positive=False) >= 1:
             raise ValueError(f"tolerance must be below 1 (0.01 is one percent), got {self.tolerance}")
 
@@ -51,11 +51,11 @@ class Stopping:
             The four attributes, those of the other rule as ``None``.
         """
         if self.epochs is not None:
-            return {"epochs": int(self.epochs), "max_epochs": None, "patience": None, "tolerance": None}
+            return {"epochs": self.epochs, "max_epochs": None, "patience": None, "tolerance": None}
         return {
             "epochs": None,
-            "max_epochs": int(self.max_epochs),
-            "patience": int(self.patience),
+            "max_epochs": self.max_epochs,
+            "patience": self.patience,
             "tolerance": float(self.tolerance),
         }
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lbgap.checks import json_value, real, whole
 from lbgap.losses import LossFunction, resolve_loss
 from lbgap.samples import DataLike, as_tensors
-from lbgap.training._checks import plain, real, whole
 from lbgap.training.batches import epoch_batches
 from lbgap.training.course import Course
 from lbgap.training.loop import Loop
@@ -108,7 +108,7 @@ def train_together(
             f"{'resume=True' if resume else 'keep_every'} needs the folders of the runs: pass them as `out`"
         )
     if keep_every is not None:
-        whole("keep_every", keep_every, 1)
+        keep_every = whole("keep_every", keep_every, 1)
     check_progress(progress)
     checkpoint_seconds = real("checkpoint_seconds", checkpoint_seconds, positive=False)
     stopping = Stopping(epochs, max_epochs, patience, tolerance)
@@ -121,7 +121,7 @@ def train_together(
     with ExitStack() as held, torch.inference_mode(False), torch.enable_grad():
         courses = []
         for index, model in enumerate(models):
-            extra = {} if configs is None else plain("configs", configs[index])
+            extra = {} if configs is None else json_value("configs", configs[index])
             seed = whole("seeds", seeds[index], 0)
             course = new_course(model, work, method, seed, stopping, keep_every, extra)
             courses.append(course)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from lbgap.checks import json_value, real, whole
 from lbgap.losses import Loss, LossFunction, resolve_loss
 from lbgap.samples import DataLike, Split, as_tensors
-from lbgap.training._checks import plain, real, whole
+from lbgap.system.device import usable
 from lbgap.training.batches import private_rng, resolve_batch_size
 from lbgap.training.checkpoint import Recorder, State
 from lbgap.training.config import FORMAT, describe_data, describe_environment, describe_model
@@ -112,13 +113,13 @@ def train(
     if resume and out is None:
         raise ValueError("resume=True needs the folder of the run: pass it as `out`")
     if keep_every is not None:
-        whole("keep_every", keep_every, 1)
+        keep_every = whole("keep_every", keep_every, 1)
         if out is None:
             raise ValueError("keep_every needs a folder for the iterates: pass it as `out`")
     check_progress(progress)
     checkpoint_seconds = real("checkpoint_seconds", checkpoint_seconds, positive=False)
     stopping = Stopping(epochs, max_epochs, patience, tolerance)
-    extra = {} if config is None else plain("config", config)
+    extra = {} if config is None else json_value("config", config)
     criterion = resolve_loss(loss)
     chosen = resolve_remedies(remedies)
     with torch.inference_mode(False), torch.enable_grad():
@@ -183,7 +184,7 @@ def _fresh_state(model: nn.Module, method: Method) -> tuple[State, torch.device]
     if not all(parameter.is_floating_point() for parameter in trainable):
         raise ValueError("the model has complex parameters, which cannot be trained here: use real ones")
     name = resolve_optimizer(optimizer)
-    place = resolve_device(device, trainable[0].device)
+    place = usable(device, trainable[0].device)
     try:
         replica = copy.deepcopy(model).to(place)
     except (RuntimeError, TypeError, NotImplementedError) as error:
@@ -192,33 +193,6 @@ def _fresh_state(model: nn.Module, method: Method) -> tuple[State, torch.device]
     parameters = {key: value for key, value in replica.named_parameters() if value.requires_grad}
     start = {key: value.detach().clone() for key, value in parameters.items()}
     return State(replica, make_optimizer(name, parameters.values(), rate, options), start), place
-
-
-def resolve_device(device: str | torch.device | None, default: torch.device) -> torch.device:
-    """Find the device that a user named.
-
-    Args:
-        device: ``"cpu"``, ``"cuda"`` (the current one), ``"cuda:N"``, or ``None``.
-        default: For ``None``.
-
-    Raises:
-        ValueError: It is none of these, or this machine does not have it.
-    """
-    try:
-        place = default if device is None else torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}") from error
-    if place.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be 'cpu' or 'cuda', got {str(place)!r}: pass device='cpu'")
-    if place.type == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count()
-    if count == 0:
-        raise ValueError(f"device is {str(place)!r}, but this PyTorch sees no GPU: pass device='cpu'")
-    index = torch.cuda.current_device() if place.index is None else place.index
-    if index >= count:
-        raise ValueError(f"device is {str(place)!r}, but there are {count} GPUs: pass a number below {count}")
-    return torch.device("cuda", index)
 
 
 def _prepare(
@@ -252,7 +226,7 @@ def _prepare(
         "batch_size": size,
         "optimizer": optimizer,
         "learning_rate": float(state.optimizer.defaults["lr"]),
-        "optimizer_options": plain("optimizer_options", chosen),
+        "optimizer_options": json_value("optimizer_options", chosen),
         "seed": seed,
         "model": describe_model(state.model),
         "data": describe_data(train_split),

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from lbgap import Objective, _hardware, fast_sharpness
+from lbgap import Objective, fast_sharpness
 from lbgap._graph import Graphs
 from lbgap.maximize import apgd, climb, vertex
 from lbgap.region import box
+from lbgap.system import device as hardware
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
@@ -74,8 +75,8 @@ def without_graphs(objective):
 
 
 def test_the_device_has_memory():
-    assert 0 < _hardware.free_bytes(torch.device("cuda:0")) <= torch.cuda.get_device_properties(0).total_memory
-    assert _hardware.batch_budget(torch.device("cuda:0")) <= _hardware.GPU_BATCH_BYTES
+    assert 0 < hardware.free_bytes(torch.device("cuda:0")) <= torch.cuda.get_device_properties(0).total_memory
+    assert hardware.batch_budget(torch.device("cuda:0")) <= hardware.GPU_BATCH_BYTES
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -165,7 +166,7 @@ def test_nothing_that_is_enqueued_waits_for_the_gpu(method, graphs, monkeypatch)
 
 
 def test_streamed_batches_do_not_wait_for_the_gpu(monkeypatch):
-    monkeypatch.setattr(_hardware, "fit", lambda *_: False)
+    monkeypatch.setattr(hardware, "fit", lambda *_: False)
     objective = on("cuda")
     theta, out = objective.theta, torch.empty_like(objective.theta)
     objective.loss_and_gradient(theta)
@@ -187,7 +188,7 @@ def test_streamed_data_give_the_same_bits(batch_size, name, monkeypatch):
         return [value, gradient, objective.loss(theta), *objective.output_tangents(theta, gradient), found.point]
 
     expected = everything(without_graphs(on("cuda", name, batch_size=batch_size)))
-    monkeypatch.setattr(_hardware, "fit", lambda *_: False)
+    monkeypatch.setattr(hardware, "fit", lambda *_: False)
     streamed = on("cuda", name, batch_size=batch_size)
     assert streamed._inputs.is_pinned()
     for one, other in zip(everything(streamed), expected, strict=True):
@@ -198,7 +199,7 @@ def test_streamed_data_give_the_same_bits(batch_size, name, monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_mixed_precision_reports_float32(method):
-    if not _hardware.bfloat16_products("cuda"):
+    if not hardware.bfloat16_products("cuda"):
         pytest.skip("needs a GPU with bfloat16 products")
     objective, single = on("cuda", precision="mixed"), on("cuda")
     found = fast_sharpness(objective, method=method)

@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lbgap import Objective, _hardware, ops
+from lbgap import Objective, ops
 from lbgap.hessian import engine, products
 from lbgap.networks import mlp
+from lbgap.system import device as hardware
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 needs_bfloat16 = pytest.mark.skipif(
-    not _hardware.bfloat16_products("cpu"), reason="no bfloat16 matrix products on this processor"
+    not hardware.bfloat16_products("cpu"), reason="no bfloat16 matrix products on this processor"
 )
 SAMPLES = 40
 
@@ -161,7 +162,7 @@ def test_mixed_precision_in_the_general_way():
 
 
 def test_mixed_precision_without_the_hardware(monkeypatch):
-    monkeypatch.setattr(_hardware, "bfloat16_products", lambda _: False)
+    monkeypatch.setattr(hardware, "bfloat16_products", lambda _: False)
     with pytest.warns(UserWarning, match="ran in float32"):
         mixed = built(precision="mixed")
     single = built(precision="float32")

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import lbgap
-from lbgap import _hardware
 from lbgap.measures.layers import Layer
 from lbgap.subspace import Manifold
+from lbgap.system import device as hardware
 
 LAYERS = ["0", "1", "3", "4", "6"]
 
@@ -136,7 +136,7 @@ def test_only_chosen_parameters_move(minimizers, mnist1d_train):
 
 
 def test_mixed_precision_falls_back(minimizers, mnist1d_train, monkeypatch):
-    monkeypatch.setattr(_hardware, "bfloat16_products", lambda _: False)
+    monkeypatch.setattr(hardware, "bfloat16_products", lambda _: False)
     with pytest.warns(UserWarning, match="ran in float32"):
         mixed = lbgap.layer_sharpness(minimizers["LB"], mnist1d_train, precision="mixed")
     single = lbgap.layer_sharpness(minimizers["LB"], mnist1d_train)
@@ -144,7 +144,7 @@ def test_mixed_precision_falls_back(minimizers, mnist1d_train, monkeypatch):
     assert all("ran in float32" in result.settings["notes"][0] for result in mixed.values())
 
 
-@pytest.mark.skipif(not _hardware.bfloat16_products("cpu"), reason="no bfloat16 matrix products on this processor")
+@pytest.mark.skipif(not hardware.bfloat16_products("cpu"), reason="no bfloat16 matrix products on this processor")
 def test_mixed_precision_reports_float32(minimizers, mnist1d_train):
     objective = lbgap.Objective(minimizers["LB"], mnist1d_train)
     mixed = lbgap.layer_sharpness(minimizers["LB"], mnist1d_train, precision="mixed")

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import lbgap
-from lbgap import _hardware
 from lbgap.measures import ball
+from lbgap.system import device as hardware
 
 OPTIONS = {"loss": "mse", "precision": "float64"}
 
@@ -101,7 +101,7 @@ def test_a_start_without_a_finite_loss_is_a_result():
     assert None in [climb["loss"] for climb in s.to_dict()["starts"]]
 
 
-@pytest.mark.skipif(not _hardware.bfloat16_products("cpu"), reason="no bfloat16 matrix products on this processor")
+@pytest.mark.skipif(not hardware.bfloat16_products("cpu"), reason="no bfloat16 matrix products on this processor")
 def test_mixed_precision_reports_float32(minimizers, mnist1d_train):
     objective = lbgap.Objective(minimizers["SB"], mnist1d_train)
     s = lbgap.ball_sharpness(minimizers["SB"], mnist1d_train, radius=0.3, precision="mixed")

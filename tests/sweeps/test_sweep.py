@@ -277,7 +277,7 @@ def test_another_machine_is_judged_by_its_signs_of_life(begin, here, monkeypatch
 
 
 def test_two_processes_never_work_in_one_folder(opened, here):
-    with lbgap.sweeps.store._files.locked(_made(here / "out" / "trials" / "0000")):
+    with lbgap.sweeps.store.files.locked(_made(here / "out" / "trials" / "0000")):
         assert opened.claim(here / "out").trial.key == 1
 
 

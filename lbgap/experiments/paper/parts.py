@@ -13,8 +13,6 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lbgap import _files
-from lbgap._result import plain, versions
 from lbgap.experiments.paper.plan import Plan, Row, Training, batches_of, epochs_of, load
 from lbgap.experiments.paper.remedies import (
     at_once,
@@ -31,8 +29,10 @@ from lbgap.hessian.eigenvalues import eigenvalues
 from lbgap.hessian.mass import positive_mass
 from lbgap.landscape import asymmetry, curve, line
 from lbgap.objective import Objective
+from lbgap.result import plain, versions
 from lbgap.samples import Data
 from lbgap.sharpness import fast_sharpness
+from lbgap.system import files
 from lbgap.training import read_run
 from lbgap.training.load import load_model, read_weights
 from lbgap.training.remedies.choose import parse_remedy
@@ -91,7 +91,7 @@ class Part:
             "seconds": time.perf_counter() - began,
             "versions": versions(),
         }
-        _files.write_json(self.path, plain(record))
+        files.write_json(self.path, plain(record))
 
 
 def run_folder(folder: Path, row: Row, regime: str, seed: int) -> Path:

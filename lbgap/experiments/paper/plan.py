@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lbgap import datasets, networks
-from lbgap._words import hint
+from lbgap.checks import hint
 from lbgap.experiments.paper.remedies import REMEDIES
 from lbgap.samples import Data
 from lbgap.training import Run, train, train_together

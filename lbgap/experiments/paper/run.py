@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from lbgap import _files
-from lbgap._result import plain
-from lbgap._words import hint
-from lbgap.experiments._workers import in_processes
+from lbgap.checks import hint, whole
 from lbgap.experiments.paper.parts import PARTS, RUNS, Part, parts, run_folder, trainings
 from lbgap.experiments.paper.plan import Plan, Training, choose, grouped
 from lbgap.experiments.paper.remedies import REMEDIES, checked, name_of
+from lbgap.result import plain
+from lbgap.system import files
+from lbgap.system.device import usable
+from lbgap.system.processes import in_processes
 from lbgap.training import read_run
-from lbgap.training.trainer import resolve_device
 
 MARK = "paper.json"
 FORMAT = "lbgap paper 1"
@@ -88,16 +88,13 @@ def paper(
         FileNotFoundError: A file of a data set is missing.
         FileExistsError: The folder holds something else.
     """
-    counts = (("trials", trials, 1), ("seed", seed, 0))
-    optional = (("updates", updates, 1), ("workers", workers, 1), ("remedy_trials", remedy_trials, 1))
-    for name, value, least in (*counts, *(one for one in optional if one[1] is not None)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be a whole number, got {value!r}")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    trials, seed = whole("trials", trials, 1), whole("seed", seed, 0)
+    updates = None if updates is None else whole("updates", updates, 1)
+    workers = None if workers is None else whole("workers", workers, 1)
+    remedy_trials = None if remedy_trials is None else whole("remedy_trials", remedy_trials, 1)
     if batch_norm not in ("eval", "batch"):
         raise ValueError(f"batch_norm must be 'eval' or 'batch', got {batch_norm!r}")
-    resolve_device(device, torch.device("cpu"))
+    usable(device, torch.device("cpu"))
     wanted = _experiments(experiments)
     plan = Plan(
         choose(rows),
@@ -154,10 +151,10 @@ def _claim(folder: Path, plan: Plan, experiments: list[str]) -> None:
         settings["plan"]["remedy_trials"] = None if None in trials else max(trials)
     elif folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file: choose another folder")
-    elif folder.exists() and not all(map(_files.is_temporary, folder.iterdir())):
+    elif folder.exists() and not all(map(files.is_temporary, folder.iterdir())):
         raise FileExistsError(f"{folder} exists and holds no experiments of the paper: choose another folder")
     (folder / RUNS).mkdir(parents=True, exist_ok=True)
-    _files.write_json(mark, {**settings, "experiments": experiments})
+    files.write_json(mark, {**settings, "experiments": experiments})
 
 
 def _joined(folder: Path, theirs: list[str], ours: list[str]) -> list[str]:
@@ -171,7 +168,7 @@ def _joined(folder: Path, theirs: list[str], ours: list[str]) -> list[str]:
 
 
 def _read_mark(mark: Path) -> dict[str, Any]:
-    found = _files.read_json(mark)
+    found = files.read_json(mark)
     version = found.get("format") if isinstance(found, dict) else None
     if version != FORMAT:
         raise ValueError(f"{mark} has format {version!r}, this version reads {FORMAT!r}: choose another folder")
@@ -251,5 +248,5 @@ def read_paper(folder: str | os.PathLike[str]) -> dict[str, Any]:
                         "reason": run.result["reason"],
                         "seconds": run.result["seconds"],
                     }
-    found = [_files.read_json(path) for path in sorted((folder / PARTS).glob("*.json"))]
+    found = [files.read_json(path) for path in sorted((folder / PARTS).glob("*.json"))]
     return {"plan": plan, "experiments": mark["experiments"], "runs": runs, "parts": found}

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lbgap.training._checks import whole
+from lbgap.checks import whole
 from lbgap.training.remedies.base import Remedy, Role, Task
 
 PAPER = {"flip": True, "rotate": 10.0, "shift": 0.2}

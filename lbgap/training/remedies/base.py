@@ -15,9 +15,9 @@ from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from lbgap.checks import json_value, real, whole
 from lbgap.datasets import Split
 from lbgap.losses import Loss
-from lbgap.training._checks import plain, real, whole
 from lbgap.training.batches import REMEDY, derive_seed
 
 Evaluate = Callable[[], Tensor]
@@ -174,7 +174,7 @@ class Remedy:
         Returns:
             Plain values by name.
         """
-        return {name: plain(name, getattr(self, name)) for name in self.keys()}
+        return {name: json_value(name, getattr(self, name)) for name in self.keys()}
 
     def check(self, task: Task) -> None:
         """Refuse a training that it does not fit, and lay out what it carries.

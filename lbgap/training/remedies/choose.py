@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lbgap._words import advice
+from lbgap.checks import advice
 from lbgap.training.remedies.augment import Augment
 from lbgap.training.remedies.average import SWA
 from lbgap.training.remedies.base import Remedy

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from lbgap.training._checks import whole
+from lbgap.checks import whole
 from lbgap.training.batches import resolve_batch_size
 from lbgap.training.remedies.base import Remedy, Role, Task
 

@@ -1,12 +1,12 @@
-"""What a measure returns."""
+"""What every measure returns, the versions behind it, and a form that JSON knows."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
+import platform
 from dataclasses import dataclass, field
 from typing import Any
-
-from lbgap._result import plain
 
 _OF_THE_OBJECTIVE = {
     *("measure", "versions", "loss", "parameters", "n", "samples", "batch_norm", "batch_size", "precision"),
@@ -65,3 +65,20 @@ class Measure:
 
 def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that computes a result."""
+    packages = {name: importlib.metadata.version(name) for name in ("lbgap", "torch", "numpy", "scipy")}
+    return {"python": platform.python_version(), **packages}
+
+
+def plain(value: Any) -> Any:
+    """Turn a value into what JSON knows; NaN and infinity become None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return value

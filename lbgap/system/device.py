@@ -152,16 +152,31 @@ def _place(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
 
 
-def usable(device: str | torch.device) -> torch.device:
-    """The device of that name.
+def usable(device: str | torch.device | None, default: torch.device) -> torch.device:
+    """Find the device that a user named.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"`` (the current one), ``"cuda:N"``, or ``None``.
+        default: For ``None``.
 
     Raises:
-        ValueError: There is none, or this installation cannot compute there.
+        ValueError: It is none of these, or this machine does not have it.
     """
     try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
+        place = default if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}") from error
+    if place.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {str(place)!r}: pass device='cpu'")
+    if place.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise ValueError(f"device is {str(place)!r}, but this PyTorch sees no GPU: pass device='cpu'")
+    index = torch.cuda.current_device() if place.index is None else place.index
+    if index >= count:
+        raise ValueError(f"device is {str(place)!r}, but there are {count} GPUs: pass a number below {count}")
+    return torch.device("cuda", index)
 
 
 def first_line(error: BaseException) -> str:

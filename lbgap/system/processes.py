@@ -1,8 +1,10 @@
-"""Work spread over processes of one thread each, in a fixed order of results, that Ctrl-C ends."""
+"""Processes of this package's own: work spread over them, Ctrl-C left to the first, a GPU for each."""
 
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,10 +14,31 @@ from typing import TypeVar
 
 import torch
 
-from lbgap._processes import interrupts_ignored, take_gpu
-
 Work = TypeVar("Work")
 Result = TypeVar("Result")
+
+
+def take_gpu(number: int) -> None:
+    """Make one GPU the current one of this process.
+
+    Args:
+        number: Of the process among its like, from 0; counted round if there are fewer GPUs.
+    """
+    if count := torch.cuda.device_count():
+        torch.cuda.set_device(number % count)
+
+
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C; processes that are started meanwhile inherit that, and leave it to their parent for good."""
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set, nor is one called
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

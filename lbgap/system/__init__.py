@@ -1,0 +1,1 @@
+"""The machine: files that appear whole, devices, processes, progress on a terminal."""
