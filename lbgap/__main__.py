@@ -1,6 +1,6 @@
 """``python -m lbgap``: the command line."""
 
-from lbgap.cli import main
+from lbgap.cli.app import main
 
 if __name__ == "__main__":
     main()

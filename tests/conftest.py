@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lbgap import cli
+from lbgap.cli.app import main
 from lbgap.datasets import mnist1d
 from lbgap.networks import mlp
 from lbgap.system import processes
@@ -90,7 +90,7 @@ def lbgap_command(monkeypatch, capsys):
         monkeypatch.setenv("COLUMNS", "80")
         monkeypatch.setattr(sys, "argv", ["lbgap", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main()
         out, err = capsys.readouterr()
         return end.value.code or 0, out, err
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from lbgap import cli
+from lbgap.cli.app import main
 from lbgap.landscape import path
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
             command += ["--keep-every", "2"] if name == "one" else []
             patch.setattr(sys, "argv", ["lbgap", "train", "--out", name, *command])
             with pytest.raises(SystemExit):
-                cli.main()
+                main()
     yield folder
     sys.modules.pop("own_network", None)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from lbgap import cli
+from lbgap.cli.app import main
 
 LAYERS = ["0", "1", "3"]
 
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
             command = ("--data", "data.npz", "--hidden", hidden, "--batch-size", batch, "--seed", seed, "--epochs", "2")
             patch.setattr(sys, "argv", ["lbgap", "train", "--out", name, *command])
             with pytest.raises(SystemExit):
-                cli.main()
+                main()
     return folder
 
 
@@ -231,7 +231,7 @@ def test_data_that_changed_since_the_training_are_used_only_where_they_are_named
     np.savez("data.npz", **arrays)
     monkeypatch.setattr(sys, "argv", ["lbgap", "train", "--out", "own", "--data", "data.npz", "--epochs", "1"])
     with pytest.raises(SystemExit):
-        cli.main()
+        main()
     command = ("own", "--epsilon", "1e-3")
     assert lbgap_command("sharpness", *command)[0] == 0
     np.savez("data.npz", **arrays | {f"{part}features": rng.normal(size=(60, 6))})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from lbgap import cli
+from lbgap.cli.app import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
             command = ("--data", f"{data}.npz", "--hidden", hidden, "--batch-size", batch, "--epochs", "2")
             patch.setattr(sys, "argv", ["lbgap", "train", "--out", name, *command])
             with pytest.raises(SystemExit):
-                cli.main()
+                main()
     return folder
 
 

@@ -12,7 +12,8 @@ from matplotlib.image import imread
 from torch import nn
 
 import lbgap
-from lbgap import Objective, cli, datasets, networks, plotting
+from lbgap import Objective, datasets, networks, plotting
+from lbgap.cli.app import main
 from lbgap.landscape.connect import weights_at
 from lbgap.training.batches import derive_seed, epoch_batches
 
@@ -304,7 +305,7 @@ class TestCommand:
                 )
                 patch.setattr(sys, "argv", ["lbgap", "train", "--out", name, *command])
                 with pytest.raises(SystemExit):
-                    cli.main()
+                    main()
         return folder
 
     def test_prints_and_writes(self, folder, tmp_path, monkeypatch, lbgap_command):

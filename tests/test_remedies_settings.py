@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lbgap import cli
+from lbgap.cli.train import REMEDY_NAMES
 from lbgap.training import read_run, remedies, train
 from lbgap.training.remedies.choose import REMEDIES, parse_remedy, resolve_remedies
 
@@ -338,6 +338,6 @@ class TestCommandLine:
         assert len(err.strip().splitlines()) == 1
 
     def test_help_names_them_all(self, lbgap_command):
-        assert cli.REMEDY_NAMES.split(", ") == list(REMEDIES)
+        assert REMEDY_NAMES.split(", ") == list(REMEDIES)
         _, out, _ = lbgap_command("train", "--help")
         assert all(name in out for name in REMEDIES)

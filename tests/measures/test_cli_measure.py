@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from lbgap import cli, cli_measure
+from lbgap.cli import measure as cli_measure
+from lbgap.cli.app import main
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def folder(tmp_path_factory):
             command = ("train", "--out", name, "--data", data, "--hidden", "4", "--batch-size", "16", "--epochs", "2")
             patch.setattr(sys, "argv", ["lbgap", *command])
             with pytest.raises(SystemExit):
-                cli.main()
+                main()
     return folder
 
 

@@ -401,7 +401,16 @@ def test_bad_options(here, lbgap_command):
 
 def start(here, *arguments):
     return subprocess.Popen(
-        [sys.executable, "-c", "from lbgap.cli import main; main()", "sweep", "sweep.toml", "--out", "out", *arguments],
+        [
+            sys.executable,
+            "-c",
+            "from lbgap.cli.app import main; main()",
+            "sweep",
+            "sweep.toml",
+            "--out",
+            "out",
+            *arguments,
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

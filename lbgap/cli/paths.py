@@ -10,7 +10,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from lbgap.cli import (
+from lbgap.cli.minimizers import check_same_data, load_minimizers
+from lbgap.cli.options import (
     AsJson,
     BatchSize,
     DataDir,
@@ -18,19 +19,13 @@ from lbgap.cli import (
     Device,
     Download,
     ModelPath,
+    Out,
     Precision,
     Runs,
     Seed,
     Weights,
-    _fresh,
-    _minimizers,
-    _same_data,
-    _show,
-    _table,
-    _writable,
-    app,
-    errors,
 )
+from lbgap.cli.show import errors, fresh, new_table, show, writable
 
 Points = Annotated[int, typer.Option(help="Values of alpha.")]
 Low = Annotated[float, typer.Option(help="Smallest alpha.")]
@@ -41,10 +36,8 @@ Statistics = Annotated[
     typer.Option(help="batch (of each evaluation batch), eval (interpolated), freeze (the first's) or recalibrate."),
 ]
 NotRandom = Annotated[int, typer.Option(help="Nothing here is random; only recorded.")]
-Out = Annotated[Path, typer.Option(help="Folder for the result.")]
 
 
-@app.command()
 def line(
     runs: Runs = None,
     points: Points = 25,
@@ -72,13 +65,12 @@ def line(
     """
     from lbgap.landscape import line as evaluate
 
-    named = _minimizers(runs, model, weights, data, data_dir, download)
+    named = load_minimizers(runs, model, weights, data, data_dir, download)
     grid = {"points": points, "low": low, "high": high, "rise": rise}
     how = {"batch_norm": batch_norm, "precision": precision, "batch_size": batch_size, "device": device}
     _path("line", evaluate, named, {**grid, **how}, seed, out, as_json)
 
 
-@app.command()
 def curve(
     runs: Runs = None,
     points: Points = 25,
@@ -105,13 +97,12 @@ def curve(
     """
     from lbgap.landscape import curve as evaluate
 
-    named = _minimizers(runs, model, weights, data, data_dir, download)
+    named = load_minimizers(runs, model, weights, data, data_dir, download)
     grid = {"points": points, "low": low, "high": high, "rise": rise}
     how = {"batch_norm": batch_norm, "precision": precision, "batch_size": batch_size, "device": device}
     _path("curve", evaluate, named, {**grid, **how}, seed, out, as_json)
 
 
-@app.command()
 def connect(
     runs: Runs = None,
     kind: Annotated[str, typer.Option(help="bezier or polygon.")] = "bezier",
@@ -145,8 +136,8 @@ def connect(
     from lbgap.landscape import connect as train_path
     from lbgap.system import files
 
-    small, large, samples = _two("path", _minimizers(runs, model, weights, data, data_dir, download))
-    _writable(out)
+    small, large, samples = _two("path", load_minimizers(runs, model, weights, data, data_dir, download))
+    writable(out)
     result = train_path(
         small[1],
         large[1],
@@ -166,13 +157,13 @@ def connect(
         seed=seed,
         progress=errors.is_terminal,
     )
-    stem = _fresh(out, "connect")
+    stem = fresh(out, "connect")
     record = {"small": small[0], "large": large[0], "data": samples.name, **result.to_dict()}
     files.write_safetensors(stem.with_suffix(".safetensors"), {"control": result.control}, {"kind": kind})
     files.write_json(stem.with_suffix(".json"), record)
     plotting.save(plotting.plot_connection(result), stem)
     title = f"A path of low loss: t = 0 is {escape(small[0])}, t = 1 is {escape(large[0])}\n"
-    table = _table("by loss", "barrier of\nthe path", "at t", "barrier of the\nstraight line", "at t")
+    table = new_table("by loss", "barrier of\nthe path", "at t", "barrier of the\nstraight line", "at t")
     for name, here, there in (
         ("train", result.path.shape, result.straight.shape),
         ("test", result.path.test_shape, result.straight.test_shape),
@@ -183,7 +174,7 @@ def connect(
     lengths = f"Length of the {kind}: {result.length:.4g}; distance of the minimizers: {result.distance:.4g}"
     note = f"Loss: mean {result.settings['loss']}; batch-norm: {result.settings['batch_norm']}"
     written = f"Written: {escape(str(stem))}.json, .png, .svg and .safetensors"
-    _show(as_json, record, title, table, "", lengths, note, written)
+    show(as_json, record, title, table, "", lengths, note, written)
 
 
 def _two(what: str, minimizers: list[tuple[str, Any, Any]]) -> tuple[tuple[str, Any], tuple[str, Any], Any]:
@@ -192,7 +183,7 @@ def _two(what: str, minimizers: list[tuple[str, Any, Any]]) -> tuple[tuple[str, 
         raise ValueError(
             f"a {what} needs two minimizers, small-batch first, got {len(minimizers)}: give two runs or --weights"
         )
-    _same_data(minimizers)
+    check_same_data(minimizers)
     (small_name, small, samples), (large_name, large, _) = minimizers
     return (small_name, small), (large_name, large), samples
 
@@ -211,18 +202,18 @@ def _path(
     from lbgap.system import files
 
     (small_name, small), (large_name, large), samples = _two(name, minimizers)
-    _writable(out)
+    writable(out)
     result = evaluate(
         small, large, samples.train, test_data=samples.test, loss=samples.loss, progress=errors.is_terminal, **options
     )
-    stem = _fresh(out, name)
+    stem = fresh(out, name)
     record = {"small": small_name, "large": large_name, "data": samples.name, "seed": seed, **result.to_dict()}
     files.write_json(stem.with_suffix(".json"), record)
     plotting.save(plotting.plot_line(result), stem)
     title = f"The {name}: alpha = 0 is {escape(small_name)}, alpha = 1 is {escape(large_name)}\n"
     note = f"Loss: mean {result.settings['loss']}; batch-norm: {result.settings['batch_norm']}"
     written = f"Written: {escape(str(stem))}.json, .png and .svg"
-    _show(as_json, record, title, _values(result), "", _shapes(result), "", note, written)
+    show(as_json, record, title, _values(result), "", _shapes(result), "", note, written)
 
 
 def _values(result: Any) -> Table:
@@ -233,7 +224,7 @@ def _values(result: Any) -> Table:
         "test acc. %": result.test_accuracy,
     }
     shown = {name: values for name, values in columns.items() if values is not None}
-    table = _table("alpha", *(name.replace(" ", "\n", 1) for name in shown))
+    table = new_table("alpha", *(name.replace(" ", "\n", 1) for name in shown))
     for index, alpha in enumerate(result.alphas):
         table.add_row(f"{alpha:.4g}", *(f"{values[index]:.4g}" for values in shown.values()))
     return table
@@ -241,7 +232,7 @@ def _values(result: Any) -> Table:
 
 def _shapes(result: Any) -> Table:
     """Barrier and widths, by the training and the test loss."""
-    table = _table(
+    table = new_table(
         "by loss", "barrier", "at\nalpha", "width 0,\nouter", "width 0,\ninner", "width 1,\ninner", "width 1,\nouter"
     )
     for name, shape in (("train", result.shape), ("test", result.test_shape)):

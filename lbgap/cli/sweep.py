@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lbgap.cli import AsJson, DataDir, _fail, _resumable, _show, _table, _writable, app, errors
+from lbgap.cli.options import AsJson, DataDir
+from lbgap.cli.show import errors, fail, new_table, resumable, show, writable
 
 if TYPE_CHECKING:
     from lbgap.sweeps.definition import Definition
@@ -32,7 +33,6 @@ Workers = Annotated[int, typer.Option(help="Processes that train at a time.", ca
 Again = Annotated[bool, typer.Option("--retry-failed", help="Run the trials again that failed.")]
 
 
-@app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(help="A TOML file: base settings, grids, seeds, measures.")],
     out: Annotated[
@@ -70,16 +70,16 @@ def sweep(
         raise ValueError(f"{file}: {error}") from error
     folder = out or Path(file.stem)
     if not as_json:
-        _show(False, {}, *_plan(definition))
+        show(False, {}, *_plan(definition))
     if dry_run:
         plan = {"trials": len(definition.trials()), **definition.to_dict()}
-        _show(as_json, plan, *(() if as_json else (f"\nNothing was run; the folder would be {escape(str(folder))}",)))
+        show(as_json, plan, *(() if as_json else (f"\nNothing was run; the folder would be {escape(str(folder))}",)))
         return
     need_optuna()
     from lbgap.sweeps import store as stores
 
     place = stores.place(storage or folder)
-    _writable(folder)
+    writable(folder)
     facts = {"threads": threads or max(1, _cores() // workers), "digests": digests, "data_dir": str(where)}
     store = stores.Store.create(place, definition, facts)
     if threads not in (None, store.facts["threads"]):
@@ -91,7 +91,6 @@ def sweep(
     _work(store, folder, workers, where if data_dir else None, retry_failed, as_json)
 
 
-@app.command()
 def worker(
     source: Annotated[str, typer.Argument(help="Folder of a sweep, or postgresql://user@host/database.")],
     name: Annotated[
@@ -118,7 +117,7 @@ def worker(
     place = stores.place(source)
     store = stores.Store.open(place, name)
     folder = out or place.folder or Path(store.name)
-    _writable(folder)
+    writable(folder)
     own = None if data_dir is None else data_dir.absolute()
     _work(store, folder, workers, own, retry_failed, as_json)
 
@@ -136,7 +135,7 @@ def _work(store: Store, folder: Path, workers: int, data_dir: Path | None, again
         store.refill(again=again)
         job = Job(store.where, store.name, folder.absolute(), data_dir or Path(store.facts["data_dir"]))
         try:
-            with _resumable("the same command"), _bar(len(store.trials)) as told:
+            with resumable("the same command"), _bar(len(store.trials)) as told:
                 run(job, min(workers, len(store.trials)), store.facts["threads"], told)
         finally:
             found = table.rows(store.definition, store.rows())
@@ -146,7 +145,7 @@ def _work(store: Store, folder: Path, workers: int, data_dir: Path | None, again
     means = table.summary(store.definition, found)
     failed = [row for row in found if row["state"] == "failed"]
     record = {"name": store.name, "folder": str(folder), "summary": means, "trials": found}
-    _show(
+    show(
         as_json,
         record,
         "\nMeans over the seeds ± standard deviation; phi in %, a certified lower bound\n",
@@ -155,7 +154,7 @@ def _work(store: Store, folder: Path, workers: int, data_dir: Path | None, again
     )
     if failed:
         first = f"trial {failed[0]['trial']}: {failed[0]['error']}"
-        _fail(f"{len(failed)} of {len(found)} trials failed, {first}; --retry-failed runs them again", 1)
+        fail(f"{len(failed)} of {len(found)} trials failed, {first}; --retry-failed runs them again", 1)
 
 
 @contextmanager
@@ -228,7 +227,7 @@ def _means(means: list[dict[str, Any]]) -> list[Table | str]:
     parts = [metrics, *(phis[start : start + 3] for start in range(0, len(phis), 3))]
     shown: list[Table | str] = []
     for columns in filter(None, parts):
-        table = _table("configuration", "seeds", *(_heading(name) for name in columns))
+        table = new_table("configuration", "seeds", *(_heading(name) for name in columns))
         for row in means:
             settings = ", ".join(f"{key} {_text(value)}" for key, value in row["settings"].items()) or "all"
             cells = (_plus_minus(row["values"].get(name)) for name in columns)

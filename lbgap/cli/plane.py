@@ -12,7 +12,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from lbgap.cli import (
+from lbgap.cli.minimizers import check_same_data, load_minimizers
+from lbgap.cli.options import (
     AsJson,
     BatchSize,
     DataDir,
@@ -24,15 +25,8 @@ from lbgap.cli import (
     Runs,
     Seed,
     Weights,
-    _minimizers,
-    _resumable,
-    _same_data,
-    _show,
-    _table,
-    _writable,
-    app,
-    errors,
 )
+from lbgap.cli.show import errors, new_table, resumable, show, writable
 
 Directions = Annotated[
     str | None,
@@ -44,7 +38,6 @@ Directions = Annotated[
 Bounds = tuple[float, float] | None
 
 
-@app.command()
 def plane(
     runs: Runs = None,
     directions: Directions = None,
@@ -92,9 +85,9 @@ def plane(
 
     named = _models(runs, directions, model, weights, data, data_dir, download)
     (_, _, samples), *rest = named
-    _same_data(named)
-    _writable(out)
-    with _resumable("the same command with --resume"):
+    check_same_data(named)
+    writable(out)
+    with resumable("the same command with --resume"):
         result = evaluate(
             [module for _, module, _ in named],
             samples.train,
@@ -127,7 +120,7 @@ def plane(
     files.write_bytes(out / "surface.html", page.encode())
     axes = f"x: {result.axes[0]}\ny: {result.axes[1]}\n"
     written = f"Written: {escape(str(out))}/plane.json, plane and surface as .png and .svg, surface.html"
-    _show(as_json, record, escape(axes), _places(result), "", _extremes(result), "", _note(result), written)
+    show(as_json, record, escape(axes), _places(result), "", _extremes(result), "", _note(result), written)
 
 
 def _models(
@@ -140,7 +133,7 @@ def _models(
     download: bool,
 ) -> list[tuple[str, Any, Any]]:
     """Names, models and data: of what was named, or with pca of the iterates that a run kept."""
-    named = _minimizers(runs, model, weights, data, data_dir, download)
+    named = load_minimizers(runs, model, weights, data, data_dir, download)
     if directions != "pca" or not runs:
         return named
     from lbgap.training import read_iterates, read_run
@@ -159,7 +152,7 @@ def _models(
 
 
 def _places(result: Any) -> Table:
-    table = _table("at", "x", "y", "train loss")
+    table = new_table("at", "x", "y", "train loss")
     for (name, x, y), loss in zip(result.marks, result.mark_loss, strict=True):
         table.add_row(escape(name), f"{x:.4g}", f"{y:.4g}", f"{loss:.4g}")
     return table
@@ -167,7 +160,7 @@ def _places(result: Any) -> Table:
 
 def _extremes(result: Any) -> Table:
     """Where each loss is least and largest on the grid."""
-    table = _table("of the grid", "least", "at x", "at y", "largest", "at x", "at y", "not\nfinite")
+    table = new_table("of the grid", "least", "at x", "at y", "largest", "at x", "at y", "not\nfinite")
     for name, values in (("train loss", result.train_loss), ("test loss", result.test_loss)):
         if values is None:
             continue

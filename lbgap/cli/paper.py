@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lbgap.cli import AsJson, DataDir, _resumable, _seed, _show, _table, app, errors
+from lbgap.cli.options import AsJson, DataDir, FirstSeed
+from lbgap.cli.show import errors, new_table, resumable, show
 
 
-@app.command()
 def paper(
     experiments: Annotated[
         list[str] | None,
@@ -54,7 +54,7 @@ def paper(
     workers: Annotated[
         int | None, typer.Option(help="Processes, of one thread each.", show_default="as many as cores")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The first start; the others count on.", callback=_seed)] = 0,
+    seed: FirstSeed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Repeat the paper's tables and figures, small-batch against large-batch, and write a report.
@@ -78,7 +78,7 @@ def paper(
         TimeRemainingColumn(),
     )
     shown = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
-    with _resumable("the same command"), shown as progress:
+    with resumable("the same command"), shown as progress:
         task = progress.add_task("starting", total=None)
 
         def step(what: str, left: int) -> None:
@@ -105,7 +105,6 @@ def paper(
     _shown(out, write_paper(out), as_json)
 
 
-@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="What lbgap paper wrote.")],
     as_json: AsJson = False,
@@ -131,7 +130,7 @@ def _shown(folder: Path, page: Path, as_json: bool) -> None:
     for table in found.values():
         # The page has all columns; the paper's own values and long settings are too much for a line of a terminal.
         kept = [i for i, head in enumerate(table.columns) if head != "settings" and not head.endswith(", paper")]
-        drawn = _table(*(table.columns[index].replace(" ", "\n", 1) for index in kept))
+        drawn = new_table(*(table.columns[index].replace(" ", "\n", 1) for index in kept))
         for cells in table.rows:
             drawn.add_row(*(escape(cells[index]) for index in kept))
         parts += [escape(table.title) + "\n", drawn, ""]
@@ -141,7 +140,7 @@ def _shown(folder: Path, page: Path, as_json: bool) -> None:
         "conjectures": [asdict(one) for one in reasons],
         "tables": {name: {"columns": table.columns, "rows": table.rows} for name, table in found.items()},
     }
-    _show(
+    show(
         as_json,
         record,
         *parts,

@@ -10,7 +10,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from lbgap.cli import (
+from lbgap.cli.minimizers import load_minimizers
+from lbgap.cli.options import (
     AsJson,
     BatchNorm,
     BatchSize,
@@ -19,20 +20,14 @@ from lbgap.cli import (
     Device,
     Download,
     ModelPath,
+    Out,
     Parameters,
     Precision,
     Runs,
     Seed,
     Weights,
-    _bullets,
-    _fresh,
-    _minimizers,
-    _show,
-    _table,
-    _writable,
-    app,
-    errors,
 )
+from lbgap.cli.show import bullets, errors, fresh, new_table, show, writable
 
 if TYPE_CHECKING:
     from lbgap import Asymmetry, Density, Eigenvalues, Objective
@@ -54,7 +49,6 @@ class Spectrum:
     sides: Asymmetry | None = None
 
 
-@app.command()
 def spectrum(
     runs: Runs = None,
     top: Annotated[int, typer.Option(help="Largest eigenvalues to find one by one.")] = 10,
@@ -81,7 +75,7 @@ def spectrum(
     download: Download = False,
     seed: Seed = 0,
     device: Device = None,
-    out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("."),
+    out: Out = Path("."),
     as_json: AsJson = False,
 ) -> None:
     """Show the eigenvalues of the Hessian at minimizers: the largest, how many are large, and the density of all.
@@ -95,8 +89,8 @@ def spectrum(
     from lbgap.hessian.mass import default_threshold
 
     _judge(top, threshold, kind, tolerance, steps, relative_error, most)
-    minimizers = _minimizers(runs, model, weights, data, data_dir, download)
-    _writable(out)
+    minimizers = load_minimizers(runs, model, weights, data, data_dir, download)
+    writable(out)
     options: dict[str, Any] = {
         "parameters": parameters,
         "batch_norm": batch_norm,
@@ -187,7 +181,7 @@ def _report(found: list[Spectrum], limit: float, out: Path, as_json: bool) -> No
         }
         for each, amount in zip(found, masses, strict=True)
     ]
-    stem = _fresh(out, "spectrum")
+    stem = fresh(out, "spectrum")
     files.write_json(stem.with_suffix(".json"), results)
     common = max(each.density.resolution for each in found)  # or the widths of the curves would be compared
     densities = _labelled([(each.name, each.density.at(common)) for each in found])
@@ -195,7 +189,7 @@ def _report(found: list[Spectrum], limit: float, out: Path, as_json: bool) -> No
     for each in found:
         if each.sides is not None:
             figure = plotting.plot_asymmetry(each.sides, plotting.plain(each.name))
-            paths += plotting.save(figure, _fresh(out, "asymmetry"))
+            paths += plotting.save(figure, fresh(out, "asymmetry"))
     settings = found[0].density.settings
     notes = [f"{each.name}, eigenvalues: {each.top.status}" for each in found]
     notes += [f"{each.name}, density: {each.density.status}" for each in found]
@@ -208,7 +202,7 @@ def _report(found: list[Spectrum], limit: float, out: Path, as_json: bool) -> No
     if any(each.sides for each in found):
         parts += ["Both sides of directions: sharpness in percent at the largest distance\n", _both(found), ""]
     written = f"Written: {', '.join(escape(str(path)) for path in paths)}"
-    _show(as_json, {"threshold": limit, "results": results}, *parts, _bullets(notes), "", written)
+    show(as_json, {"threshold": limit, "results": results}, *parts, bullets(notes), "", written)
 
 
 def _labelled(pairs: list[tuple[str, Density]]) -> dict[str, Density]:
@@ -221,7 +215,7 @@ def _labelled(pairs: list[tuple[str, Density]]) -> dict[str, Density]:
 
 def _largest(found: list[Spectrum]) -> Table:
     count = min(SHOWN, max(len(each.top.values) for each in found))
-    table = _table("minimizer", "loss", *(str(index + 1) for index in range(count)), "largest\nresidual", "products")
+    table = new_table("minimizer", "loss", *(str(index + 1) for index in range(count)), "largest\nresidual", "products")
     for each in found:
         values = [f"{value:.4g}" for value in each.top.values[:count]]
         values += ["-"] * (count - len(values))
@@ -231,7 +225,7 @@ def _largest(found: list[Spectrum]) -> Table:
 
 
 def _masses(found: list[Spectrum], masses: list[dict[str, float]]) -> Table:
-    table = _table("minimizer", "large", "sum of\nlarge", "trace", "negative\nshare %", "products", "time s")
+    table = new_table("minimizer", "large", "sum of\nlarge", "trace", "negative\nshare %", "products", "time s")
     for each, amount in zip(found, masses, strict=True):
         table.add_row(
             escape(each.name),
@@ -248,7 +242,7 @@ def _with_error(value: float, error: float) -> str:
 
 
 def _both(found: list[Spectrum]) -> Table:
-    table = _table("minimizer", "direction", "ahead %", "behind %", "index")
+    table = new_table("minimizer", "direction", "ahead %", "behind %", "index")
     for each in found:
         if each.sides is None:
             continue

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from lbgap.cli import (
+from lbgap.cli.minimizers import load_minimizers
+from lbgap.cli.options import (
     AsJson,
     BatchNorm,
     BatchSize,
@@ -18,18 +19,14 @@ from lbgap.cli import (
     Device,
     Download,
     ModelPath,
+    Out,
     Parameters,
     Precision,
+    Runs,
     Seed,
     Weights,
-    _bullets,
-    _fresh,
-    _minimizers,
-    _show,
-    _table,
-    _writable,
-    app,
 )
+from lbgap.cli.show import bullets, fresh, new_table, show, writable
 
 # NAME: the function in lbgap, what its value is called, and the options that are its own.
 MEASURES: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -51,7 +48,6 @@ def _known(value: str) -> str:
 Name = Annotated[
     str, typer.Argument(help=f"One of {', '.join(MEASURES)}.", callback=_known, metavar="NAME", show_default=False)
 ]
-Folders = Annotated[list[Path] | None, typer.Argument(help="Folders made by lbgap train.", show_default=False)]
 
 
 def _own(text: str) -> Any:
@@ -59,10 +55,9 @@ def _own(text: str) -> Any:
     return typer.Option(help=text, show_default=False)
 
 
-@app.command()
 def measure(
     name: Name,
-    runs: Folders = None,
+    runs: Runs = None,
     radius: Annotated[float | None, _own("ball: its radius.")] = None,
     eta: Annotated[float | None, _own("ball: least scale of a parameter with --adaptive.")] = None,
     iterations: Annotated[int | None, _own("ball: gradients at most from each start.")] = None,
@@ -89,7 +84,7 @@ def measure(
     download: Download = False,
     seed: Seed = 0,
     device: Device = None,
-    out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("."),
+    out: Out = Path("."),
     as_json: AsJson = False,
 ) -> None:
     """Measure minimizers otherwise than by Keskar's box, on their training data.
@@ -121,8 +116,8 @@ def measure(
         "device": device,
     }
     own = _judged(name, asked, seed)
-    minimizers = _minimizers(runs, model, weights, data, data_dir, download)
-    _writable(out)
+    minimizers = load_minimizers(runs, model, weights, data, data_dir, download)
+    writable(out)
     _report(name, minimizers, {**own, **options}, out, as_json)
 
 
@@ -145,7 +140,7 @@ def _report(
     from lbgap.system import files
 
     function, heading, _ = MEASURES[name]
-    table = _table(
+    table = new_table(
         "minimizer", "loss", heading, "rise" if name == "ball" else "standard\nerror", "evaluations", "time s"
     )
     results, notes = [], []
@@ -162,18 +157,18 @@ def _report(
             f"{found.evaluations:.4g}",
             f"{found.seconds:.2f}",
         )
-    path = _fresh(out, name).with_suffix(".json")
+    path = fresh(out, name).with_suffix(".json")
     files.write_json(path, results)
     settings = results[0]["settings"]
     hidden = {"versions", "notes", "threads", "directions", "batch_size"}
     kept = (f"{key} {value}" for key, value in settings.items() if key not in hidden and value is not None)
-    _show(
+    show(
         as_json,
         {"results": results},
         f"{settings['measure']}\n",
         table,
         "",
-        _bullets([*notes, ", ".join(kept)]),
+        bullets([*notes, ", ".join(kept)]),
         "",
         f"Written: {escape(str(path))}",
     )
