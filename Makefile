@@ -7,7 +7,7 @@ SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/
 .PHONY: demo test lint types docs bench cuda-compile gpu test-gpu sanitize-gpu bench-gpu clean
 
 # pip 25 and older read PIP_CONSTRAINT for builds, newer ones PIP_BUILD_CONSTRAINT; here nothing is isolated.
-.venv/.installed: pyproject.toml setup.py constraints.txt csrc/cuda/nvcc.py $(SOURCES)
+.venv/.installed: pyproject.toml setup.py constraints.txt tools/nvcc.py $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools pybind11 ninja torch numpy
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[dev]"
@@ -36,7 +36,7 @@ bench: .venv/.installed
 
 # Every kernel through nvcc, with a table of what it takes; fails where registers spill.
 cuda-compile: .venv/.installed
-	$(BIN)/python csrc/cuda/compile.py
+	$(BIN)/python tools/compile_kernels.py
 
 # The next four are for a machine with a GPU: they use the Python of PYTHON with its own torch, pytest and so on, into
 # which they install this checkout, and fetch nothing.

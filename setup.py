@@ -14,7 +14,7 @@ from typing import Any
 
 from setuptools import setup
 
-sys.path.insert(0, str(Path(__file__).parent / "csrc" / "cuda"))
+sys.path.insert(0, str(Path(__file__).parent / "tools"))
 import nvcc
 
 FLAGS = ["-O3", "-g0", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wall"]

@@ -28,9 +28,9 @@ ptxas info    : Compile time = 165.449 ms
 @pytest.fixture
 def compile_module(monkeypatch):
     """The script, which finds its neighbour nvcc.py as it does where it is run."""
-    monkeypatch.syspath_prepend(str(ROOT / "csrc" / "cuda"))
-    yield importlib.import_module("compile")
-    for name in ("compile", "nvcc"):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    yield importlib.import_module("compile_kernels")
+    for name in ("compile_kernels", "nvcc"):
         sys.modules.pop(name, None)
 
 

@@ -269,7 +269,7 @@ def test_architectures_are_numbers(toolkit, wanted):
 
 @in_checkout
 def test_every_architecture_asked_for_is_compiled_for():
-    spec = importlib.util.spec_from_file_location("nvcc", ROOT / "csrc" / "cuda" / "nvcc.py")
+    spec = importlib.util.spec_from_file_location("nvcc", ROOT / "tools" / "nvcc.py")
     nvcc = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(nvcc)
     assert nvcc.gencode(["8.6", "9.0a", "10.0+PTX"]) == [
@@ -304,7 +304,7 @@ def test_a_source_archive_made_without_a_compiler_builds_with_one(tmp_path):
     pytest.importorskip("setuptools", minversion="77")
     source = tmp_path / "source"
     ignore = shutil.ignore_patterns(*LIBRARIES, "__pycache__")
-    for folder in ("csrc", "lbgap", "tests"):
+    for folder in ("csrc", "lbgap", "tests", "tools"):
         shutil.copytree(ROOT / folder, source / folder, ignore=ignore)
     for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / name, source)
@@ -315,5 +315,5 @@ def test_a_source_archive_made_without_a_compiler_builds_with_one(tmp_path):
         packed = {name.partition("/")[2] for name in opened.getnames()}
     needed = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.*") if path.is_file()}
     assert {"csrc/library.cpp", "csrc/box.h", "csrc/cpu/loops.h"} <= needed <= packed
-    assert "setup.py" in packed
+    assert {"setup.py", "tools/nvcc.py", "tools/compile_kernels.py"} <= packed
     assert not any(name.endswith((".so", ".pyc")) for name in packed)

@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../points_checks.h"
 #include "loops.h"
 
 namespace lbgap {

@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../box_checks.h"
 #include "loops.h"
 
 namespace lbgap {

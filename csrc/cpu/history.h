@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "../history.h"
+#include "../history_checks.h"
 #include "loops.h"
 
 namespace lbgap {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../points.h"
+#include "../points_checks.h"
 #include "loops.h"
 
 namespace lbgap {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../rng.h"
+#include "../subspace_checks.h"
 #include "loops.h"
 
 namespace lbgap {

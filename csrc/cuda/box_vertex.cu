@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../box.h"
+#include "../box_checks.h"
 #include "map.cuh"
 
 namespace lbgap {

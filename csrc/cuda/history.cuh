@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../history.h"
+#include "../history_checks.h"
 #include "reduce.cuh"
 
 namespace lbgap {

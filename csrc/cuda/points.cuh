@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../points.h"
+#include "../points_checks.h"
 #include "reduce.cuh"
 
 namespace lbgap {

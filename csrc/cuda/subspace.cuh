@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../rng.h"
+#include "../subspace_checks.h"
 #include "reduce.cuh"
 
 namespace lbgap {

@@ -122,7 +122,7 @@ def compile_one(compiler: str, source: Path, includes: Sequence[str], entries: S
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compile what is asked for, print the table and what is wrong; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="*", type=Path, help="files to compile; all of this folder by default")
+    parser.add_argument("sources", nargs="*", type=Path, help="files to compile; all of csrc/cuda/ by default")
     parser.add_argument("--arch", help=f"compute capabilities in place of TORCH_CUDA_ARCH_LIST, {nvcc.ARCHITECTURES!r}")
     parser.add_argument("--jobs", type=int, default=2, help="compilations at a time (default: 2)")
     options = parser.parse_args(arguments)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent.parent / "csrc" / "cuda"
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # the oldest torch that the library loads in: 2.10
 # No fused multiply-add but where the source says so: the entries of random matrices and the points have the CPU's bits.
 FLAGS = ["-O3", "-std=c++20", "-fmad=false", "-DUSE_CUDA", TARGET, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
