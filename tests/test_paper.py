@@ -15,9 +15,9 @@ from matplotlib.image import imread
 from lbgap import datasets
 from lbgap.experiments.paper import EXPERIMENTS, ROWS, Plan, Row, choose, paper, parts, plan, read_paper, run
 from lbgap.experiments.paper.cells import mean_and_deviation
+from lbgap.experiments.paper.page import write_paper
 from lbgap.experiments.paper.parts import run_folder
 from lbgap.experiments.paper.summary import _verdict, growth
-from lbgap.report import write_paper
 from lbgap.system import processes
 from lbgap.training import read_run
 from lbgap.training.load import load_model

@@ -14,8 +14,9 @@ import pytest
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.image import imread
 
-from lbgap import plotting, report
+from lbgap import plotting
 from lbgap.landscape.plane import Plane
+from lbgap.plotting import page as pages
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HEADLESS = (
@@ -177,7 +178,7 @@ class Page(HTMLParser):
 
 
 def test_a_page_refers_to_nothing_outside_itself():
-    page = Page(report.plane_page(make_plane(), "A <plane>"))
+    page = Page(pages.plane_page(make_plane(), "A <plane>"))
     assert page.references
     assert all(reference.startswith("data:") for reference in page.references)
     assert "20 of 63 points of the grid were evaluated; the others are interpolated" in " ".join(page.text.split())
@@ -189,14 +190,14 @@ def test_a_page_refers_to_nothing_outside_itself():
 
 def test_a_page_says_what_its_axes_are():
     plane = make_plane(eigenvalues=(12.5, 3.25), explained=(0.75, 0.125))
-    text = " ".join(Page(report.plane_page(plane, "t")).text.split())
+    text = " ".join(Page(pages.plane_page(plane, "t")).text.split())
     assert "Eigenvalues of the Hessian along x and y: 12.5 and 3.25." in text
     assert "explain 75.0 % and 12.5 % of the variance" in text
 
 
 def test_without_plotly_the_surface_stands_still(monkeypatch):
-    monkeypatch.setattr(report, "find_spec", lambda name: None)
-    html = report.plane_page(make_plane(), "t")
+    monkeypatch.setattr(pages, "find_spec", lambda name: None)
+    html = pages.plane_page(make_plane(), "t")
     page = Page(html)
     assert "install plotly (pip install 'lbgap[interactive]')" in page.text
     assert len(page.references) == 2
@@ -210,7 +211,7 @@ def test_a_browser_draws_the_surface(tmp_path):
         losses[5:, 6:] = math.inf
 
     page = tmp_path / "plane.html"
-    page.write_text(report.plane_page(make_plane(change=change, path=((-0.9, -1.0), (0.0, 0.0))), "A plane"))
+    page.write_text(pages.plane_page(make_plane(change=change, path=((-0.9, -1.0), (0.0, 0.0))), "A plane"))
     browser = [CHROMIUM, *HEADLESS, f"--user-data-dir={tmp_path / 'profile'}"]
     dom = subprocess.run([*browser, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
     assert dom.returncode == 0, dom.stderr

@@ -232,7 +232,7 @@ def test_matplotlibs_global_state_stays_as_it_is(tmp_path):
 
 
 def test_pyplot_is_not_imported():
-    code = "import sys, lbgap.plotting, lbgap.report; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, lbgap.plotting, lbgap.plotting.page; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -66,9 +66,9 @@ def paper(
     are added to what is there.
     """
     from lbgap.experiments import paper as of_paper
+    from lbgap.experiments.paper.page import write_paper
     from lbgap.experiments.paper.remedies import REMEDIES
     from lbgap.experiments.paper.run import QUICK_REMEDY_TRIALS, QUICK_UPDATES
-    from lbgap.report import write_paper
 
     columns = (
         SpinnerColumn(),
@@ -114,7 +114,7 @@ def report(
     Writes report.html, and in report/ the figures as .png and .svg and the
     tables as .csv.
     """
-    from lbgap.report import write_paper
+    from lbgap.experiments.paper.page import write_paper
 
     _shown(folder, write_paper(folder), as_json)
 

@@ -79,8 +79,9 @@ def plane(
     .svg, surface.html, and what was evaluated, so that a plane that was killed
     goes on with --resume.
     """
-    from lbgap import plotting, report
+    from lbgap import plotting
     from lbgap.landscape import plane as evaluate
+    from lbgap.plotting.page import plane_page
     from lbgap.system import files
 
     named = _models(runs, directions, model, weights, data, data_dir, download)
@@ -116,7 +117,7 @@ def plane(
     files.write_json(out / "plane.json", record)
     plotting.save(plotting.plot_plane(result), out / "plane")
     plotting.save(plotting.plot_surface(result), out / "surface")
-    page = report.plane_page(result, f"A plane of the loss: {', '.join(names if result.path is None else names[-1:])}")
+    page = plane_page(result, f"A plane of the loss: {', '.join(names if result.path is None else names[-1:])}")
     files.write_bytes(out / "surface.html", page.encode())
     axes = f"x: {result.axes[0]}\ny: {result.axes[1]}\n"
     written = f"Written: {escape(str(out))}/plane.json, plane and surface as .png and .svg, surface.html"

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
-from lbgap import networks, report
+from lbgap import networks
 from lbgap.checks import whole
 from lbgap.datasets import Data, mnist1d
 from lbgap.landscape.line import Line, line
 from lbgap.objective import Objective
 from lbgap.plotting import plot_bars, plot_line, save
+from lbgap.plotting.page import embedded, render
 from lbgap.result import plain, versions
 from lbgap.sharpness import Sharpness, fast_sharpness
 from lbgap.system import files
@@ -334,4 +337,18 @@ def _write(result: Demo, path: Line) -> None:
         save(figure, result.folder / name)
     files.write_json(result.folder / "line.json", path.to_dict())
     files.write_json(result.folder / "result.json", result.to_dict())
-    files.write_bytes(result.folder / "report.html", report.demo_page(result, figures).encode())
+    files.write_bytes(result.folder / "report.html", demo_page(result, figures).encode())
+
+
+def demo_page(result: Demo, figures: Mapping[str, Figure]) -> str:
+    """Render the demonstration.
+
+    Args:
+        result: What it found.
+        figures: ``"sharpness"`` and ``"line"``.
+
+    Returns:
+        HTML without any reference outside itself.
+    """
+    settings = json.dumps(result.settings, indent=2)
+    return render("demo.html", result=result, images=embedded(figures), settings=settings)

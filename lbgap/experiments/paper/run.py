@@ -60,7 +60,7 @@ def paper(
     """Repeat experiments of the paper: train small- and large-batch from the same starts, and measure.
 
     Trainings and measurements are files of their own in the folder, so that what was interrupted goes on where it was,
-    and more experiments or trials can be added by another call. ``lbgap.report.paper_page`` draws everything from them.
+    and more experiments or trials can be added by another call. ``write_paper`` draws everything from them.
 
     Args:
         out: The folder.

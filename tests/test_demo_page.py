@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lbgap import plotting, report
-from lbgap.experiments.demo import Demo, Phi, Row
+from lbgap import plotting
+from lbgap.experiments.demo import Demo, Phi, Row, demo_page
 from lbgap.landscape import Line
 
 VOID = {"meta", "img", "br", "link"}
@@ -70,7 +70,7 @@ class Page(HTMLParser):
 
 
 def test_it_is_self_contained(figures):
-    page = report.demo_page(make_demo(), figures)
+    page = demo_page(make_demo(), figures)
     parsed = Page(page)
     assert "http:" not in page
     assert "https:" not in page
@@ -90,7 +90,7 @@ def test_it_is_self_contained(figures):
 def test_it_has_every_finding_number_and_setting(figures):
     findings = [f"Finding number {index}." for index in range(7)]
     result = make_demo(findings)
-    parsed = Page(report.demo_page(result, figures))
+    parsed = Page(demo_page(result, figures))
     assert parsed.texts["li"][:7] == findings
     heading, *rows = parsed.rows
     assert len(rows) == len(result.rows)
@@ -103,12 +103,12 @@ def test_it_has_every_finding_number_and_setting(figures):
     assert "5,000 updates" in parsed.texts["p"][0]
     assert "128-64" in parsed.texts["p"][0]
     assert "2 starts" in parsed.texts["p"][0]
-    assert "1 start," in Page(report.demo_page(make_demo(seeds=1), figures)).texts["p"][0]
+    assert "1 start," in Page(demo_page(make_demo(seeds=1), figures)).texts["p"][0]
 
 
 def test_markup_in_findings_and_settings_is_text(figures):
     nasty = '<script>alert("1")</script> & <b>'
-    page = report.demo_page(make_demo([nasty], name=nasty), figures)
+    page = demo_page(make_demo([nasty], name=nasty), figures)
     assert "<script" not in page
     assert "<b>" not in page
     parsed = Page(page)
