@@ -16,10 +16,10 @@ from lbgap.flat import Selection
 from lbgap.losses import LossFunction
 from lbgap.maximize import Maximum, check, check_scaling, maximise, scout_samples
 from lbgap.objective import Objective
+from lbgap.objective.manifold import Manifold, spaces
+from lbgap.objective.manifold import check as check_subspace
 from lbgap.region import Box, box
 from lbgap.result import plain, versions
-from lbgap.subspace import Manifold, spaces
-from lbgap.subspace import check as check_subspace
 from lbgap.system.progress import evaluations_bar
 
 
@@ -147,8 +147,8 @@ def fast_sharpness(
 
     ``phi = 100 (max_y f(y) - f(x)) / (1 + f(x))`` with y in a box around the parameters x: Metric 2.1 of Keskar et
     al. 2016 (arXiv 1609.04836) with A = I. With ``subspace=p`` the box is one around the coordinates of x on a random
-    manifold of p dimensions, see :class:`lbgap.subspace.Manifold`, and phi the mean over several. The maximum is
-    searched, so phi is a lower bound; it is certified because the loss is evaluated once more at the point found, in
+    manifold of p dimensions, see :class:`lbgap.objective.manifold.Manifold`, and phi the mean over several. The maximum
+    is searched, so phi is a lower bound; it is certified because the loss is evaluated once more at the point found, in
     at least float32 with sums in float64.
 
     Args:

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lbgap import Objective, _graph, fast_sharpness, samples
-from lbgap._graph import Graphs, watched
+from lbgap import Objective, fast_sharpness, samples
 from lbgap.maximize import apgd, climb, vertex
+from lbgap.objective import cuda_graphs
+from lbgap.objective.cuda_graphs import Graphs, watched
+from lbgap.objective.manifold import Manifold
 from lbgap.region import box
 from lbgap.samples import Split
-from lbgap.subspace import Manifold
 from lbgap.system import device as hardware
 
 CPU = torch.device("cpu")
@@ -315,16 +316,16 @@ def streams(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: replayed)
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    _graph._stream.cache_clear()
+    cuda_graphs._stream.cache_clear()
     yield SimpleNamespace(current=current, log=log, fails=fails)
-    _graph._stream.cache_clear()
+    cuda_graphs._stream.cache_clear()
 
 
 THERE, BACK = "side waits for caller", "caller waits for side"
 
 
 def test_a_graph_is_recorded_and_replayed_on_one_stream(streams):
-    replay, outputs = _graph.record_cuda(lambda: (streams.log.append(f"work on {streams.current[0]}"),), CPU)
+    replay, outputs = cuda_graphs.record_cuda(lambda: (streams.log.append(f"work on {streams.current[0]}"),), CPU)
     assert outputs == (None,)
     assert streams.log == [THERE, "work on side", "capture", "work on side", BACK]
     streams.log.clear()
@@ -337,7 +338,7 @@ def test_the_caller_keeps_his_stream_where_a_capture_fails(streams):
     """On leaving a capture that failed, torch does not put the stream back."""
     streams.fails.append(True)
     with pytest.raises(RuntimeError, match="previous error during capture"):
-        _graph.record_cuda(lambda: (), CPU)
+        cuda_graphs.record_cuda(lambda: (), CPU)
     assert streams.current == ["caller"]
     assert streams.log == [THERE, "capture", BACK]
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lbgap import Objective, _extension, ops
-from lbgap.points import Combinations, Plan, Separate, make_plan
+from lbgap.objective.points import Combinations, Plan, Separate, make_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -130,7 +130,7 @@ def plain(objective, points):
 
 def always(objective, monkeypatch):
     """Let it use its plan whatever the count of operations says."""
-    monkeypatch.setattr("lbgap.points.engine.Plan.better", lambda *_: True)
+    monkeypatch.setattr("lbgap.objective.points.engine.Plan.better", lambda *_: True)
 
 
 def never(monkeypatch):

@@ -14,8 +14,8 @@ from torch import nn
 
 from lbgap import Objective, fast_sharpness
 from lbgap.maximize import METHODS
+from lbgap.objective.manifold import Manifold
 from lbgap.region import REGIONS, box
-from lbgap.subspace import Manifold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

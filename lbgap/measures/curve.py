@@ -15,10 +15,10 @@ from torch import nn
 
 from lbgap.measures._call import Search, separate
 from lbgap.objective import Objective
+from lbgap.objective.manifold import Manifold
 from lbgap.region import box
 from lbgap.result import plain
 from lbgap.sharpness import Sharpness, as_objective, fast_sharpness
-from lbgap.subspace import Manifold
 
 EPSILONS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 FROM_SMALLER = "the largest loss found is that of the box before, which lies inside this one: {}"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from lbgap._layers import HOOKS, POINTWISE, hooked_everywhere, is_hooked
+from lbgap.layers import HOOKS, POINTWISE, hooked_everywhere, is_hooked
 from lbgap.losses import Loss
 from lbgap.training.checkpoint import State
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lbgap import Objective, fast_sharpness
-from lbgap._graph import Graphs
 from lbgap.maximize import apgd, climb, vertex
+from lbgap.objective.cuda_graphs import Graphs
 from lbgap.region import box
 from lbgap.system import device as hardware
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lbgap import Objective, ops
-from lbgap.hessian import engine, products
 from lbgap.networks import mlp
+from lbgap.objective.products import choose, engine
 from lbgap.system import device as hardware
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -124,7 +124,7 @@ def test_k_and_chunks_and_batches_do_not_matter(way, monkeypatch):
     assert_close(objective.hvp(theta, vectors[1:2]), expected[1:2])
     assert_close(objective.hvp(theta, vectors.t().contiguous().t()), expected)
     assert torch.equal(objective.hvp(theta, vectors), expected)
-    monkeypatch.setattr(products, "LARGEST_CHUNK", 2)
+    monkeypatch.setattr(choose, "LARGEST_CHUNK", 2)
     monkeypatch.setattr(engine, "CPU_BATCH_BYTES", 1)
     assert_close(objective.hvp(theta, vectors), expected)
     smaller = built(way=way, batch_size=7)
@@ -216,7 +216,7 @@ def test_at_a_kink():
 
 
 def test_the_engine_is_left_where_it_disagrees(monkeypatch):
-    from lbgap.hessian.rules import Pointwise
+    from lbgap.objective.products.rules import Pointwise
 
     monkeypatch.setattr(Pointwise, "backward", lambda self, saved, g: (g * saved[0] * 1.000001,))
     objective, other = built(), built(way="general")
@@ -393,7 +393,7 @@ def test_smaller_batches_where_memory_is_short(place, monkeypatch):
     vectors = vectors_for(objective, 2)
     if place == "engine":
         objective.hvp(objective.theta, vectors)
-    owner, name = (products.hvp, "add_products") if place != "engine" else (engine.Engine, "add_products")
+    owner, name = (choose.general, "add_products") if place != "engine" else (engine.Engine, "add_products")
     plain, failures = getattr(owner, name), [torch.OutOfMemoryError("none left")]
 
     def short(*args, **options):

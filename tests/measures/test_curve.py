@@ -9,8 +9,8 @@ from torch import nn
 
 import lbgap
 from lbgap.measures import curve as module
+from lbgap.objective.manifold import Manifold
 from lbgap.region import box
-from lbgap.subspace import Manifold
 
 EPSILONS = (1e-4, 5e-4, 2e-3, 1e-2)
 QUADRATIC = {"loss": "mse", "precision": "float64"}

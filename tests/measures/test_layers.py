@@ -10,7 +10,7 @@ from torch import nn
 
 import lbgap
 from lbgap.measures.layers import Layer
-from lbgap.subspace import Manifold
+from lbgap.objective.manifold import Manifold
 from lbgap.system import device as hardware
 
 LAYERS = ["0", "1", "3", "4", "6"]

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from lbgap import ops
-from lbgap._layers import UnknownError
 from lbgap.flat import FlatModule
+from lbgap.layers import UnknownError
 from lbgap.losses import Loss
-from lbgap.points.chain import MOST, TILE, Chain, find_chain
-from lbgap.points.graph import Step, fold_norms, steps_of
-from lbgap.points.rules import Kind, Run, own
-from lbgap.points.source import Combinations, Separate, Source
+from lbgap.objective.points.chain import MOST, TILE, Chain, find_chain
+from lbgap.objective.points.rules import Kind, Run, own
+from lbgap.objective.points.source import Combinations, Separate, Source
+from lbgap.objective.points.steps import Step, fold_norms, steps_of
 
 PER_CALL = 1_000_000  # operations that a call of a layer costs beside its own: some 10 microseconds
 PER_ELEMENT = 16  # and those that an element costs that is written to memory once more

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lbgap import ops
+from lbgap.objective.points.rules import Kind, Linear, Parameter, Pointwise, Samplewise
+from lbgap.objective.points.source import Combinations, Source
+from lbgap.objective.points.steps import Step
 from lbgap.ops.points import DEEPEST, WIDEST
-from lbgap.points.graph import Step
-from lbgap.points.rules import Kind, Linear, Parameter, Pointwise, Samplewise
-from lbgap.points.source import Combinations, Source
 
 TILE = 512  # samples for which the op blends the weights of a point anew, as csrc/cpu/points.h has it
 MOST = 128  # separate points at once: each looks at the coefficients of all

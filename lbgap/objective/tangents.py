@@ -67,7 +67,7 @@ def backward(flat: FlatModule, inputs: Tensor, direction: Tensor) -> tuple[Tenso
         pulled = torch.autograd.grad(output, flat.moving, weights, create_graph=True, allow_unused=True)
         pairs = zip(pulled, flat.parts(direction), strict=True)
         along = torch.stack([(part * step).sum() for part, step in pairs if part is not None]).sum()
-        _check_whole(along)
+        check_whole(along)
         (tangent,) = torch.autograd.grad(along, weights)
     except torch.OutOfMemoryError:
         raise
@@ -110,7 +110,7 @@ def choose(flat: FlatModule, inputs: Callable[[], Tensor], direction: Tensor) ->
     return forward if missed <= 1e-3 * size else backward
 
 
-def _check_whole(value: Tensor) -> None:
+def check_whole(value: Tensor) -> None:
     """Refuse a gradient whose graph is cut by a ``once_differentiable`` function: what lies behind would count as zero.
 
     Raises:
@@ -180,7 +180,7 @@ def curvatures(value: Tensor, moving: Sequence[Tensor], vectors: Sequence[Sequen
             along = torch.stack(terms).sum() if terms else value.detach()
             if not along.requires_grad:  # linear in these parameters
                 continue
-            _check_whole(along)
+            check_whole(along)
             products = torch.autograd.grad(along, chosen, retain_graph=True, allow_unused=True)
             for product, step in zip(products, steps, strict=True):
                 if product is not None:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from lbgap._layers import FUNCTIONS, HOOKS, MEANS, NORMS, OFF, RESHAPES, UnknownError, check_hooks, is_size, trace
 from lbgap.flat import FlatModule
-from lbgap.hessian.rules import Add, Flatten, Linear, MaxPool, Pointwise, Rule, Windows
-from lbgap.hessian.weighted import BatchNorm, Convolution, Dense, Norm, Places, Weighted
+from lbgap.layers import FUNCTIONS, HOOKS, MEANS, NORMS, OFF, RESHAPES, UnknownError, check_hooks, is_size, trace
+from lbgap.objective.products.rules import Add, Flatten, Linear, MaxPool, Pointwise, Rule, Windows
+from lbgap.objective.products.weighted import BatchNorm, Convolution, Dense, Norm, Places, Weighted
 
 PIECEWISE_LINEAR = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
 SMOOTH = (nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus)

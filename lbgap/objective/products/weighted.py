@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn.grad import conv1d_input, conv1d_weight, conv2d_input, conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lbgap._layers import UnknownError
-from lbgap.hessian.rules import Rule, Run, Tangents
+from lbgap.layers import UnknownError
+from lbgap.objective.products.rules import Rule, Run, Tangents
 
 Places = dict[int, int]  # id of a parameter that moves -> its place among those
 

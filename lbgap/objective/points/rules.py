@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lbgap.points.source import Combinations, Source
+from lbgap.objective.points.source import Combinations, Source
 
 NARROW = 32  # outputs of a linear layer
 

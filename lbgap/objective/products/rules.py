@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lbgap import reference
-from lbgap._layers import UnknownError
+from lbgap.layers import UnknownError
 
 Map = Callable[[Tensor], Tensor]
 Tangents = tuple[Tensor | None, ...]

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from lbgap._layers import UnknownError
 from lbgap.flat import FlatModule
-from lbgap.hessian import hvp
-from lbgap.hessian.engine import Engine
-from lbgap.hessian.output import KINDS
+from lbgap.layers import UnknownError
 from lbgap.losses import Loss
+from lbgap.objective.products import general
+from lbgap.objective.products.engine import Engine
+from lbgap.objective.products.output import KINDS
 from lbgap.system.device import first_line
 
-Batches = Callable[[], Iterable[hvp.Batch]]
+Batches = Callable[[], Iterable[general.Batch]]
 CHUNK_BYTES = 2**28  # of the engine's copies of the vectors and of their products, which it keeps
 COPIES = 4
 SMALLEST_CHUNK, LARGEST_CHUNK = 8, 64
@@ -86,7 +86,7 @@ class Products:
             out.zero_()
             self._note(f"Hessian products ran in float32 ({self.way})")
             for batch in batches():
-                hvp.add_products(self._flat, self._loss, batch, vectors, out, kind)
+                general.add_products(self._flat, self._loss, batch, vectors, out, kind)
         return out
 
     def _by_engine(self, engine: Engine, batches: Batches, vectors: Tensor, out: Tensor, kind: str) -> None:
@@ -132,7 +132,7 @@ class Products:
         self.way = "engine"
         return self._engine
 
-    def _compare(self, batch: hvp.Batch, kind: str) -> bool:
+    def _compare(self, batch: general.Batch, kind: str) -> bool:
         """Compare the engine with the general way, both in float64, in every parameter.
 
         The engine, which cuts batches further, meets the samples in pieces: these must not depend on each other.
@@ -152,7 +152,7 @@ class Products:
         found, expected = torch.zeros_like(vectors), torch.zeros_like(vectors)
         pieces = zip(inputs.clone().split(TRIED_PIECE), targets.clone().split(TRIED_PIECE), strict=True)
         Engine(flat, self._loss, self._backend).add_products(pieces, vectors, found, kind)
-        hvp.add_products(flat, self._loss, (inputs, targets), vectors, expected, kind)
+        general.add_products(flat, self._loss, (inputs, targets), vectors, expected, kind)
         if not expected.isfinite().all():
             return False
         for name, one, other in zip(flat.names, _parts(flat, found), _parts(flat, expected), strict=True):
@@ -165,7 +165,7 @@ def _parts(flat: FlatModule, vectors: Tensor) -> list[Tensor]:
     return list(vectors.split([parameter.numel() for parameter in flat.moving], 1))
 
 
-def _rounding(engine: Engine, batch: hvp.Batch, vectors: Tensor, kind: str) -> float:
+def _rounding(engine: Engine, batch: general.Batch, vectors: Tensor, kind: str) -> float:
     """Relative error that bfloat16 makes in one product over a few samples."""
     batch = (batch[0][:MEASURED_SAMPLES], batch[1][:MEASURED_SAMPLES])
     vector = vectors[torch.linalg.vector_norm(vectors, dim=1).argmax()][None]

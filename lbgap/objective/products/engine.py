@@ -2,7 +2,8 @@
 
 Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 6 (1994): the derivative along a vector is
 carried through the network forwards and backwards beside the values. One pass of values and gradients serves all
-vectors, and each layer multiplies the tangents of all vectors in one product; see :mod:`lbgap.hessian.weighted`.
+vectors, and each layer multiplies the tangents of all vectors in one product; see
+:mod:`lbgap.objective.products.weighted`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbgap import _tangents, ops, reference
-from lbgap._layers import UnknownError
+from lbgap import ops, reference
 from lbgap.flat import FlatModule
-from lbgap.hessian.graph import Step, steps_of
-from lbgap.hessian.output import OutputCurvature
-from lbgap.hessian.rules import Run
+from lbgap.layers import UnknownError
 from lbgap.losses import Loss
+from lbgap.objective import tangents
+from lbgap.objective.products.output import OutputCurvature
+from lbgap.objective.products.rules import Run
+from lbgap.objective.products.steps import Step, steps_of
 
 Batch = tuple[Tensor, Tensor]
 CPU_BATCH_BYTES = 96 * 2**20  # of a batch's values and tangents: half as much slows the products with bfloat16
@@ -117,7 +119,7 @@ class Engine:
             return
         output, found = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         with torch.enable_grad():
-            whole = _tangents.output_gradient(self._loss, output, targets)
+            whole = tangents.output_gradient(self._loss, output, targets)
         if not (found - whole).norm() <= SAME_GRADIENT * whole.norm() and whole.isfinite().all():
             raise UnknownError("a loss whose terms depend on the other samples of a batch")
 

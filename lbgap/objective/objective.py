@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lbgap import _tangents
 from lbgap._extension import resolve_backend
-from lbgap._graph import Graphs
 from lbgap.checks import whole
 from lbgap.flat import FlatModule, Selection, name_patterns
-from lbgap.hessian import products as _products
 from lbgap.losses import Loss, LossFunction, resolve_loss
-from lbgap.points import Combinations, Plan, Separate, Source, UnknownError, make_plan
+from lbgap.objective import tangents
+from lbgap.objective.cuda_graphs import Graphs
+from lbgap.objective.points import Combinations, Plan, Separate, Source, UnknownError, make_plan
+from lbgap.objective.products import choose as _products
 from lbgap.samples import Split, as_tensors, resident, streamed
 from lbgap.system import device as hardware
 from lbgap.system.device import first_line
@@ -523,8 +523,8 @@ class Objective:
         """
 
         def derivative(output: Tensor, tangent: Tensor, targets: Tensor) -> Tensor:
-            _tangents.check_terms(self._loss, output, targets)
-            slope = _tangents.output_gradient(self._loss, output, targets)
+            tangents.check_terms(self._loss, output, targets)
+            slope = tangents.output_gradient(self._loss, output, targets)
             return (slope.double() * tangent.double()).flatten(1).sum(1)
 
         each = self._along(theta, direction, derivative)
@@ -566,10 +566,10 @@ class Objective:
 
         def sweep() -> Tensor:
             total = torch.zeros(len(vectors), dtype=torch.float64, device=self.device)
-            with self._exact(), self._context(False), _tangents.differentiable():
+            with self._exact(), self._context(False), tangents.differentiable():
                 for inputs, targets in self._micro_batches():
                     mean = self._loss.total(self._flat.module(inputs), targets)[0] / self.samples
-                    total += _tangents.curvatures(mean, self._flat.moving, parts)
+                    total += tangents.curvatures(mean, self._flat.moving, parts)
             return total
 
         total = self._within_memory(sweep)
@@ -582,9 +582,10 @@ class Objective:
         """Multiply k vectors by a matrix of second derivatives of the loss, in one pass over the data.
 
         Networks of usual layers run through an engine that shares all but the vectors' own work (see
-        :mod:`lbgap.hessian.engine`), others by differentiating the gradient once more; :attr:`hvp_way` says which.
-        With ``precision="mixed"`` the engine rounds to bfloat16; :attr:`hvp_error` says what that does. The gradient
-        counts as one pass over the data, and so does each vector, for each layer with ``blocks``; none if k is 0.
+        :mod:`lbgap.objective.products.engine`), others by differentiating the gradient once more; :attr:`hvp_way` says
+        which. With ``precision="mixed"`` the engine rounds to bfloat16; :attr:`hvp_error` says what that does. The
+        gradient counts as one pass over the data, and so does each vector, for each layer with ``blocks``; none if k
+        is 0.
 
         Args:
             theta: ``(n,)``.
@@ -978,8 +979,8 @@ class Objective:
 
         def sweep() -> Tensor:
             found = []
-            with self._exact(), self._context(False), _tangents.differentiable():
-                tangent_of = _tangents.choose(self._flat, lambda: self._first_few().inputs, direction)
+            with self._exact(), self._context(False), tangents.differentiable():
+                tangent_of = tangents.choose(self._flat, lambda: self._first_few().inputs, direction)
                 for inputs, targets in self._micro_batches():
                     found.append(reduce(*tangent_of(self._flat, inputs, direction), targets))
             return torch.cat(found)

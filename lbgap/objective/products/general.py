@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lbgap import _tangents
 from lbgap.flat import FlatModule
-from lbgap.hessian.output import OutputCurvature
 from lbgap.losses import Loss
+from lbgap.objective import tangents
+from lbgap.objective.products.output import OutputCurvature
 from lbgap.system.device import first_line
 
 Batch = tuple[Tensor, Tensor]
@@ -32,7 +32,7 @@ def add_products(flat: FlatModule, loss: Loss, batch: Batch, vectors: Tensor, ou
     """
     products = _hessian if kind == "hessian" else _through_outputs
     try:
-        with _tangents.differentiable():
+        with tangents.differentiable():
             products(flat, loss, batch, vectors, out, kind)
     except torch.OutOfMemoryError:
         raise
@@ -53,7 +53,7 @@ def _hessian(flat: FlatModule, loss: Loss, batch: Batch, vectors: Tensor, out: T
     for vector, product in zip(vectors, out, strict=True):
         along = _inner(slopes, flat.parts(vector))
         if along is not None:
-            _tangents._check_whole(along)
+            tangents.check_whole(along)
             _add(flat, torch.autograd.grad(along, flat.moving, retain_graph=True, allow_unused=True), product)
 
 
@@ -67,7 +67,7 @@ def _through_outputs(flat: FlatModule, loss: Loss, batch: Batch, vectors: Tensor
     for vector, product in zip(vectors, out, strict=True):
         along = _inner(pulled, flat.parts(vector))
         if along is not None:
-            _tangents._check_whole(along)
+            tangents.check_whole(along)
             (tangent,) = torch.autograd.grad(along, weights, retain_graph=True)
             pushed = curvature(tangent.unsqueeze(1)).squeeze(1)
             _add(flat, torch.autograd.grad(output, flat.moving, pushed, retain_graph=True, allow_unused=True), product)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbgap import _tangents, reference
+from lbgap import reference
 from lbgap.losses import Loss
+from lbgap.objective import tangents
 from lbgap.system.device import first_line
 
 KINDS = ("hessian", "ggn", "fisher")
@@ -44,8 +45,8 @@ class OutputCurvature:
         self._weights: Tensor | None = None  # of the samples: what their target probabilities add up to
         if kind == "fisher":
             with torch.enable_grad():
-                _tangents.check_terms(loss, output, targets)
-                self.gradient = _tangents.output_gradient(loss, output, targets)
+                tangents.check_terms(loss, output, targets)
+                self.gradient = tangents.output_gradient(loss, output, targets)
         elif loss.name == "cross_entropy" and loss.function is None and output.dim() == 2:
             self._probabilities = output.softmax(1)
             if targets.dim() == 1:
@@ -66,7 +67,7 @@ class OutputCurvature:
             one = torch.ones_like(total, requires_grad=True)
             try:
                 (self._slope,) = torch.autograd.grad(total, self._leaf, one, create_graph=True)
-                _tangents._check_whole(self._slope.sum())
+                tangents.check_whole(self._slope.sum())
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from lbgap._layers import (
+from lbgap.flat import FlatModule
+from lbgap.layers import (
     FORWARD_HOOKS,
     FUNCTIONS,
     MEANS,
@@ -25,8 +26,7 @@ from lbgap._layers import (
     is_size,
     trace,
 )
-from lbgap.flat import FlatModule
-from lbgap.points.rules import (
+from lbgap.objective.points.rules import (
     Convolution,
     Kind,
     Linear,
