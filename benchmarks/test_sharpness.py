@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import lbgap
 from lbgap import Objective, Sharpness, datasets, networks
-from lbgap.region import box
+from lbgap.maximize.region import box
 from lbgap.training import train
 
 EPSILON = 1e-3

@@ -144,7 +144,7 @@ def test_points_are_evaluated_in_chunks(monkeypatch):
     objective = Valley([3.0, 1.0], [1.0, 2.0])
     whole = measure(objective, axes(2))
     assert objective.calls == [1, 6, 6]
-    monkeypatch.setattr(importlib.import_module("lbgap.landscape.asymmetry"), "LARGEST", 8)
+    monkeypatch.setattr(importlib.import_module("lbgap.measures.asymmetry"), "LARGEST", 8)
     objective.calls.clear()
     parts = measure(objective, axes(2))
     assert objective.calls == [1, 4, 2, 4, 2]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lbgap
-from lbgap.region import box
+from lbgap.maximize.region import box
 
 EPSILONS = (1e-3, 5e-4)
 WIDTHS = {"keskar": lambda x: x.abs() + 1, "linf": torch.ones_like, "adaptive": torch.abs}

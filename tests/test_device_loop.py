@@ -13,10 +13,10 @@ from torch import nn
 
 from lbgap import Objective, fast_sharpness, samples
 from lbgap.maximize import apgd, climb, vertex
+from lbgap.maximize.region import box
 from lbgap.objective import cuda_graphs
 from lbgap.objective.cuda_graphs import Graphs, watched
 from lbgap.objective.manifold import Manifold
-from lbgap.region import box
 from lbgap.samples import Split
 from lbgap.system import device as hardware
 

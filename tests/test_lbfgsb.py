@@ -9,10 +9,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lbgap import Objective, _extension, fast_sharpness, ops, reference
-from lbgap.maximize import lbfgsb, maximise
+from lbgap.maximize import lbfgsb
 from lbgap.maximize.lbfgsb import HISTORY, History, Minimiser
+from lbgap.maximize.region import box
+from lbgap.maximize.search import maximise
 from lbgap.networks import mlp
-from lbgap.region import box
 
 needs_native = pytest.mark.skipif("cpu" not in _extension.NATIVE_DEVICES, reason="no compiled library")
 BACKENDS = [pytest.param("native", marks=needs_native), "torch"]

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from lbgap import Objective, fast_sharpness
-from lbgap.maximize import METHODS, apgd, maximise, starts, vertex
-from lbgap.region import box
+from lbgap.maximize import apgd, vertex
+from lbgap.maximize.region import box
+from lbgap.maximize.search import METHODS, maximise, starts
 from lbgap.system import device as hardware
 
 needs_bfloat16 = pytest.mark.skipif(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from lbgap import _extension
-from lbgap.region import REGIONS, Box, box
+from lbgap.maximize.region import REGIONS, Box, box
 
 BACKENDS = [
     pytest.param("native", marks=pytest.mark.skipif(not _extension.NATIVE_DEVICES, reason="no compiled library")),

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lbgap import Objective
-from lbgap.maximize import maximise
-from lbgap.region import box
+from lbgap.maximize.region import box
+from lbgap.maximize.search import maximise
 
 RIVALS = [
     {"method": "lbfgsb", "iterations": 40, "scaling": "paper"},

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lbgap import Objective, fast_sharpness
-from lbgap.maximize import METHODS
+from lbgap.maximize.region import REGIONS, box
+from lbgap.maximize.search import METHODS
 from lbgap.objective.manifold import Manifold
-from lbgap.region import REGIONS, box
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

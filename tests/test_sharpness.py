@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lbgap
 from lbgap import Objective, Sharpness, fast_sharpness
-from lbgap.maximize import METHODS
-from lbgap.region import REGIONS, box
+from lbgap.maximize.region import REGIONS, box
+from lbgap.maximize.search import METHODS
 from lbgap.system import device as hardware
 
 needs_bfloat16 = pytest.mark.skipif(

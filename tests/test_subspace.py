@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lbgap import Objective, _extension, fast_sharpness, ops, reference
-from lbgap.maximize import METHODS
+from lbgap.maximize.region import REGIONS, box
+from lbgap.maximize.search import METHODS
 from lbgap.objective.manifold import DISTRIBUTIONS, Manifold
 from lbgap.reference import subspace_entries
-from lbgap.region import REGIONS, box
 
 needs_native = pytest.mark.skipif("cpu" not in _extension.NATIVE_DEVICES, reason="no compiled library")
 

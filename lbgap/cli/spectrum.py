@@ -86,7 +86,7 @@ def spectrum(
     one is spectrum-2.json.
     """
     from lbgap import Objective, eigenvalues, spectral_density
-    from lbgap.hessian.mass import default_threshold
+    from lbgap.measures.hessian.mass import default_threshold
 
     _judge(top, threshold, kind, tolerance, steps, relative_error, most)
     minimizers = load_minimizers(runs, model, weights, data, data_dir, download)
@@ -127,7 +127,7 @@ def _judge(
 ) -> None:
     """Check all numbers before any run is read."""
     from lbgap.checks import positive, whole
-    from lbgap.hessian._probes import check_limits
+    from lbgap.measures.hessian.probes import check_limits
 
     check_limits(kind, most, 0)
     whole("top", top, 1)
@@ -152,7 +152,7 @@ def _theta(module: Any, objective: Objective) -> Any:
 def _sides(each: Spectrum, minimizers: list[tuple[str, Any]], shared: dict[str, Any]) -> Asymmetry:
     """Both sides of the directions to other minimizers, of eigenvectors and of random directions."""
     from lbgap import asymmetry
-    from lbgap.landscape.asymmetry import oriented
+    from lbgap.measures.asymmetry import oriented
 
     x = each.objective.theta
     points = {name: _theta(module, each.objective) for name, module in minimizers}
@@ -165,7 +165,7 @@ def _sides(each: Spectrum, minimizers: list[tuple[str, Any]], shared: dict[str, 
 def _report(found: list[Spectrum], limit: float, out: Path, as_json: bool) -> None:
     """Write the results and the figures, and print the tables."""
     from lbgap import plotting
-    from lbgap.hessian.mass import mass
+    from lbgap.measures.hessian.mass import mass
     from lbgap.system import files
 
     masses = [mass(each.density, limit) for each in found]

@@ -18,11 +18,11 @@ from lbgap import networks
 from lbgap.checks import whole
 from lbgap.datasets import Data, mnist1d
 from lbgap.landscape.line import Line, line
+from lbgap.measures.sharpness import Sharpness, fast_sharpness
 from lbgap.objective import Objective
 from lbgap.plotting import plot_bars, plot_line, save
 from lbgap.plotting.page import embedded, render
 from lbgap.result import plain, versions
-from lbgap.sharpness import Sharpness, fast_sharpness
 from lbgap.system import files
 from lbgap.system.processes import in_processes
 from lbgap.training import Run, train

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lbgap.measures.sharpness import Sharpness, fast_sharpness
 from lbgap.objective import Objective
 from lbgap.result import plain, versions
-from lbgap.sharpness import Sharpness, fast_sharpness
 
 EPSILONS = (1e-3, 5e-4)
 SUBSPACE, TRIALS = 100, 5

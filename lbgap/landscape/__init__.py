@@ -1,10 +1,9 @@
 """The loss along paths between minimizers, and on planes."""
 
-from lbgap.landscape.asymmetry import Asymmetry, asymmetry
 from lbgap.landscape.connect import Connection, connect
 from lbgap.landscape.curve import curve
 from lbgap.landscape.line import Line, line
 from lbgap.landscape.plane import Plane, plane
 from lbgap.landscape.shape import Shape
 
-__all__ = ["Asymmetry", "Connection", "Line", "Plane", "Shape", "asymmetry", "connect", "curve", "line", "plane"]
+__all__ = ["Connection", "Line", "Plane", "Shape", "connect", "curve", "line", "plane"]

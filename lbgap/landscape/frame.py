@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lbgap.hessian.eigenvalues import eigenvalues
 from lbgap.landscape.path import check_finite, check_same_architecture, flat_like
-from lbgap.measures._call import normals
+from lbgap.measures.draws import normals
+from lbgap.measures.hessian.eigenvalues import eigenvalues
 from lbgap.objective import Objective
 
 KINDS = ("minimizers", "random", "eigenvectors", "pca")

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lbgap.maximize.region import Box
 from lbgap.objective import Objective
-from lbgap.region import Box
 from lbgap.system import device as hardware
 
 FIXED = "converged after {} gradients: the point is the vertex that its own gradient points to"

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lbgap import ops, reference
 from lbgap.maximize.climb import NOT_FINITE, Climb, Maximum, Visited, starting_point, stuck
+from lbgap.maximize.region import Box
 from lbgap.maximize.wolfe import Trial, line_search
 from lbgap.objective import Objective
-from lbgap.region import Box
 
 ITERATIONS = 20
 HISTORY = 10

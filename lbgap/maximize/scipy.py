@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lbgap.maximize.climb import NO_GRADIENT, NOT_FINITE, Climb, Maximum, Visited, starting_point
+from lbgap.maximize.region import Box
 from lbgap.objective import Objective
-from lbgap.region import Box
 
 ITERATIONS = 10
 TOO_SMALL = "could not move: the gradient is too small for SciPy's defaults; try method='vertex'"

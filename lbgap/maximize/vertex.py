@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lbgap.maximize.climb import ENDED, NOT_FINITE, Climb, Maximum, Visited, look, starting_point, stuck
+from lbgap.maximize.region import Box
 from lbgap.objective import Objective
-from lbgap.region import Box
 
 ITERATIONS = 20
 TOLERANCE = 5e-4

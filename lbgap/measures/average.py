@@ -7,7 +7,8 @@ from typing import Any, Unpack
 from torch import nn
 
 from lbgap.checks import flag, positive, whole
-from lbgap.measures._call import Options, call, mean_and_error, normals
+from lbgap.measures.call import Options, call
+from lbgap.measures.draws import mean_and_error, normals
 from lbgap.objective import Objective
 from lbgap.result import Measure
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from lbgap.checks import flag, positive, whole
 from lbgap.maximize.climb import ENDED, NO_GRADIENT, NOT_FINITE, Climb, Maximum, Visited
-from lbgap.measures._call import Call, Options, call, normals
+from lbgap.measures.call import Call, Options, call
+from lbgap.measures.draws import normals
+from lbgap.measures.sharpness import Sharpness, entry, loss_at_minimizer, or_centre, phi
 from lbgap.objective import Objective
-from lbgap.sharpness import Sharpness, entry, loss_at_minimizer, or_centre, phi
 from lbgap.system.progress import evaluations_bar
 
 TOLERANCE = 5e-4

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.checks import positive, whole
-from lbgap.measures._call import Options, call, mean_and_error
+from lbgap.measures.call import Options, call
+from lbgap.measures.draws import mean_and_error
 from lbgap.objective import Objective
 from lbgap.result import Measure
 

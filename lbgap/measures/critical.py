@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.checks import positive, whole
-from lbgap.measures._call import Call, Options, call
+from lbgap.measures.call import Call, Options, call
 from lbgap.objective import Objective
 from lbgap.result import Measure
 

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from lbgap.measures._call import Call, Options, call
+from lbgap.measures.call import Call, Options, call
 from lbgap.objective import Objective
 from lbgap.result import Measure
 

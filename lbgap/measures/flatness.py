@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.checks import whole
-from lbgap.measures._call import Call, Options, call, mean_and_error
+from lbgap.measures.call import Call, Options, call
+from lbgap.measures.draws import mean_and_error
 from lbgap.objective import Objective
 from lbgap.result import Measure
 

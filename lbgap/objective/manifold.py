@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import Tensor
 from lbgap import ops, reference
 from lbgap.checks import whole
 from lbgap.losses import Loss
-from lbgap.maximize import Maximum
 from lbgap.objective import Objective
 
 DISTRIBUTIONS = (*reference.DISTRIBUTIONS, "unit")
@@ -128,11 +126,6 @@ class Manifold(Objective):
         full = self._full.settings()
         mine = {"subspace": self.n, "distribution": self.distribution, "seed": self.seed, "trial": self.trial}
         return {**super().settings(), "n": full["n"], "directions": full["directions"], **mine}
-
-    def certify(self, found: Maximum) -> Maximum:
-        """A maximum on the manifold as one of the full space, its loss evaluated there."""
-        point = self.point(found.point)
-        return dataclasses.replace(found, point=point, value=float(self._full.loss(point)))
 
     def _solve(self, gram: Tensor) -> Tensor:
         """``(A'A)^-1 A'x``, once the columns are scaled to the same length, which is as well as scaling can do."""

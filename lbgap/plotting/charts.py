@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lbgap.hessian.density import Density
-from lbgap.landscape.asymmetry import Asymmetry
 from lbgap.landscape.connect import Connection
 from lbgap.landscape.line import Line
 from lbgap.measures import SharpnessCurve
+from lbgap.measures.asymmetry import Asymmetry
+from lbgap.measures.hessian.density import Density
 from lbgap.plotting.base import BLUE, COLORS, GREEN, GREY, ORANGE, VERMILION, plain
 
 STYLES = ("-", "--", ":", "-.")

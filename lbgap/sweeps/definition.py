@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lbgap.checks import advice
-from lbgap.sharpness import fast_sharpness
+from lbgap.measures.sharpness import fast_sharpness
 from lbgap.training import train
 
 _BY_THE_SWEEP = {"model", "data", "test_data", "loss", "seed", "out", "resume", "config", "progress"}

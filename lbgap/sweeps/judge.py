@@ -12,9 +12,9 @@ from torch import nn
 
 from lbgap import networks
 from lbgap.checks import whole
-from lbgap.maximize import check, check_scaling
+from lbgap.maximize.region import box
+from lbgap.maximize.search import check, check_scaling
 from lbgap.objective.manifold import check as check_subspace
-from lbgap.region import box
 from lbgap.sweeps.definition import NETWORK, Definition, Measurement
 from lbgap.sweeps.trial import batch_size_of, data_key, data_of, network_of, objective_of, training_of
 from lbgap.training.batches import resolve_batch_size

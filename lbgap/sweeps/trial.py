@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from lbgap import datasets, networks
+from lbgap.measures.sharpness import fast_sharpness
 from lbgap.objective import Objective
 from lbgap.result import plain, versions
 from lbgap.samples import Data
-from lbgap.sharpness import fast_sharpness
 from lbgap.sweeps.definition import NETWORK, SETTINGS, Definition, Measurement, Trial
 from lbgap.system import files
 from lbgap.training import Run, train

@@ -8,8 +8,8 @@ from torch import nn
 
 from lbgap import Objective, fast_sharpness
 from lbgap.maximize import apgd, climb, vertex
+from lbgap.maximize.region import box
 from lbgap.objective.cuda_graphs import Graphs
-from lbgap.region import box
 from lbgap.system import device as hardware
 
 pytestmark = [

@@ -8,7 +8,7 @@ import torch
 
 import lbgap
 from lbgap import Objective, _extension, reference
-from lbgap.region import box
+from lbgap.maximize.region import box
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import lbgap
-from lbgap.hessian.density import quadrature
-from lbgap.hessian.lanczos import tridiagonals
-from lbgap.hessian.mass import mass
+from lbgap.measures.hessian.density import quadrature
+from lbgap.measures.hessian.lanczos import tridiagonals
+from lbgap.measures.hessian.mass import mass
 
 
 def moments(matrix, order):

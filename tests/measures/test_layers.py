@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import lbgap
-from lbgap.measures.layers import Layer
+from lbgap.measures.layer_sharpness import Layer
 from lbgap.objective.manifold import Manifold
 from lbgap.system import device as hardware
 

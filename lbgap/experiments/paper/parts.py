@@ -24,14 +24,15 @@ from lbgap.experiments.paper.remedies import (
     name_of,
 )
 from lbgap.experiments.tables import paper_tables
-from lbgap.hessian.density import spectral_density
-from lbgap.hessian.eigenvalues import eigenvalues
-from lbgap.hessian.mass import positive_mass
-from lbgap.landscape import asymmetry, curve, line
+from lbgap.landscape import curve, line
+from lbgap.measures import asymmetry
+from lbgap.measures.hessian.density import spectral_density
+from lbgap.measures.hessian.eigenvalues import eigenvalues
+from lbgap.measures.hessian.mass import positive_mass
+from lbgap.measures.sharpness import fast_sharpness
 from lbgap.objective import Objective
 from lbgap.result import plain, versions
 from lbgap.samples import Data
-from lbgap.sharpness import fast_sharpness
 from lbgap.system import files
 from lbgap.training import read_run
 from lbgap.training.load import load_model, read_weights

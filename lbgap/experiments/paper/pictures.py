@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 
 from lbgap.experiments.paper.stored import Stored, parts_of, rows_of, runs_of, seeds_of, sharpness
 from lbgap.experiments.paper.treated import Treated, treated
-from lbgap.hessian.density import Density
-from lbgap.landscape import Asymmetry, Line
+from lbgap.landscape import Line
+from lbgap.measures.asymmetry import Asymmetry
+from lbgap.measures.hessian.density import Density
 from lbgap.plotting import BLUE, VERMILION, label_points, plot_asymmetry, plot_densities, plot_line
 
 REGIMES = (("SB", BLUE, "o-"), ("LB", VERMILION, "s--"))

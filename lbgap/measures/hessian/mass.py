@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.checks import flag, positive, whole
-from lbgap.hessian._probes import check_limits
-from lbgap.hessian.density import Density, spectral_density
-from lbgap.hessian.eigenvalues import Eigenvalues, eigenvalues
-from lbgap.measures._call import Options, call
+from lbgap.measures.call import Options, call
+from lbgap.measures.hessian.density import Density, spectral_density
+from lbgap.measures.hessian.eigenvalues import Eigenvalues, eigenvalues
+from lbgap.measures.hessian.probes import check_limits
 from lbgap.objective import Objective
 from lbgap.result import Measure
 

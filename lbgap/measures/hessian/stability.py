@@ -8,9 +8,9 @@ from typing import Any, Unpack
 from torch import nn
 
 from lbgap.checks import flag, positive
-from lbgap.hessian._probes import check_limits
-from lbgap.hessian.eigenvalues import eigenvalues
-from lbgap.measures._call import Options, call
+from lbgap.measures.call import Options, call
+from lbgap.measures.hessian.eigenvalues import eigenvalues
+from lbgap.measures.hessian.probes import check_limits
 from lbgap.objective import Objective
 from lbgap.result import Measure
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from lbgap.flat import Selection
 from lbgap.losses import LossFunction
-from lbgap.maximize import Maximum, check, check_scaling, maximise, scout_samples
+from lbgap.maximize.climb import Maximum
+from lbgap.maximize.region import Box, box
+from lbgap.maximize.search import check, check_scaling, maximise, scout_samples
+from lbgap.measures.call import as_objective
 from lbgap.objective import Objective
 from lbgap.objective.manifold import Manifold, spaces
 from lbgap.objective.manifold import check as check_subspace
-from lbgap.region import Box, box
 from lbgap.result import plain, versions
 from lbgap.system.progress import evaluations_bar
 
@@ -263,7 +265,7 @@ def _measure(
                 if found.samples == searched.samples and (best is None or found.value > best.value):
                     best = found
             best = _certified(best, ball, base)
-            tops.append(space.certify(best) if isinstance(space, Manifold) else best)
+            tops.append(_in_full_space(best, space, searched) if isinstance(space, Manifold) else best)
     on_part = max(tops, key=lambda found: found.value)
     if few is not None:
         tops = [_on_all(found, objective, base_loss, few.samples) for found in tops]
@@ -324,6 +326,12 @@ def loss_at_minimizer(objective: Objective) -> float:
     return base
 
 
+def _in_full_space(found: Maximum, manifold: Manifold, objective: Objective) -> Maximum:
+    """A maximum on a manifold as one of the full space, its loss evaluated there."""
+    point = manifold.point(found.point)
+    return dataclasses.replace(found, point=point, value=float(objective.loss(point)))
+
+
 def _on_all(found: Maximum, objective: Objective, base: float, samples: int) -> Maximum:
     """A maximum that was searched on some samples, with its loss on all of them."""
     value = float(objective.losses(found.point[None]))
@@ -346,29 +354,6 @@ def or_centre(best: Maximum, centre: Tensor, base_loss: float) -> Maximum:
         return best
     status = f"nothing larger than the loss at the minimizer was found: {best.status}"
     return dataclasses.replace(best, point=centre, value=base_loss, status=status)
-
-
-def as_objective(model: nn.Module | Objective, data: Any, options: dict[str, Any]) -> Objective:
-    """Build the objective of a measure, or take the one that was passed in place of ``(model, data)``.
-
-    Args:
-        model: A module or an objective.
-        data: The data; None with an objective.
-        options: Keywords of :class:`~lbgap.objective.Objective`; None where the user gave none.
-
-    Raises:
-        ValueError: An objective came together with data or options that belong to it.
-        TypeError: A module came without data.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    if isinstance(model, Objective):
-        extra = [*(["data"] if data is not None else []), *given]
-        if extra:
-            raise ValueError(f"{', '.join(extra)} belong to the Objective: give them when you build it")
-        return model
-    if data is None:
-        raise TypeError("data is missing: pass (inputs, targets), a Dataset or a DataLoader")
-    return Objective(model, data, **given)
 
 
 def _certified(best: Maximum | None, region: Box, base_loss: float) -> Maximum:

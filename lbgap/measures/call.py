@@ -1,4 +1,4 @@
-"""What all measures share: the objective they are called with, checks of their arguments, random draws."""
+"""What all measures share: the objective that they are called with, and their keywords."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from lbgap.flat import Selection
 from lbgap.losses import LossFunction
 from lbgap.objective import Objective
 from lbgap.result import Measure, versions
-from lbgap.sharpness import as_objective
 
 
 class Options(TypedDict, total=False):
@@ -122,7 +121,7 @@ def call(measure: str, model: nn.Module | Objective, data: Any, options: Options
     """Build the objective, or take the one passed, and run the measure without recording gradients.
 
     Raises:
-        ValueError: As :func:`lbgap.sharpness.as_objective`.
+        ValueError: As :func:`lbgap.measures.call.as_objective`.
         TypeError: Likewise; or an option that no measure has.
     """
     unknown = [name for name in options if name not in Options.__annotations__]
@@ -182,14 +181,24 @@ def flag(name: str, value: bool) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
-def normals(centre: Tensor, seed: int) -> Iterator[Tensor]:
-    """Standard normal vectors like ``centre``, without end; the same from any device and, but for rounding, dtype."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield torch.randn(centre.shape, generator=generator, dtype=torch.float64, device="cpu").to(centre)
+def as_objective(model: nn.Module | Objective, data: Any, options: dict[str, Any]) -> Objective:
+    """Build the objective of a measure, or take the one that was passed in place of ``(model, data)``.
 
+    Args:
+        model: A module or an objective.
+        data: The data; None with an objective.
+        options: Keywords of :class:`~lbgap.objective.Objective`; None where the user gave none.
 
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """The mean of independent draws, two or more, and its standard error."""
-    drawn = torch.tensor(values, dtype=torch.float64)
-    return float(drawn.mean()), float(drawn.std()) / math.sqrt(len(values))
+    Raises:
+        ValueError: An objective came together with data or options that belong to it.
+        TypeError: A module came without data.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(model, Objective):
+        extra = [*(["data"] if data is not None else []), *given]
+        if extra:
+            raise ValueError(f"{', '.join(extra)} belong to the Objective: give them when you build it")
+        return model
+    if data is None:
+        raise TypeError("data is missing: pass (inputs, targets), a Dataset or a DataLoader")
+    return Objective(model, data, **given)

@@ -8,9 +8,9 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 
 from lbgap.checks import flag, positive, whole
-from lbgap.hessian._probes import Mean, Products, check_limits, dots, ended
-from lbgap.hessian.lanczos import project_out, span
-from lbgap.measures._call import Options, call
+from lbgap.measures.call import Options, call
+from lbgap.measures.hessian.lanczos import project_out, span
+from lbgap.measures.hessian.probes import Mean, Products, check_limits, dots, ended
 from lbgap.objective import Objective
 from lbgap.result import Measure
 from lbgap.system.progress import products_bar

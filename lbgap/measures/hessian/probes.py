@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lbgap.checks import whole
-from lbgap.measures._call import Call
+from lbgap.measures.call import Call
 
 KINDS = ("hessian", "ggn", "fisher")
 FEWEST = 8  # draws before a standard error is believed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lbgap.hessian._probes import Products
+from lbgap.measures.hessian.probes import Products
 
 COLUMNS = 1 << 18  # of a basis that are rotated at a time
 ROUNDING = 16  # in units of the dtype's epsilon and of the largest product: what is shorter has no direction

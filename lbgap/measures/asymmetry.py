@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.checks import flag, positive, whole
-from lbgap.hessian.eigenvalues import eigenvalues
-from lbgap.measures._call import Call, Options, call, normals
+from lbgap.measures.call import Call, Options, call
+from lbgap.measures.draws import normals
+from lbgap.measures.hessian.eigenvalues import eigenvalues
 from lbgap.objective import Objective
 from lbgap.result import plain
 from lbgap.system.progress import evaluations_bar

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.checks import flag, positive, whole
-from lbgap.hessian._probes import LARGEST, Products, check_limits, dots
-from lbgap.hessian.lanczos import Basis
-from lbgap.measures._call import Options, call
+from lbgap.measures.call import Options, call
+from lbgap.measures.hessian.lanczos import Basis
+from lbgap.measures.hessian.probes import LARGEST, Products, check_limits, dots
 from lbgap.objective import Objective
 from lbgap.result import plain
 from lbgap.system.progress import products_bar

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.checks import flag, positive
-from lbgap.hessian._probes import FEWEST, Products, check_limits, ended, share
-from lbgap.measures._call import Options, call
+from lbgap.measures.call import Options, call
+from lbgap.measures.hessian.probes import FEWEST, Products, check_limits, ended, share
 from lbgap.objective import Objective
 from lbgap.result import plain
 from lbgap.system.progress import products_bar

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.checks import flag, positive, whole
-from lbgap.hessian._probes import AT_ONCE, LARGEST, Products, check_limits, share
-from lbgap.hessian.eigenvalues import Eigenvalues
-from lbgap.hessian.lanczos import project_out, span, tridiagonals
-from lbgap.measures._call import Call, Options, call
+from lbgap.measures.call import Call, Options, call
+from lbgap.measures.hessian.eigenvalues import Eigenvalues
+from lbgap.measures.hessian.lanczos import project_out, span, tridiagonals
+from lbgap.measures.hessian.probes import AT_ONCE, LARGEST, Products, check_limits, share
 from lbgap.objective import Objective
 from lbgap.result import plain
 from lbgap.system.progress import products_bar

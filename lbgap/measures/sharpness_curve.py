@@ -13,12 +13,12 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from lbgap.measures._call import Search, separate
+from lbgap.maximize.region import box
+from lbgap.measures.call import Search, as_objective, separate
+from lbgap.measures.sharpness import Sharpness, fast_sharpness
 from lbgap.objective import Objective
 from lbgap.objective.manifold import Manifold
-from lbgap.region import box
 from lbgap.result import plain
-from lbgap.sharpness import Sharpness, as_objective, fast_sharpness
 
 EPSILONS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 FROM_SMALLER = "the largest loss found is that of the box before, which lies inside this one: {}"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.losses import Loss
-from lbgap.measures._call import Search, separate
+from lbgap.measures.call import Search, as_objective, separate
+from lbgap.measures.sharpness import Sharpness, fast_sharpness
 from lbgap.objective import Objective
-from lbgap.sharpness import Sharpness, as_objective, fast_sharpness
 
 
 class Layer(Objective):
