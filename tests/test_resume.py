@@ -22,7 +22,7 @@ import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch, torch._dynamo
 from torch import nn
-from lbgap import files
+from lbgap.system import files
 from lbgap.training import train
 
 mode, root, case = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
