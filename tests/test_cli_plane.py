@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from lbgap.cli.app import main
-from lbgap.landscape import path
+from lbgap.landscape import ends
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PICTURES = ["plane.json", "plane.png", "plane.svg", "surface.html", "surface.png", "surface.svg"]
@@ -152,14 +152,14 @@ class TestResults:
 
 
 def test_ctrl_c_keeps_what_is_finished(run, tmp_path, monkeypatch):
-    at = path.Combined.at
+    at = ends.Combined.at
 
     def interrupt(self, rows):
         if (tmp_path / "plane" / "values-00002.safetensors").exists():
             raise KeyboardInterrupt
         return at(self, rows)
 
-    monkeypatch.setattr(path.Combined, "at", interrupt)
+    monkeypatch.setattr(ends.Combined, "at", interrupt)
     code, out, err = run("one", "--points", "9")
     assert (code, out) == (130, "")
     assert err == "lbgap: interrupted; what is finished is kept, the same command with --resume goes on from there\n"

@@ -15,7 +15,7 @@ from torch import nn
 
 import lbgap
 from lbgap import Objective
-from lbgap.landscape import path
+from lbgap.landscape import ends
 from lbgap.landscape.refine import refine
 from lbgap.system import files
 
@@ -245,7 +245,7 @@ class TestDirections:
     def test_principal_components_in_pieces_are_the_same(self, monkeypatch):
         models, data = [make_model(seed) for seed in range(1, 6)], make_data()
         whole = lbgap.plane(models, data, directions="pca", points=2, precision="float64")
-        monkeypatch.setattr("lbgap.landscape.frame.AT_ONCE", 35)
+        monkeypatch.setattr("lbgap.landscape.directions.AT_ONCE", 35)
         pieces = lbgap.plane(models, data, directions="pca", points=2, precision="float64")
         assert pieces.train_loss[0] == pytest.approx(whole.train_loss[0], rel=1e-10)
 
@@ -386,8 +386,8 @@ class TestRefinement:
 
     def test_so_does_that_of_a_minimizer_with_what_is_said_of_the_error(self, minimizers, mnist1d_train, monkeypatch):
         data = tuple(part[:500] for part in mnist1d_train)
-        counted, at = [], path.Combined.at
-        monkeypatch.setattr(path.Combined, "at", lambda self, rows: counted.append(len(rows)) or at(self, rows))
+        counted, at = [], ends.Combined.at
+        monkeypatch.setattr(ends.Combined, "at", lambda self, rows: counted.append(len(rows)) or at(self, rows))
         options = {"points": 51, "batch_norm": "eval", "x_range": (-0.5, 0.5), "y_range": (-0.5, 0.5)}
         full = lbgap.plane(minimizers["SB"], data, **options)
         assert sum(counted) == 51 * 51 + 1
@@ -481,7 +481,7 @@ class TestResuming:
     def test_nothing_is_evaluated_again(self, tmp_path, monkeypatch):
         model, data = make_model(1), make_data()
         one = lbgap.plane(model, data, points=9, out=tmp_path / "plane")
-        monkeypatch.setattr(path.Combined, "at", lambda *_: pytest.fail("evaluated again"))
+        monkeypatch.setattr(ends.Combined, "at", lambda *_: pytest.fail("evaluated again"))
         two = lbgap.plane(model, data, points=9, out=tmp_path / "plane", resume=True)
         assert dataclasses.replace(one, seconds=0).to_dict() == dataclasses.replace(two, seconds=0).to_dict()
 

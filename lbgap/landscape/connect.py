@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.checks import positive, whole
+from lbgap.landscape.combined import MODES
+from lbgap.landscape.ends import Ends
 from lbgap.landscape.line import Line, as_line
-from lbgap.landscape.path import MODES, Ends
 from lbgap.landscape.shape import shape_of
 from lbgap.losses import LossFunction
 from lbgap.objective import Objective

@@ -1,9 +1,7 @@
-"""Evaluate combinations of a few vectors: what lines, curves and planes share."""
+"""Two minimizers as the ends of a path, and what makes them fit each other."""
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,110 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lbgap.checks import whole
+from lbgap.landscape.combined import Combined, Pairs, check_batch_norm
 from lbgap.objective import Objective
 from lbgap.system.progress import evaluations_bar
 
-MOST_POINTS = 100_000
-MODES = ("eval", "batch", "freeze", "recalibrate")
 BLOCK = 256  # points between two moves of the progress bar; a multiple of what is evaluated at once
-Pairs = list[tuple[float, float]]
-
-
-class Combined:
-    """The loss at combinations of a few vectors, the ends, on one or two data sets.
-
-    Attributes:
-        objectives: One for each data set, the training data's first.
-        ends: ``(j, n)``.
-        buffers: The buffers that are combined with the same coefficients; see ``Objective.combination_losses``.
-    """
-
-    ends: Tensor
-    buffers: Mapping[str, Tensor]
-
-    def __init__(self, model: nn.Module, sets: Sequence[Any], batch_norm: str, options: Mapping[str, Any]) -> None:
-        """Load the data.
-
-        Args:
-            model: Whose buffers and frozen parameters all points have.
-            sets: Training data, and test data if there are any.
-            batch_norm: One of :data:`MODES`.
-            options: Those of an :class:`lbgap.Objective`.
-
-        Raises:
-            ValueError: As :class:`lbgap.Objective`.
-            TypeError: The same.
-        """
-        check_batch_norm(batch_norm)
-        self.mode, self._options = batch_norm, dict(options)
-        self._within = "batch" if batch_norm == "batch" else "eval"
-        self.objectives = [Objective(model, samples, batch_norm=self._within, **options) for samples in sets]
-
-    def at(self, rows: Tensor) -> list[Pairs]:
-        """Loss and accuracy at each row of coefficients ``(k, j)``, on each data set; accuracies may be NaN."""
-        found: list[Pairs] = [[] for _ in self.objectives]
-        for some in rows.split(1) if self.mode == "recalibrate" else [rows]:
-            if self.mode == "recalibrate":
-                self._recalibrate(some)
-            for objective, pairs in zip(self.objectives, found, strict=True):
-                pairs += self._block(objective, some)
-        return found
-
-    def _block(self, objective: Objective, rows: Tensor) -> Pairs:
-        losses, accuracies = objective.combination_losses(
-            rows, self.ends, buffers=self.buffers, accuracy=objective.classes is not None
-        )
-        shown = [math.nan] * len(rows) if accuracies is None else accuracies.tolist()
-        return list(zip(losses.tolist(), shown, strict=True))
-
-    def _recalibrate(self, row: Tensor) -> None:
-        """Give all objectives the statistics of the training data at one point."""
-        point = (row.to(self.ends.device) @ self.ends.double())[0].to(self.ends)
-        statistics = self.objectives[0].statistics(point)
-        for objective in self.objectives:
-            objective.set_buffers(statistics)
-
-    @property
-    def own_statistics(self) -> bool:
-        """Whether batch-norm makes of an end something else than its model."""
-        return self.objectives[0].has_batch_norm and self.mode in ("freeze", "recalibrate")
-
-    def compare(self, models: Sequence[tuple[str, str, nn.Module]]) -> None:
-        """Compare the first ends with the models that they are, on a few samples of the training data.
-
-        Args:
-            models: Of each end: where it is, what it is called, and the model.
-
-        Raises:
-            ValueError: A model keeps more than its parameters and floating-point buffers.
-        """
-        few = self.objectives[0].few()
-        options = {**self._options, "batch_size": None, "device": self.ends.device}
-        if options.get("precision") == "mixed":
-            options["precision"] = "float32"
-        own = [Objective(model, few, batch_norm=self._within, **options) for _, _, model in models]
-        found, _ = own[0].combination_losses(
-            torch.eye(len(self.ends))[: len(models)], self.ends.to(own[0].dtype), buffers=self.buffers
-        )
-        for (place, name, _), objective, value in zip(models, own, found, strict=True):
-            expected = objective.losses(objective.theta[None])[0]
-            if not torch.isclose(value, expected, rtol=1e-4, atol=1e-6, equal_nan=True):
-                raise ValueError(
-                    f"at {place} the loss of a few samples is {float(value):g}, but the {name} model's own is "
-                    f"{float(expected):g}: it depends on more than parameters and floating-point buffers"
-                )
-
-    def settings(self) -> dict[str, Any]:
-        """Everything that the values depend on."""
-        first = self.objectives[0]
-        found = first.settings()
-        if first.has_batch_norm:
-            found["batch_norm"] = self.mode
-        if len(self.objectives) > 1:
-            test = self.objectives[1]
-            found |= {"test_samples": test.samples, "test_batch_size": test.batch_size}
-        return found
 
 
 class Ends(Combined):
@@ -196,16 +95,6 @@ def flat_like(model: nn.Module, objective: Objective) -> Tensor:
     return torch.cat([named[name].detach().reshape(-1).to(theta) for name in objective.names])
 
 
-def check_batch_norm(batch_norm: str) -> None:
-    """Refuse a mode of batch-norm that is none.
-
-    Raises:
-        ValueError: It is not one of :data:`MODES`.
-    """
-    if batch_norm not in MODES:
-        raise ValueError(f"batch_norm must be {', '.join(map(repr, MODES[:-1]))} or 'recalibrate', got {batch_norm!r}")
-
-
 def combined_buffers(models: Sequence[nn.Module], batch_norm: str) -> dict[str, Tensor]:
     """The floating buffers that enter the output and are combined, ``(j, *shape)``, one a model."""
     others = [dict(model.named_buffers()) for model in models[1:]]
@@ -277,38 +166,3 @@ def _check_shapes(kind: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Te
         shapes = [tuple(tensors[name].shape) if name in tensors else "absent" for tensors in (ours, theirs)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"the models differ: {kind} {name!r} is {shapes[0]} in one and {shapes[1]} in the other")
-
-
-def check_range(points: int, low: float, high: float) -> int:
-    """Refuse values of alpha that are none; returns how many.
-
-    Raises:
-        TypeError: A number is of the wrong kind.
-        ValueError: It is out of its range.
-    """
-    points = whole("points", points, 2, MOST_POINTS + 1)
-    for name, value in (("low", low), ("high", high)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"low and high must be finite with low < high, got {low} and {high}")
-    return points
-
-
-def check_rise(rise: float) -> None:
-    """Refuse a rise of the loss that is none.
-
-    Raises:
-        TypeError: It is not a number.
-        ValueError: It is not above zero.
-    """
-    if isinstance(rise, bool) or not isinstance(rise, numbers.Real):
-        raise TypeError(f"rise must be a number, got {rise!r}")
-    if not 0 < rise < math.inf:
-        raise ValueError(f"rise must be finite and above 0, got {rise}")
-
-
-def columns(pairs: Pairs) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
-    """Losses, and accuracies if there are any."""
-    losses, accuracies = zip(*pairs, strict=True)
-    return tuple(losses), None if all(math.isnan(a) for a in accuracies) else tuple(accuracies)

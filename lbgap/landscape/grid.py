@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lbgap.checks import whole
+from lbgap.landscape.combined import Combined
 from lbgap.landscape.frame import SNAP, Frame, Range
-from lbgap.landscape.path import Combined
 from lbgap.landscape.record import Record
 from lbgap.landscape.refine import refine
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from lbgap.landscape.path import Ends, Pairs, check_range, check_rise, columns
+from lbgap.checks import whole
+from lbgap.landscape.combined import Pairs
+from lbgap.landscape.ends import Ends
 from lbgap.landscape.shape import Shape, shape_of
 from lbgap.losses import LossFunction
 from lbgap.result import plain, versions
 
+MOST_POINTS = 100_000
 SNAP = 1e-12  # of alpha
 Weights = Callable[[float], tuple[float, float]]
 
@@ -197,3 +202,38 @@ def as_line(
 def _snapped(alpha: float) -> float:
     """A minimizer itself where rounding has missed it."""
     return float(round(alpha)) if abs(alpha - round(alpha)) < SNAP else alpha
+
+
+def check_range(points: int, low: float, high: float) -> int:
+    """Refuse values of alpha that are none; returns how many.
+
+    Raises:
+        TypeError: A number is of the wrong kind.
+        ValueError: It is out of its range.
+    """
+    points = whole("points", points, 2, MOST_POINTS + 1)
+    for name, value in (("low", low), ("high", high)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"low and high must be finite with low < high, got {low} and {high}")
+    return points
+
+
+def check_rise(rise: float) -> None:
+    """Refuse a rise of the loss that is none.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is not above zero.
+    """
+    if isinstance(rise, bool) or not isinstance(rise, numbers.Real):
+        raise TypeError(f"rise must be a number, got {rise!r}")
+    if not 0 < rise < math.inf:
+        raise ValueError(f"rise must be finite and above 0, got {rise}")
+
+
+def columns(pairs: Pairs) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
+    """Losses, and accuracies if there are any."""
+    losses, accuracies = zip(*pairs, strict=True)
+    return tuple(losses), None if all(math.isnan(a) for a in accuracies) else tuple(accuracies)

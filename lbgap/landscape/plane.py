@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.checks import flag, positive, whole
-from lbgap.landscape.frame import Frame, Range, check_models, kind_of, make_frame
+from lbgap.landscape.combined import Combined, check_batch_norm
+from lbgap.landscape.directions import check_models, kind_of, make_frame
+from lbgap.landscape.ends import combined_buffers
+from lbgap.landscape.frame import Frame, Range
 from lbgap.landscape.grid import Grid, Rows, check_grid
-from lbgap.landscape.path import Combined, check_batch_norm, combined_buffers
 from lbgap.landscape.record import opened
 from lbgap.losses import LossFunction
 from lbgap.result import plain, versions
