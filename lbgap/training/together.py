@@ -15,13 +15,12 @@ from lbgap.checks import json_value, real, whole
 from lbgap.losses import LossFunction, resolve_loss
 from lbgap.samples import DataLike, as_tensors
 from lbgap.training.batches import epoch_batches
-from lbgap.training.course import Course
+from lbgap.training.course import Course, new_course
 from lbgap.training.loop import Loop
 from lbgap.training.progress import Metrics, Reporter, check_progress, reporting
 from lbgap.training.run import Run, open_folder
 from lbgap.training.stack import Stack, check_alike
 from lbgap.training.stopping import Stopping
-from lbgap.training.trainer import Work, new_course
 
 
 def train_together(
@@ -116,14 +115,25 @@ def train_together(
     (samples, loader_batch), tested = as_tensors(data), None if test_data is None else as_tensors(test_data)[0]
     if batch_size is None and loader_batch is not None:
         batch_size = min(loader_batch, len(samples.inputs))
-    work: Work = (samples, tested, criterion, batch_size, [])
-    method = (optimizer, learning_rate, optimizer_options or {}, device)
+    shared: dict[str, Any] = {
+        "data": samples,
+        "test_data": tested,
+        "loss": criterion,
+        "batch_size": batch_size,
+        "remedies": [],
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "optimizer_options": optimizer_options,
+        "device": device,
+        "stopping": stopping,
+        "keep_every": keep_every,
+    }
     with ExitStack() as held, torch.inference_mode(False), torch.enable_grad():
         courses = []
         for index, model in enumerate(models):
             extra = {} if configs is None else json_value("configs", configs[index])
             seed = whole("seeds", seeds[index], 0)
-            course = new_course(model, work, method, seed, stopping, keep_every, extra)
+            course = new_course(model, seed=seed, extra=extra, **shared)
             courses.append(course)
             course.loop.train, course.loop.test = courses[0].loop.train, courses[0].loop.test  # once on the device
         check_alike([course.loop.state for course in courses], samples.inputs)
