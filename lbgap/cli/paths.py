@@ -35,7 +35,6 @@ Statistics = Annotated[
     str,
     typer.Option(help="batch (of each evaluation batch), eval (interpolated), freeze (the first's) or recalibrate."),
 ]
-NotRandom = Annotated[int, typer.Option(help="Nothing here is random; only recorded.")]
 
 
 def line(
@@ -52,7 +51,6 @@ def line(
     data: DataName = None,
     data_dir: DataDir = None,
     download: Download = False,
-    seed: NotRandom = 0,
     device: Device = None,
     out: Out = Path("."),
     as_json: AsJson = False,
@@ -68,7 +66,7 @@ def line(
     named = load_minimizers(runs, model, weights, data, data_dir, download)
     grid = {"points": points, "low": low, "high": high, "rise": rise}
     how = {"batch_norm": batch_norm, "precision": precision, "batch_size": batch_size, "device": device}
-    _path("line", evaluate, named, {**grid, **how}, seed, out, as_json)
+    _path("line", evaluate, named, {**grid, **how}, out, as_json)
 
 
 def curve(
@@ -85,7 +83,6 @@ def curve(
     data: DataName = None,
     data_dir: DataDir = None,
     download: Download = False,
-    seed: NotRandom = 0,
     device: Device = None,
     out: Out = Path("."),
     as_json: AsJson = False,
@@ -100,7 +97,7 @@ def curve(
     named = load_minimizers(runs, model, weights, data, data_dir, download)
     grid = {"points": points, "low": low, "high": high, "rise": rise}
     how = {"batch_norm": batch_norm, "precision": precision, "batch_size": batch_size, "device": device}
-    _path("curve", evaluate, named, {**grid, **how}, seed, out, as_json)
+    _path("curve", evaluate, named, {**grid, **how}, out, as_json)
 
 
 def connect(
@@ -193,7 +190,6 @@ def _path(
     evaluate: Callable[..., Any],
     minimizers: list[tuple[str, Any, Any]],
     options: dict[str, Any],
-    seed: int,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -207,7 +203,7 @@ def _path(
         small, large, samples.train, test_data=samples.test, loss=samples.loss, progress=errors.is_terminal, **options
     )
     stem = fresh(out, name)
-    record = {"small": small_name, "large": large_name, "data": samples.name, "seed": seed, **result.to_dict()}
+    record = {"small": small_name, "large": large_name, "data": samples.name, **result.to_dict()}
     files.write_json(stem.with_suffix(".json"), record)
     plotting.save(plotting.plot_line(result), stem)
     title = f"The {name}: alpha = 0 is {escape(small_name)}, alpha = 1 is {escape(large_name)}\n"

@@ -651,22 +651,6 @@ class Objective:
         """Relative error that bfloat16 made in one product of the last :meth:`hvp`, on a few samples; None without."""
         return self._products.error
 
-    def check_hvp(self, theta: Tensor, *, kind: str = "hessian", seed: int = 0) -> float:
-        """Check that :meth:`hvp` multiplies by a symmetric matrix, on two random vectors.
-
-        Args:
-            theta: ``(n,)``.
-            kind: As in :meth:`hvp`.
-            seed: Of the vectors.
-
-        Returns:
-            ``|u'Hv - v'Hu| / (|u| |Hv| + |v| |Hu|)``: some rounding errors of the dtype where all is well.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        u, v = torch.randn(2, self.n, generator=generator, dtype=torch.float64).to(self.device)
-        hu, hv = self.hvp(theta, torch.stack((u, v)).to(self.dtype), kind=kind).double()
-        return float((u @ hv - v @ hu).abs() / (u.norm() * hv.norm() + v.norm() * hu.norm()).clamp_min(1e-300))
-
     @torch.inference_mode(False)
     def subset(self, samples: int) -> Objective | None:
         """The same function on fewer samples, spread evenly over the data; it shares this one's replica.

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lbgap.checks import whole
 from lbgap.measures.call import Call
+from lbgap.objective.products.output import check_kind
 
-KINDS = ("hessian", "ggn", "fisher")
 FEWEST = 8  # draws before a standard error is believed
 AT_ONCE = 8  # vectors in one call, which share what does not depend on them
 LARGEST = 1 << 28  # numbers in vectors that are held at the same time (1 GiB of float32)
@@ -73,16 +73,6 @@ class Products:
         most = max(1, min(AT_ONCE, LARGEST // len(self.like)))
         while self.left > 0:
             yield self.signs(min(most, self.left))
-
-
-def check_kind(kind: str) -> None:
-    """Refuse what is no matrix known here.
-
-    Raises:
-        ValueError: ``kind`` is unknown.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
 
 
 def check_limits(kind: str, most: int, seed: int, least: int = 1) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from lbgap.layers import UnknownError
 from lbgap.losses import Loss
 from lbgap.objective.products import general
 from lbgap.objective.products.engine import Engine
-from lbgap.objective.products.output import KINDS
+from lbgap.objective.products.output import check_kind
 from lbgap.system.device import first_line
 
 Batches = Callable[[], Iterable[general.Batch]]
@@ -192,14 +192,13 @@ def check(vectors: Tensor, like: Tensor, kind: str) -> None:
     Args:
         vectors: Should be ``(k, n)``, finite.
         like: ``(n,)``, of the dtype and on the device that they should have.
-        kind: One of ``KINDS``.
+        kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
 
     Raises:
         ValueError: The shape, dtype, device or a value of the vectors, or the kind.
         TypeError: The vectors are no tensor.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
+    check_kind(kind)
     if not isinstance(vectors, Tensor):
         raise TypeError(f"vectors must be a tensor (k, {len(like)}), got {type(vectors).__name__}: use torch.stack")
     if vectors.dim() != 2 or vectors.shape[1] != len(like):

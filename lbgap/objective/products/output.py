@@ -15,6 +15,16 @@ from lbgap.system.device import first_line
 KINDS = ("hessian", "ggn", "fisher")
 
 
+def check_kind(kind: str) -> None:
+    """Refuse what is no matrix known here.
+
+    Raises:
+        ValueError: ``kind`` is unknown.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
+
+
 class OutputCurvature:
     """What the summed loss of one batch is made of in the outputs: its gradient, and a matrix for each sample.
 
