@@ -38,15 +38,13 @@ bench: .venv/.installed
 cuda-compile: .venv/.installed
 	$(BIN)/python tools/compile_kernels.py
 
-# The next four are for a machine with a GPU: they use the Python of PYTHON with its own torch, pytest and so on, into
-# which they install this checkout, and fetch nothing.
+# The next four are for a machine with a GPU: they use the Python of PYTHON with its own torch, pytest and so on,
+# install nothing into it and fetch nothing. Libraries that came along and run on the GPU are not built again.
 gpu:
-	$(PYTHON) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'torch sees no GPU here')"
-	FORCE_CUDA=1 $(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation -e .
+	$(PYTHON) tools/build_for_gpu.py
 
 test-gpu: gpu
 	$(PYTHON) -m pytest -rs tests/gpu
-	$(PYTHON) -m pytest tests --ignore=tests/gpu --ignore=tests/cuda_on_cpu
 
 # Without torch's pool of memory every tensor is an allocation of its own, so that no access beyond one goes unseen.
 sanitize-gpu: gpu

@@ -17,15 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.test_box import skip_without_compiler
+from benchmarks.test_box import compiles, skip_without_compiler
 from lbgap import ops, reference
 
 WIDTHS = [64, 64, 10]
 NOT_SLOWER = (("faster", "torch", 1.0), ("faster", "compile", 1.0))
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"  # torch.compile's own imports
-)
+pytestmark = compiles
 
 
 def eager_xent(logits: Tensor, targets: Tensor) -> Tensor:

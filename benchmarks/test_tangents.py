@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.test_box import skip_without_compiler
+from benchmarks.test_box import compiles, skip_without_compiler
 from lbgap import ops, reference
 
 BACKENDS = ("torch", "compile", "native")
@@ -22,9 +22,7 @@ EXPECTED = {"scale": 0.9, "curve": 1.5, "affine": 2.0, "softmax": 2.0, "gather":
 WINDOW = ((3, 3), (2, 2), (1, 1), (1, 1))
 ROUNDINGS = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"  # torch.compile's own imports
-)
+pytestmark = compiles
 
 
 def eager_scale(t: Tensor, first: Tensor) -> Tensor:

@@ -67,10 +67,18 @@ def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def versions() -> dict[str, str]:
+def own_version() -> str | None:
+    """The version of lbgap; None where it runs from a checkout that is not installed."""
+    try:
+        return importlib.metadata.version("lbgap")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str | None]:
     """Versions of everything that computes a result."""
-    packages = {name: importlib.metadata.version(name) for name in ("lbgap", "torch", "numpy", "scipy")}
-    return {"python": platform.python_version(), **packages}
+    others = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy")}
+    return {"python": platform.python_version(), "lbgap": own_version(), **others}
 
 
 def plain(value: Any) -> Any:

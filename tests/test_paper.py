@@ -29,6 +29,7 @@ QUICK = {"rows": ["MLP-DIGITS"], "trials": 2, "updates": 24, "remedies": REMEDIE
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch, no_processes):
     """Few samples and restarts, and no further processes."""
+    pytest.importorskip("sklearn")
     whole = datasets.digits()
     few = datasets.Data(whole.name, *(type(whole.train)(*(p[:200] for p in s)) for s in (whole.train, whole.test)), 10)
     for module in (plan, parts):

@@ -93,6 +93,7 @@ class TestRemedies:
         assert forms["ghost"] == "ghost:size=32"
         assert forms["local-sgd"] == "local-sgd:workers=12"
         assert forms["swa"] == "swa"
+        pytest.importorskip("sklearn")
         shapes = [
             filled("augment:shift=0.1{shape}", d, 16, 100, 10) for d in (datasets.digits(), samples(9, 3, 32, 32))
         ]

@@ -1,6 +1,7 @@
 """The measure as a whole: its definition, what its result says, and what it leaves alone."""
 
 import copy
+import importlib.metadata
 import json
 import math
 import re
@@ -122,6 +123,20 @@ SETTINGS = {
     "loss", "parameters", "n", "samples", "batch_norm", "batch_size", "precision", "directions",
     "device", "threads", "backend", "data", "graph", "notes", "versions",
 }  # fmt: skip
+
+
+def test_a_checkout_that_is_not_installed_has_results_without_a_version(monkeypatch):
+    version = importlib.metadata.version
+
+    def find(name):
+        if name == "lbgap":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", find)
+    s = fast_sharpness(nn.Linear(4, 3), small_data())
+    assert s.settings["versions"]["lbgap"] is None
+    assert s.settings["versions"]["torch"] == version("torch")
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "apgd"}, {"method": "scipy"}, {"restarts": 2, "seed": 5}])

@@ -189,8 +189,8 @@ def watched(device: torch.device) -> Iterator[Watch]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("warn")  # not "error", which would also strike other threads of the caller
         try:
+            torch.cuda.set_sync_debug_mode("warn")  # not "error", which would also strike other threads of the caller
             with watch:
                 yield watch
         finally:

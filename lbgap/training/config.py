@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.datasets import Split
+from lbgap.result import own_version
 from lbgap.system.files import digest
 
 FORMAT = "lbgap training run, format 1"
@@ -71,13 +72,9 @@ def describe_environment(device: torch.device, packages: Sequence[str] = ()) -> 
         Versions (``None`` for an lbgap that is not installed), ``device``, its ``hardware``,
         ``threads``, and the precision of matrix products.
     """
-    try:
-        version: str | None = importlib.metadata.version("lbgap")
-    except importlib.metadata.PackageNotFoundError:
-        version = None
     cuda = device.type == "cuda"
     return {
-        "lbgap": version,
+        "lbgap": own_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),

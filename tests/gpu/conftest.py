@@ -1,5 +1,8 @@
 """What the tests of the kernels ask for, on a GPU: calls of the raw ops move there, memory and all, and come back."""
 
+import contextlib
+import warnings
+
 import pytest
 import torch
 
@@ -66,6 +69,25 @@ def kernels(native):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.ops, "lbgap", OpsOnGpu(native))
         yield
+
+
+@pytest.fixture
+def no_waiting():
+    """A context in which whatever waits for the GPU, and is known to, raises an error."""
+
+    @contextlib.contextmanager
+    def entered():
+        before = torch.cuda.get_sync_debug_mode()
+        try:
+            with warnings.catch_warnings():
+                # Said once in a process, when the mode has changed already.
+                warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature")
+                torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+    return entered
 
 
 @pytest.fixture

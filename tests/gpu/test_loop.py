@@ -12,11 +12,7 @@ from lbgap.maximize.region import box
 from lbgap.objective.cuda_graphs import Graphs
 from lbgap.system import device as hardware
 
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
-    # Of torch, when it is asked what waits for the GPU.
-    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature"),
-]
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 METHODS = {"vertex": vertex.maximise, "apgd": apgd.maximise}
 SWITCHED_OFF = "switched off by a test"
 
@@ -143,7 +139,7 @@ def test_other_losses_between_replays_do_no_harm():
 
 @pytest.mark.parametrize("graphs", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-def test_nothing_that_is_enqueued_waits_for_the_gpu(method, graphs, monkeypatch):
+def test_nothing_that_is_enqueued_waits_for_the_gpu(method, graphs, no_waiting, monkeypatch):
     objective = on("cuda") if graphs else without_graphs(on("cuda"))
     ball = box("keskar", objective.theta, 1e-3)
     for _ in range(2):  # by now the gradient is a graph, if it is to be one
@@ -152,12 +148,8 @@ def test_nothing_that_is_enqueued_waits_for_the_gpu(method, graphs, monkeypatch)
 
     def strictly(*arguments, **options):
         calls.append(1)
-        before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waiting():
             return enqueue(*arguments, **options)
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
 
     monkeypatch.setattr(climb, "enqueue", strictly)
     METHODS[method](objective, ball, iterations=6)
@@ -165,17 +157,13 @@ def test_nothing_that_is_enqueued_waits_for_the_gpu(method, graphs, monkeypatch)
     assert (objective.settings()["graph"] == "captured") == graphs
 
 
-def test_streamed_batches_do_not_wait_for_the_gpu(monkeypatch):
+def test_streamed_batches_do_not_wait_for_the_gpu(no_waiting, monkeypatch):
     monkeypatch.setattr(hardware, "fit", lambda *_: False)
     objective = on("cuda")
     theta, out = objective.theta, torch.empty_like(objective.theta)
     objective.loss_and_gradient(theta)
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         objective.enqueue(theta, out)
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

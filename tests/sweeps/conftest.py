@@ -8,11 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from lbgap.sweeps import store as stores
 from lbgap.sweeps.definition import read
 from lbgap.sweeps.judge import judge
-from lbgap.sweeps.store import Store
-from lbgap.sweeps.worker import Job
 
 FILE = """
 seeds = [0, 1]
@@ -131,6 +128,10 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def begin(here):
     """Begin the sweep of ``sweep.toml``; returns what a worker needs."""
+    pytest.importorskip("optuna")
+    from lbgap.sweeps import store as stores
+    from lbgap.sweeps.store import Store
+    from lbgap.sweeps.worker import Job
 
     def begun(source="out", root=None):
         definition = read(here / "sweep.toml")
@@ -165,6 +166,8 @@ def drive(here):
 @pytest.fixture
 def trials():
     """All trials of a sweep as the study has them, those that were cut off included: key, state."""
+    pytest.importorskip("optuna")
+    from lbgap.sweeps.store import Store
 
     def listed(job):
         store = Store.open(job.where, job.name)

@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from lbgap.sweeps import worker
 from lbgap.sweeps.definition import SETTINGS, from_dict, read
 from lbgap.sweeps.judge import judge
 
@@ -112,6 +111,9 @@ BAD = [
 
 @pytest.mark.parametrize(("text", "message"), BAD)
 def test_a_bad_file_is_refused_in_one_line_before_anything_runs(here, lbgap_command, monkeypatch, text, message):
+    pytest.importorskip("optuna")
+    from lbgap.sweeps import worker
+
     if "[base]" in text:
         text = text.replace("[base]", "[base]\ndata = 'data.npz'")
     elif "base" not in text:

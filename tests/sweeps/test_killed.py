@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+pytest.importorskip("optuna")
 import lbgap
 from lbgap.sweeps.store import place
 from lbgap.sweeps.worker import Job, work

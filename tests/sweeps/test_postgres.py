@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("optuna")
+pytest.importorskip("psycopg")
+import psycopg
+
 import lbgap
 from lbgap.sweeps.worker import work
 
-psycopg = pytest.importorskip("psycopg")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("optuna")
 import lbgap
 from lbgap.sweeps import store as stores
 from lbgap.sweeps import table, trial, worker
