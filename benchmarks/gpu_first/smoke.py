@@ -15,8 +15,8 @@ import lbgap
 from benchmarks.gpu_first.rows import DEVICE, Facts, close, part, synchronise, tried
 from lbgap import Objective, ops, reference
 from lbgap.networks import mlp
-from tests import test_tangents
 from tests.gpu.calls import draw, every_op
+from tests.ops import test_tangents
 
 Call = Callable[[], tuple[Tensor, ...]]
 SHAPE = (64, 4, 16, 8, 8)  # of the tangents: batch, vectors, channels, height, width

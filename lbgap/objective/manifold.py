@@ -11,7 +11,7 @@ from torch import Tensor
 from lbgap import ops, reference
 from lbgap.checks import whole
 from lbgap.losses import Loss
-from lbgap.objective import Objective
+from lbgap.objective.objective import Objective
 
 DISTRIBUTIONS = (*reference.DISTRIBUTIONS, "unit")
 TRIALS = 5  # as many as the paper has

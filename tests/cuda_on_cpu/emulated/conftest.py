@@ -20,8 +20,8 @@ MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.12 on
 MOST_COMPARED = 2**28  # bytes of a storage
 
 pytest.register_assert_rewrite(
-    *("tests.test_ops", "tests.test_history", "tests.test_points_ops", "tests.test_subspace"),
-    *("tests.test_rng", "tests.test_tangents"),
+    *("tests.ops.test_box", "tests.ops.test_history", "tests.ops.test_points", "tests.ops.test_subspace"),
+    *("tests.ops.test_rng", "tests.ops.test_tangents"),
 )
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("hypothesis")
 from hypothesis import given
 
 from lbgap import ops, reference
-from tests.test_ops import (  # noqa: F401
+from tests.ops.test_box import (  # noqa: F401
     DTYPES,
     OPS,
     SHAPES,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lbgap import ops, reference
-from tests.test_history import (  # noqa: F401
+from tests.ops.test_history import (  # noqa: F401
     DTYPES,
     OPS,
     WRITTEN,

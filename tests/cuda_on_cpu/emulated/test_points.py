@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lbgap import ops
-from tests.test_points_ops import (  # noqa: F401
+from tests.ops.test_points import (  # noqa: F401
     CHUNK,
     DTYPES,
     OPS,

@@ -5,11 +5,11 @@ import torch
 
 from lbgap import ops
 from lbgap.reference import DISTRIBUTIONS
-from tests.test_rng import (  # noqa: F401
+from tests.ops.test_rng import (  # noqa: F401
     test_native_has_the_bits_of_the_twin,
     test_native_known_answers,
 )
-from tests.test_subspace import (  # noqa: F401
+from tests.ops.test_subspace import (  # noqa: F401
     ARGS,
     DTYPES,
     normal,

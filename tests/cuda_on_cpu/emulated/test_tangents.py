@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lbgap import ops
-from tests.test_tangents import (  # noqa: F401
+from tests.ops.test_tangents import (  # noqa: F401
     DTYPES,
     OPS,
     WINDOWS,

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lbgap import Objective, fast_sharpness, objective
+from lbgap import Objective, fast_sharpness
+from lbgap.objective import objective
 
 SAMPLES = 40
 

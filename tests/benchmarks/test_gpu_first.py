@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.gpu_first import rows, table
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # As nvcc 13.0 prints it with -Xptxas -v, for two architectures.
 OUTPUT = """\

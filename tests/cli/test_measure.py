@@ -9,6 +9,8 @@ import pytest
 from lbgap.cli import measure as cli_measure
 from lbgap.cli.app import main
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -8,6 +8,8 @@ from torch import nn
 from lbgap import Objective
 from lbgap.objective import tangents
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
