@@ -158,7 +158,9 @@ def recipe(objectives):
 def test_not_below_the_recipe(objectives, recipe, method, regime, epsilon, precision):
     objective = objectives[regime, precision]
     found = fast_sharpness(objective, epsilon=epsilon, method=method)
-    assert found.value >= 0.999 * recipe[regime, epsilon].value
+    # APGD ends among points near each other, of which bfloat16 chooses: a loss in it is off by up to 2**-9 of itself.
+    off = 2**-9 * found.max_loss if (method, precision) == ("apgd", "mixed") else 0.0
+    assert found.value >= 0.999 * recipe[regime, epsilon].value - 100 * off / (1 + found.base_loss)
     assert box("keskar", objective.theta, epsilon).excess(found.point) <= 1
     assert found.max_loss == float(objectives[regime, "float32"].loss(found.point))
 
