@@ -1,6 +1,8 @@
-"""The examples in README, docs and docstrings run, and name only what exists."""
+"""The examples in README, docs and docstrings run, and all of them name only what exists."""
 
+import configparser
 import doctest
+import functools
 import importlib
 import pkgutil
 import re
@@ -55,3 +57,64 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def layers() -> list[list[str]]:
+    """From top to bottom, the parts of each layer of the package: what `make lint` checks."""
+    contracts = configparser.ConfigParser(comment_prefixes="#")
+    contracts.read(ROOT / ".importlinter")
+    return [re.findall(r"\w+", line) for line in contracts["importlinter:contract:house"]["layers"].split("\n") if line]
+
+
+def test_the_pages_about_the_inside_have_the_layers_that_are_checked() -> None:
+    design, where = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("design", "where"))
+    drawn = re.search(r"```text\n(.*?)```", design, re.DOTALL)
+    assert drawn is not None
+    assert [re.findall(r"\w+", re.split(r"  +", line)[0]) for line in drawn[1].splitlines()] == layers()
+    table = where[where.index("| layer |") :].split("\n\n")[0].splitlines()[2:]
+    assert [re.findall(r"`(\w+)`", row.split("|")[1]) for row in table] == layers()
+
+
+TEXTS = [
+    path
+    for folder in ("lbgap", "csrc", "tests", "tools", "benchmarks", "docs")
+    for path in sorted((ROOT / folder).rglob("*"))
+    if path.suffix in (".py", ".md", ".h", ".cpp", ".cu", ".cuh", ".sh")
+]
+TEXTS += [*sorted(ROOT.glob("*.md")), ROOT / "Makefile", ROOT / ".ci" / "run", ROOT / ".importlinter"]
+PLACES = "lbgap|csrc|tests|tools|benchmarks|docs"
+PLACEHOLDER = re.compile(r"NAME|FAMILY|[*<]")
+
+
+def is_there(name: str) -> bool:
+    """Whether a dotted name of the package leads to a module or to something in one."""
+    try:
+        pkgutil.resolve_name(name)
+    except ModuleNotFoundError as error:
+        return error.name in OPTIONAL
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_what_exists_is_named(path: Path) -> None:
+    text = path.read_text()
+    for name in sorted(set(re.findall(r"(?<![\w./-])lbgap(?:\.[A-Za-z]\w*)+", text))):
+        assert is_there(name), f"there is no {name}"
+    for named in sorted(set(re.findall(rf"`((?:{PLACES})/[\w./*<>-]*)`", text))):
+        assert PLACEHOLDER.search(named) or (ROOT / named).exists(), f"there is no {named}"
+    if path.suffix == ".md":  # such as `hessian/engine.py`, from whichever folder the text is about
+        for named in sorted(set(re.findall(r"`([\w/-]+\.(?:py|h|cu|cuh|cpp|sh|toml))`", text)) - MADE_UP):
+            ends = path_ends()
+            assert PLACEHOLDER.search(named) or named in ends, f"there is no {named}"
+
+
+MADE_UP = {"network_zoo.py"}  # of a user's
+
+
+@functools.cache
+def path_ends() -> set[str]:
+    """Every file of the project from each of its folders on: ``csrc/cuda/map.cuh``, ``cuda/map.cuh``, ``map.cuh``."""
+    files = [path.relative_to(ROOT).parts for path in [*TEXTS, *ROOT.glob("*.*")]]
+    return {"/".join(parts[start:]) for parts in files for start in range(len(parts))}
