@@ -7,31 +7,29 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
-from lbgap import networks
 from lbgap.checks import whole
-from lbgap.datasets import Data, mnist1d
+from lbgap.experiments.paper.parts import RUNS, trainings
+from lbgap.experiments.paper.plan import ROWS, Plan, Training, load
+from lbgap.experiments.paper.remedies import batches_in
+from lbgap.experiments.paper.run import claim, train_all
+from lbgap.experiments.tables import EPSILONS, RESTARTS, Tables, paper_tables
 from lbgap.landscape.line import Line, line
-from lbgap.measures.sharpness import Sharpness, fast_sharpness
 from lbgap.objective import Objective
 from lbgap.plotting import plot_bars, plot_line, save
 from lbgap.plotting.page import embedded, render
 from lbgap.result import plain, versions
 from lbgap.system import files
-from lbgap.system.processes import in_processes
-from lbgap.training import Run, train
+from lbgap.training import Run
 
-EPSILONS = (1e-3, 5e-4)
-HIDDEN = (128, 128, 128, 128)
-SMALL_BATCH, LARGE_SHARE = 32, 0.1
+ROW = replace(ROWS["MLP-MNIST1D"], initialisation="torch")  # which starts as PyTorch does
 UPDATES = 5_000
-RESTARTS = 10  # one targeted start a class
 TIE = 1e-3  # two methods whose phi differ by a smaller share found the same maximum
 MARK = "demo.json"
 
@@ -156,118 +154,60 @@ def demo(
     """
     began = time.perf_counter()
     seeds, updates, seed = whole("seeds", seeds, 1), whole("updates", updates, 1), whole("seed", seed, 0)
-    folder = Path(out)
-    data = mnist1d()
-    assert data.test is not None
-    network = {"name": "mlp", "inputs": 40, "hidden": list(HIDDEN), "outputs": data.classes, "batch_norm": True}
+    folder, say = Path(out), step or (lambda _: None)
+    plan = Plan((ROW,), seeds, updates, EPSILONS, RESTARTS, batches=(), warm=0, first_seed=seed, remedies=())
+    works = [
+        replace(one, folder=folder / RUNS / f"{one.regime.lower()}-seed{one.seed}", keep=0)
+        for one in trainings(plan, folder)
+    ]
+    _begin(folder, plan)
+    # Each in a group of its own: products for several starts at once round differently.
+    train_all([[one] for one in works], torch.get_num_threads(), step=lambda what, left: say(what) if left else None)
+    data = load(ROW, plan)
+    runs = [one.run(data) for one in works]
+    minimizers = [
+        (f"sharpness of {one.regime}, seed {one.seed}", one.regime, Objective(run.model, data.train))
+        for one, run in zip(works, runs, strict=True)
+    ]
+    tables = paper_tables(minimizers, epsilons=EPSILONS, restarts=RESTARTS, spaces=("full space",), told=say)
+    rows = [_row(one, run, name, tables) for one, run, (name, *_) in zip(works, runs, minimizers, strict=True)]
+    say("line between the first two minimizers")
+    path = line(runs[0].model, runs[1].model, data.train, test_data=data.test)
     settings = {
         "data": data.name,
-        "network": network,
+        "network": {key: value for key, value in works[0].network(data).items() if key != "seed"},
         "updates": updates,
         "epsilons": EPSILONS,
         "restarts": RESTARTS,
+        "seeds": list(plan.seeds),
+        "objective": minimizers[-1][2].settings(),
+        "versions": versions(),
     }
-    _claim(folder, plain({**settings, "first_seed": seed}))
-    say = step or (lambda _: None)
-    runs = _train_all(folder, data, network, updates, range(seed, seed + seeds), say)
-    rows, measured = [], {}
-    for training, run in runs:
-        phi, objective = _measure(run, data, f"{training.regime}, seed {training.seed}", say)
-        rows.append(_row(training, run, phi))
-        measured = objective.settings()
-    say("line between the first two minimizers")
-    path = line(runs[0][1].model, runs[1][1].model, data.train, test_data=data.test)
-    findings = tuple(_findings(rows))
-    settings |= {"seeds": list(range(seed, seed + seeds)), "objective": measured, "versions": versions()}
-    result = Demo(tuple(rows), findings, plain(settings), folder, time.perf_counter() - began)
+    result = Demo(tuple(rows), tuple(_findings(rows)), plain(settings), folder, time.perf_counter() - began)
     _write(result, path)
     return result
 
 
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
+def _begin(folder: Path, plan: Plan) -> None:
     """Take a new folder, or go on with one that was begun with the same settings."""
-    mark = folder / MARK
-    if mark.exists():
-        found = files.read_json(mark)
-        if found != settings:
-            raise ValueError(f"{folder} holds a demonstration with other settings: choose another folder with --out")
-        return
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file: choose another folder with --out")
-    if folder.exists() and not all(map(files.is_temporary, folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and holds no demonstration: choose another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(mark, settings)
+    settings = {key: value for key, value in plain(plan.to_dict()).items() if key != "trials"}  # which may grow
+    if claim(folder, MARK, "demonstration") and files.read_json(folder / MARK) != settings:
+        raise ValueError(f"{folder} holds a demonstration with other settings: choose another folder with --out")
+    files.write_json(folder / MARK, settings)
 
 
-@dataclass(frozen=True)
-class _Training:
-    """What one worker process needs to know."""
-
-    regime: str
-    seed: int
-    batch: int
-    updates: int
-    network: dict[str, Any]
-    folder: Path
-
-    def run(self) -> Run:
-        """Train, go on with an unfinished run, or read a finished one."""
-        data = mnist1d()
-        spec = {**self.network, "seed": self.seed}
-        return train(
-            networks.build(spec),
-            data.train,
-            test_data=data.test,
-            batch_size=self.batch,
-            epochs=max(1, round(self.updates * self.batch / len(data.train.inputs))),
-            optimizer_options={"fused": True},
-            seed=self.seed,
-            out=self.folder,
-            resume=True,
-            config={"network": spec, "data": {"name": data.name}},
-        )
-
-
-def _work(training: _Training) -> None:
-    training.run()
-
-
-def _train_all(
-    folder: Path, data: Data, network: dict[str, Any], updates: int, seeds: range, say: Step
-) -> list[tuple[_Training, Run]]:
-    """Train both regimes from every seed, several at a time, each in a process of its own."""
-    large = round(LARGE_SHARE * len(data.train.inputs))
-    trainings = [
-        _Training(regime, seed, batch, updates, network, folder / "runs" / f"{regime.lower()}-seed{seed}")
-        for seed in seeds
-        for regime, batch in (("SB", SMALL_BATCH), ("LB", large))
-    ]
-    with in_processes(_work, trainings, torch.get_num_threads()) as finished:
-        for training in trainings:
-            say(f"training {training.regime}, batch {training.batch}, seed {training.seed}")
-            next(finished)
-    return [(training, training.run()) for training in trainings]
-
-
-def _measure(run: Run, data: Data, which: str, say: Step) -> tuple[tuple[Phi, ...], Objective]:
-    objective = Objective(run.model, data.train)
-    found = []
-    for epsilon in EPSILONS:
-        say(f"sharpness of {which}, epsilon {epsilon:g}: vertex ascent")
-        ours = fast_sharpness(objective, epsilon=epsilon, restarts=RESTARTS)
-        say(f"sharpness of {which}, epsilon {epsilon:g}: the paper's recipe")
-        theirs: Sharpness = fast_sharpness(objective, epsilon=epsilon, method="scipy")
-        found.append(Phi(epsilon, ours.value, ours.seconds, theirs.value, theirs.seconds, theirs.status))
-    return tuple(found), objective
-
-
-def _row(training: _Training, run: Run, phi: tuple[Phi, ...]) -> Row:
+def _row(training: Training, run: Run, name: str, tables: Tables) -> Row:
     last = run.metrics[run.epoch - 1]
     kept = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "distance")
-    values = {name: math.nan if last[name] is None else last[name] for name in kept}
-    updates = run.epoch * math.ceil(run.config["data"]["samples"] / training.batch)
-    return Row(training.regime, training.seed, training.batch, updates, **values, train_seconds=run.seconds, phi=phi)
+    values = {key: math.nan if last[key] is None else last[key] for key in kept}
+    updates = run.epoch * batches_in(run.config["data"]["samples"], training.batch)
+    values |= {"train_seconds": run.seconds}
+    found = {(method, f.settings["epsilon"]): f for which, _, _, method, f in tables.results if which == name}
+    phi = []
+    for epsilon in EPSILONS:
+        ours, theirs = found["vertex", epsilon], found["recipe", epsilon]
+        phi.append(Phi(epsilon, ours.value, ours.seconds, theirs.value, theirs.seconds, theirs.status))
+    return Row(training.regime, training.seed, training.batch, updates, **values, phi=tuple(phi))
 
 
 def _findings(rows: Sequence[Row]) -> Iterator[str]:

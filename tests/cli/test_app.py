@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and one line for whatever goes wrong."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -45,11 +46,12 @@ shared = net()
 
 # The demonstration on a network that trains in no time; what it starts, imports this file too.
 DEMO = """
+import dataclasses
 import importlib
 from lbgap.cli.app import main
 
 demo = importlib.import_module("lbgap.experiments.demo")
-demo.HIDDEN, demo.RESTARTS = (4,), 1
+demo.ROW, demo.RESTARTS = dataclasses.replace(demo.ROW, hidden=(4,)), 1
 
 if __name__ == "__main__":
     main()
@@ -557,7 +559,7 @@ class TestProcess:
         assert not (here / "demo" / "result.json").exists()
 
         demo = importlib.import_module("lbgap.experiments.demo")
-        monkeypatch.setattr(demo, "HIDDEN", (4,))
+        monkeypatch.setattr(demo, "ROW", dataclasses.replace(demo.ROW, hidden=(4,)))
         monkeypatch.setattr(demo, "RESTARTS", 1)
         out = succeed(*command)
         saved = pure_json((here / "demo" / "result.json").read_text())

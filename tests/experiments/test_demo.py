@@ -1,7 +1,6 @@
 """The demonstration: it runs to the end, goes on after Ctrl-C, and says what its numbers say."""
 
 import dataclasses
-import functools
 import json
 import math
 import sys
@@ -11,6 +10,7 @@ import torch
 
 from lbgap.datasets import mnist1d
 from lbgap.experiments.demo import EPSILONS, Phi, Row, _findings, demo, steps
+from lbgap.experiments.paper import parts, plan
 
 module = sys.modules["lbgap.experiments.demo"]  # the package's attribute of that name is the function
 
@@ -20,8 +20,10 @@ FILES = ["demo.json", "line.json", "line.png", "line.svg", "report.html", "resul
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch, no_processes):
     """A small network on few samples, and no further processes."""
-    monkeypatch.setattr(module, "mnist1d", functools.partial(mnist1d, 200))
-    monkeypatch.setattr(module, "HIDDEN", (8,))
+    few = mnist1d(200)
+    for reader in (module, plan, parts):
+        monkeypatch.setattr(reader, "load", lambda row, _: few)
+    monkeypatch.setattr(module, "ROW", dataclasses.replace(module.ROW, small=8, hidden=(8,)))
     monkeypatch.setattr(module, "RESTARTS", 1)
     no_processes()
     threads = torch.get_num_threads()
@@ -59,9 +61,9 @@ class TestRun:
         assert sorted(path.name for path in folder.iterdir()) == [*FILES, "sharpness.svg"]
         assert sorted(p.name for p in (folder / "runs").iterdir()) == ["lb-seed3", "lb-seed4", "sb-seed3", "sb-seed4"]
         assert [(row.regime, row.seed, row.batch_size) for row in result.rows] == [
-            ("SB", 3, 32),
+            ("SB", 3, 8),
             ("LB", 3, 16),
-            ("SB", 4, 32),
+            ("SB", 4, 8),
             ("LB", 4, 16),
         ]
         for row in result.rows:
@@ -80,10 +82,10 @@ class TestRun:
         assert result.findings[0] in page
 
     def test_updates_are_whole_epochs_and_those_that_were_made_are_told(self, tmp_path, undrawn):
-        rows = demo(tmp_path, seeds=1, updates=12).rows
-        # 160 samples: an epoch has 5 updates of 32, or 10 of 16.
-        assert [row.updates for row in rows] == [10, 10]
-        assert [row.updates for row in demo(tmp_path / "one", seeds=1, updates=1).rows] == [5, 10]
+        rows = demo(tmp_path, seeds=1, updates=24).rows
+        # 160 samples: an epoch has 20 updates of 8, or 10 of 16.
+        assert [row.updates for row in rows] == [20, 20]
+        assert [row.updates for row in demo(tmp_path / "one", seeds=1, updates=1).rows] == [20, 10]
 
     @pytest.mark.parametrize("calls", [1, 2, 4, 11])
     def test_it_goes_on_after_an_interruption(self, tmp_path, calls, undrawn):
@@ -108,14 +110,14 @@ class TestRun:
         assert without_seconds(more.rows)[:2] == without_seconds(first.rows)
 
     def test_a_test_loss_that_is_not_finite_is_nan_and_null(self, tmp_path, monkeypatch, undrawn):
-        train = module.train
+        train = plan.train
 
         def overflow(*arguments, **options):
             run = train(*arguments, **options)
             run.metrics[-1]["test_loss"] = None
             return run
 
-        monkeypatch.setattr(module, "train", overflow)
+        monkeypatch.setattr(plan, "train", overflow)
         result = demo(tmp_path, seeds=1, updates=1)
         assert math.isnan(result.rows[0].test_loss)
         assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["rows"][0]["test_loss"] is None

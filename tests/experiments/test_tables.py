@@ -116,6 +116,13 @@ def test_an_epsilon_given_twice_counts_once():
     assert all(len(cell.values) == 1 for cell in found.groups["g"])
 
 
+def test_one_of_the_tables_alone(tables):
+    found = paper_tables([("b", "g", minimizer(1))], epsilons=(1e-2, 1e-3), restarts=2, seed=3, spaces=["full space"])
+    whole = [(*about, s.value) for name, _, *about, s in tables[0].results if name == "b"]
+    assert [(*about, s.value) for _, _, *about, s in found.results] == whole[:4]
+    assert [cell.space for cell in found.groups["g"]] == ["full space"] * 4
+
+
 def test_a_cell_as_the_paper_prints_it():
     assert str(Cell("manifold", 1e-3, "recipe", (61.0, 62.5))) == "61.75 ± 1.1"
     assert str(Cell("manifold", 1e-3, "recipe", (61.23456,))) == "61.23"

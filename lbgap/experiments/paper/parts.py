@@ -263,7 +263,7 @@ def _remedy(part: Part) -> dict[str, Any]:
     folder = part.folder / RUNS / f"{part.row.name}-{remedy.name}-seed{part.seed}"
     try:
         epochs = epochs_within(remedy, data, batch, updates)
-        training = Training(part.row, "remedy", batch, part.seed, epochs, folder, part.plan, remedies=(form,))
+        training = Training(part.row, "remedy", batch, part.seed, epochs, folder, part.plan, None, (form,), keep=0)
         found = _trained(part, data, training)
         return {**told, **found, "updates": round(found["updates"] / at_once(remedy))}
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:

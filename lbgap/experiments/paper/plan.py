@@ -12,6 +12,7 @@ from typing import Any
 from lbgap import datasets, networks
 from lbgap.checks import hint
 from lbgap.experiments.paper.remedies import REMEDIES
+from lbgap.experiments.tables import EPSILONS, RESTARTS
 from lbgap.samples import Data
 from lbgap.training import Run, train, train_together
 
@@ -32,6 +33,7 @@ class Row:
         small: Samples in a small batch.
         hidden: Widths of the hidden layers of ``mlp``.
         like: The row of the paper to compare with.
+        initialisation: As in :func:`lbgap.networks.mlp`.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Row:
     small: int
     hidden: tuple[int, ...] = ()
     like: str = ""
+    initialisation: str = "uniform"
 
 
 ROWS: Mapping[str, Row] = {
@@ -85,8 +88,8 @@ class Plan:
     rows: tuple[Row, ...]
     trials: int
     updates: int | None
-    epsilons: tuple[float, ...] = (1e-3, 5e-4)
-    restarts: int = 10
+    epsilons: tuple[float, ...] = EPSILONS
+    restarts: int = RESTARTS
     batches: tuple[float, ...] = (0.02, 0.04, 0.2)
     warm: int = 5
     first_seed: int = 0
@@ -155,6 +158,7 @@ class Training:
         plan: What it belongs to.
         start: A file of weights to start from, in place of those of the seed.
         remedies: Their short forms.
+        keep: How many iterates are kept in the folder, about; 0 for none.
     """
 
     row: Row
@@ -166,28 +170,34 @@ class Training:
     plan: Plan
     start: Path | None = None
     remedies: tuple[str, ...] = ()
+    keep: int = KEPT
 
     def run(self, data: Data | None = None) -> Run:
         """Train, go on with an unfinished run, or read a finished one."""
         from lbgap.training.load import read_weights
 
         data = data or load(self.row, self.plan)
-        model = networks.build(self._network(data))
+        model = networks.build(self.network(data))
         if self.start is not None:
             read_weights(model, self.start)
-        options = self._options(data)
-        if self.remedies:
-            options |= {"remedies": self.remedies, "keep_every": None}
-        return train(model, data.train, seed=self.seed, out=self.folder, config=self._config(data), **options)
-
-    def _network(self, data: Data) -> dict[str, Any]:
-        hidden = self.row.hidden if self.row.network == "mlp" else None
-        return networks.specify(
-            self.row.network, data.features, data.outputs, seed=self.seed, hidden=hidden, initialisation="uniform"
+        return train(
+            model,
+            data.train,
+            seed=self.seed,
+            out=self.folder,
+            remedies=self.remedies,
+            config=self._config(data),
+            **self._options(data),
         )
 
+    def network(self, data: Data) -> dict[str, Any]:
+        """What :func:`lbgap.networks.build` makes the network from."""
+        hidden = self.row.hidden if self.row.network == "mlp" else None
+        more: dict[str, Any] = {"hidden": hidden, "initialisation": self.row.initialisation}
+        return networks.specify(self.row.network, data.features, data.outputs, seed=self.seed, **more)
+
     def _config(self, data: Data) -> dict[str, Any]:
-        return {"network": self._network(data), "data": {"name": self.row.data, "data_dir": self.plan.data_dir}}
+        return {"network": self.network(data), "data": {"name": self.row.data, "data_dir": self.plan.data_dir}}
 
     def _options(self, data: Data) -> dict[str, Any]:
         """What is the same from every start."""
@@ -198,14 +208,14 @@ class Training:
             "optimizer_options": {"fused": True},
             "device": self.plan.device,
             "resume": True,
-            "keep_every": max(1, (self.epochs or 2 * KEPT) // KEPT),
+            "keep_every": max(1, (self.epochs or 2 * self.keep) // self.keep) if self.keep else None,
         }
 
     def together(self, others: Sequence[Training]) -> None:
         """Train this one and others that differ from it in the seed alone, as one batched model."""
         all_, data = [self, *others], load(self.row, self.plan)
         train_together(
-            [networks.build(one._network(data)) for one in all_],
+            [networks.build(one.network(data)) for one in all_],
             data.train,
             seeds=[one.seed for one in all_],
             out=[one.folder for one in all_],

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lbgap.checks import hint, whole
-from lbgap.experiments.paper.parts import PARTS, RUNS, Part, parts, run_folder, trainings
+from lbgap.experiments.paper.parts import PARTS, Part, parts, run_folder, trainings
 from lbgap.experiments.paper.plan import Plan, Training, choose, grouped
 from lbgap.experiments.paper.remedies import REMEDIES, checked, name_of
 from lbgap.result import plain
@@ -109,16 +109,16 @@ def paper(
     )
     folder = Path(out)
     works = trainings(plan, folder)  # reads all data: what is missing is told before anything is written
-    _claim(folder, plan, wanted)
+    _begin(folder, plan, wanted)
     count = workers or torch.get_num_threads()
     gpus = plan.device == "cuda"
-    _stage("training", _train, grouped(works, count), count, gpus, step)
+    train_all(grouped(works, count), count, gpus=gpus, step=step)
     kinds = dict.fromkeys(kind for name in wanted for kind in EXPERIMENTS[name])
     # The longest first, so that no process is left alone with one at the end.
     order = sorted(kinds, key=("remedy", "warm", "batch", "sharpness", "during", "spectrum", "asymmetry", "line").index)
     pending = [part for kind in order for part in parts(kind, plan, folder) if not part.path.exists()]
     (folder / PARTS).mkdir(exist_ok=True)
-    _stage("measuring", _measure, pending, count, gpus, step)
+    _stage("measuring", Part.perform, pending, count, gpus, step)
     return folder
 
 
@@ -130,10 +130,10 @@ def _experiments(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names)) or list(EXPERIMENTS)
 
 
-def _claim(folder: Path, plan: Plan, experiments: list[str]) -> None:
+def _begin(folder: Path, plan: Plan, experiments: list[str]) -> None:
     """Take a new folder, or go on with one that was begun with the same settings."""
     mark, settings = folder / MARK, plain({"format": FORMAT, "plan": plan.to_dict()})
-    if mark.exists():
+    if claim(folder, MARK, "experiments of the paper"):
         found = _read_mark(mark)
         theirs, ours = found["plan"], settings["plan"]
         free = ("trials", "rows", "remedies", "remedy_trials")  # which may grow
@@ -149,12 +149,33 @@ def _claim(folder: Path, plan: Plan, experiments: list[str]) -> None:
         settings["plan"]["remedies"] = _joined(folder, theirs.get("remedies", []), ours["remedies"])
         trials = theirs.get("remedy_trials", ours["remedy_trials"]), ours["remedy_trials"]
         settings["plan"]["remedy_trials"] = None if None in trials else max(trials)
-    elif folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file: choose another folder")
-    elif folder.exists() and not all(map(files.is_temporary, folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and holds no experiments of the paper: choose another folder")
-    (folder / RUNS).mkdir(parents=True, exist_ok=True)
     files.write_json(mark, {**settings, "experiments": experiments})
+
+
+def claim(folder: Path, mark: str, what: str) -> bool:
+    """Take a new folder for experiments, or find that they were begun in it.
+
+    Args:
+        folder: Made unless it is there.
+        mark: Name of the file that the caller writes into it, with the settings.
+        what: The mark says that there is, for messages.
+
+    Returns:
+        Whether the mark is there.
+
+    Raises:
+        NotADirectoryError: The folder is a file.
+        FileExistsError: It holds something else.
+        OSError: It cannot be made.
+    """
+    if (folder / mark).exists():
+        return True
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: choose another folder with --out")
+    if folder.exists() and not all(map(files.is_temporary, folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and holds no {what}: choose another folder with --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    return False
 
 
 def _joined(folder: Path, theirs: list[str], ours: list[str]) -> list[str]:
@@ -174,6 +195,22 @@ def _read_mark(mark: Path) -> dict[str, Any]:
         raise ValueError(f"{mark} has format {version!r}, this version reads {FORMAT!r}: choose another folder")
     assert isinstance(found, dict)
     return found
+
+
+def train_all(groups: Sequence[list[Training]], workers: int, *, gpus: bool = False, step: Step | None = None) -> None:
+    """Train in processes of one thread each; what was finished before is left as it is.
+
+    Args:
+        groups: Those of one group differ in the seed alone, and are trained together.
+        workers: Processes.
+        gpus: Whether they share out the GPUs.
+        step: Called with what is done next and the number of groups that are left.
+
+    Raises:
+        ValueError: A folder holds a run with other settings.
+        OSError: A process was killed, or a file cannot be written.
+    """
+    _stage("training", _train, groups, workers, gpus, step)
 
 
 def _stage(
@@ -204,10 +241,6 @@ def _train(trainings: list[Training]) -> None:
         first.together(others)
     else:
         first.run()
-
-
-def _measure(part: Part) -> None:
-    part.perform()
 
 
 def read_paper(folder: str | os.PathLike[str]) -> dict[str, Any]:
