@@ -102,6 +102,11 @@ def test_only_what_exists_is_named(path: Path) -> None:
     text = path.read_text()
     for name in sorted(set(re.findall(r"(?<![\w./-])lbgap(?:\.[A-Za-z]\w*)+", text))):
         assert is_there(name), f"there is no {name}"
+    for module, names in re.findall(
+        r"from (lbgap[\w.]*) import ((?:\w+(?: as \w+)?(?:, )?)+)", text
+    ):  # in strings, too
+        for name in re.split(r"(?: as \w+)?(?:, |$)", names):
+            assert not name or is_there(f"{module}.{name}"), f"there is no {name} in {module}"
     for named in sorted(set(re.findall(rf"`((?:{PLACES})/[\w./*<>-]*)`", text))):
         assert PLACEHOLDER.search(named) or (ROOT / named).exists(), f"there is no {named}"
     if path.suffix == ".md":  # such as `hessian/engine.py`, from whichever folder the text is about

@@ -115,7 +115,7 @@ def test_an_interrupt_leaves_the_old_file(tmp_path, monkeypatch, call):
 def test_a_real_limit_on_the_size_of_files(tmp_path):
     script = """
         import json, os, resource, signal, sys
-        from lbgap import files
+        from lbgap.system import files
         path = sys.argv[1]
         files.write_bytes(path, b"old" * 100)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -137,7 +137,7 @@ def test_a_real_limit_on_the_size_of_files(tmp_path):
 def test_killed_at_every_step_of_a_write(tmp_path):
     script = """
         import json, os, signal, sys
-        from lbgap import files
+        from lbgap.system import files
         path, seen, k, status = sys.argv[1], [], 0, -1
         calls = {name: getattr(os, name) for name in ("open", "write", "fsync", "replace", "close")}
         while status != 0:
