@@ -181,7 +181,7 @@ class Minimiser:
             gradient_tolerance: Ends where no coordinate of ``|P(x - g) - x|`` is above it.
             value_tolerance: Ends where a step lowers the value by less than this share of its size, or of 1.
         """
-        projected = math.nan
+        projected, again = math.nan, False
         for taken in range(iterations):
             projected, weights = self._direction()
             if projected <= gradient_tolerance:
@@ -192,6 +192,11 @@ class Minimiser:
                     return self._ended(taken, projected, "ended: no lower value along the gradient, rounding hides it")
                 self._history.forget()
                 continue
+            if before == self.value and self._history.order and not again:  # as where no step was found
+                self._history.forget()
+                again = True
+                continue
+            again = False
             if before - self.value <= value_tolerance * max(abs(before), abs(self.value), 1.0):
                 return self._ended(taken + 1, projected, "converged: the last step gained nothing")
         return self._ended(iterations, projected, "stopped at the limit of iterations")
