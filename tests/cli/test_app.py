@@ -419,7 +419,7 @@ WRONG = [
     (1, "device must be 'cpu', 'cuda' or 'cuda:N', got 'gpu'", "line sb lb --device gpu"),
     (2, "Missing option '--out'", "train"),
     (2, "Option '--out' requires an argument", "train --out"),
-    (1, "network must be one of f1, f2, c1, .*, mlp, got 'mpl': did you mean 'mlp'?", "train --out new --network mpl"),
+    (1, "network must be one of f1, .*, mlp.*, got 'mpl': did you mean 'mlp'?", "train --out new --network mpl"),
     (1, "--hidden must be widths such as 128,128, got '16,'", "train --out new --hidden 16,"),
     (1, "hidden must be at least 1, got -3", "train --out new --hidden 16,-3"),
     (1, "too large for the memory", f"train --out new --hidden {10**14}"),
