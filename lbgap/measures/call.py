@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,50 +134,6 @@ def call(measure: str, model: nn.Module | Objective, data: Any, options: Options
     # Products of a measure's own, too, are in the objective's precision, whatever the caller's autocast is.
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(objective.device.type, enabled=False):
         yield Call(measure, objective, objective.theta, began, objective.evaluated)
-
-
-def positive(name: str, value: float, example: str, *, zero: bool = False) -> float:
-    """Check a number that must be finite and above zero, in float32 too; or zero as well where ``zero``.
-
-    Raises:
-        ValueError: It is not.
-        TypeError: It is no number.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}: try {example}")
-    try:
-        number = float(value)
-    except OverflowError:  # an int beyond float64
-        number = math.inf
-    rounded = torch.tensor(number, dtype=torch.float32).item()
-    if not 0 <= rounded < math.inf or (rounded == 0 and not (zero and number == 0)):
-        raise ValueError(
-            f"{name} must be finite and {'zero or more' if zero else 'above zero'}, got {value}: try {example}"
-        )
-    return number
-
-
-def whole(name: str, value: int, least: int) -> None:
-    """Check a whole number.
-
-    Raises:
-        ValueError: It is out of range.
-        TypeError: It is not whole.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if not least <= value < 2**63:
-        raise ValueError(f"{name} must be at least {least} (and below 2**63), got {value}")
-
-
-def flag(name: str, value: bool) -> None:
-    """Check a switch.
-
-    Raises:
-        TypeError: It is neither True nor False.
-    """
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def as_objective(model: nn.Module | Objective, data: Any, options: dict[str, Any]) -> Objective:
