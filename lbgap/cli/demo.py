@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from lbgap.cli.options import AsJson, FirstSeed
 from lbgap.cli.show import bullets, errors, new_table, resumable, show
+
+if TYPE_CHECKING:
+    from lbgap.experiments.demo import Demo
 
 
 def demo(
@@ -48,6 +52,12 @@ def demo(
             seed=seed,
             step=lambda what: progress.update(task, description=what, advance=1),
         )
+    written = f"Figures and report: {escape(str(result.folder / 'report.html'))} ({result.seconds:.0f} s)"
+    show(as_json, result.to_dict(), *parts(result), "", written)
+
+
+def parts(result: Demo) -> list[Table | str]:
+    """What is printed of a demonstration: both tables, and what they say."""
     minimizers = new_table(
         *("", "seed", "batch", "updates", "train\nloss", "train\nacc. %", "test\nloss", "test\nacc. %"),
         *("distance", "time s"),
@@ -81,16 +91,11 @@ def demo(
                 f"{phi.recipe_seconds:.2f}",
             )
         sharpness.add_section()
-    written = f"Figures and report: {escape(str(result.folder / 'report.html'))} ({result.seconds:.0f} s)"
-    show(
-        as_json,
-        result.to_dict(),
+    return [
         "Minimizers: mean cross-entropy, distance from the start, time of training\n",
         minimizers,
         "\nTheir sharpness phi: certified lower bounds\n",
         sharpness,
         "",
         bullets(result.findings),
-        "",
-        written,
-    )
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +31,7 @@ from lbgap.cli.show import bullets, errors, fresh, new_table, show, writable
 
 if TYPE_CHECKING:
     from lbgap import Objective, Sharpness
-    from lbgap.experiments.tables import Tables
+    from lbgap.experiments.tables import Cell
 
     Objectives = Iterator[tuple[str, str, Objective]]
 
@@ -222,7 +222,7 @@ def _tables(
     as_json: bool,
 ) -> None:
     """Tables 3 and 4 of the paper, minimizers of one batch size together."""
-    from lbgap.experiments.tables import MANIFOLD_RESTARTS, RESTARTS, SUBSPACE, TRIALS, paper_tables
+    from lbgap.experiments.tables import RESTARTS, paper_tables
     from lbgap.system import files
 
     epsilons = list(dict.fromkeys(epsilons))
@@ -236,34 +236,43 @@ def _tables(
     found = paper_tables(named, epsilons=epsilons, restarts=restarts, seed=seed, told=told)
     path = fresh(out, "sharpness").with_suffix(".json")
     files.write_json(path, found.to_dict())
-    many = any(len(row[0].values) > 1 for row in found.groups.values())
+    show(as_json, found.to_dict(), *table_parts(found.groups, found.seconds, restarts), "", _written([path]))
+
+
+def table_parts(groups: Mapping[str, Sequence[Cell]], seconds: Mapping[str, float], restarts: int) -> list[Table | str]:
+    """What is printed of the paper's Tables 3 and 4.
+
+    Args:
+        groups: The cells of each group of minimizers.
+        seconds: Wall-clock time by method.
+        restarts: Further starts of vertex ascent, that there were.
+    """
+    from lbgap.experiments.tables import MANIFOLD_RESTARTS, SUBSPACE, TRIALS
+
+    many = any(len(row[0].values) > 1 for row in groups.values())
     deviation = ["Where a row has several minimizers: mean ± standard deviation over them."] if many else []
-    show(
-        as_json,
-        found.to_dict(),
+    sentences = [
+        *deviation,
+        "Every phi is a certified lower bound: of two for the same minimizers the larger is the truer.",
+        f"recipe: the paper's, 10 iterations of SciPy's L-BFGS-B, {seconds['recipe']:.1f} s in all; "
+        f"vertex: vertex ascent from {restarts + 1} starts, on manifolds from "
+        f"{min(restarts, MANIFOLD_RESTARTS) + 1}, {seconds['vertex']:.1f} s.",
+    ]
+    return [
         "phi % in the full space (the paper's Table 3)\n",
-        _columns(found, "full space", epsilons),
+        _columns(groups, "full space"),
         "",
         f"phi % on random manifolds, p = {SUBSPACE}, {TRIALS} each (the paper's Table 4)\n",
-        _columns(found, "manifold", epsilons),
+        _columns(groups, "manifold"),
         "",
-        bullets(
-            [
-                *deviation,
-                "Every phi is a certified lower bound: of two for the same minimizers the larger is the truer.",
-                f"recipe: the paper's, 10 iterations of SciPy's L-BFGS-B, {found.seconds['recipe']:.1f} s in all; "
-                f"vertex: vertex ascent from {restarts + 1} starts, on manifolds from "
-                f"{min(restarts, MANIFOLD_RESTARTS) + 1}, {found.seconds['vertex']:.1f} s.",
-            ]
-        ),
-        "",
-        _written([path]),
-    )
+        bullets(sentences),
+    ]
 
 
-def _columns(found: Tables, space: str, epsilons: list[float]) -> Table:
-    table = new_table("minimizers", *(f"{size:g}\n{method}" for size in epsilons for method in ("recipe", "vertex")))
-    for group, cells in found.groups.items():
+def _columns(groups: Mapping[str, Sequence[Cell]], space: str) -> Table:
+    heads = [f"{cell.epsilon:g}\n{cell.method}" for cell in next(iter(groups.values())) if cell.space == space]
+    table = new_table("minimizers", *heads)
+    for group, cells in groups.items():
         count = len(cells[0].values)
         label = f"{group} ({count})" if count > 1 else group
         table.add_row(escape(label), *(str(cell) for cell in cells if cell.space == space))

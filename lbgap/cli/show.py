@@ -72,7 +72,11 @@ def show(as_json: bool, result: dict[str, Any], *parts: Table | str) -> None:
     if as_json:
         print(json.dumps(result, indent=2, allow_nan=False), flush=True)
         return
-    console = Console()
+    write(Console(), parts)
+
+
+def write(console: Console, parts: Iterable[Table | str]) -> None:
+    """Print tables and sentences as all commands do."""
     for part in parts:
         console.print(part, highlight=False, soft_wrap=isinstance(part, str))
 
