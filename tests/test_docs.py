@@ -66,6 +66,14 @@ def layers() -> list[list[str]]:
     return [re.findall(r"\w+", line) for line in contracts["importlinter:contract:house"]["layers"].split("\n") if line]
 
 
+def test_each_folder_of_the_package_has_an_order() -> None:
+    contracts = configparser.ConfigParser(comment_prefixes="#")
+    contracts.read(ROOT / ".importlinter")
+    ordered = {contracts[name].get("containers") for name in contracts.sections()}
+    packages = {name for _, name, is_package in pkgutil.walk_packages(lbgap.__path__, "lbgap.") if is_package}
+    assert {"lbgap", *packages} == ordered - {None}
+
+
 def test_the_pages_about_the_inside_have_the_layers_that_are_checked() -> None:
     design, where = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("design", "where"))
     drawn = re.search(r"```text\n(.*?)```", design, re.DOTALL)
