@@ -40,9 +40,10 @@ cuda-compile: .venv/.installed
 	$(BIN)/python tools/compile_kernels.py
 
 # The next four are for a machine with a GPU: they use the Python of PYTHON with its own torch, pytest and so on,
-# install nothing into it and fetch nothing. Libraries that came along and run on the GPU are not built again.
+# install nothing into it and fetch nothing. Libraries that came along and run on the GPU are not built again where no
+# source is newer, and with AS_IS=1 in any case.
 gpu:
-	$(PYTHON) tools/build_for_gpu.py
+	$(PYTHON) tools/build_for_gpu.py $(if $(AS_IS),--as-is)
 
 test-gpu: gpu
 	$(PYTHON) -m pytest -rs tests/gpu

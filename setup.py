@@ -56,9 +56,17 @@ def cuda_compiler() -> str | None:
     return found
 
 
+def pybind11_headers() -> list[str]:
+    """Where they are, if pybind11 is there: a machine that has only what came with its torch may lack it."""
+    try:
+        import pybind11
+    except ImportError:
+        return []
+    return [pybind11.get_include()]
+
+
 def extensions(cuda: str | None) -> dict[str, Any]:
     """Describe the libraries: CPU and CUDA ops on torch's stable interface, and host facts without torch."""
-    import pybind11
     from setuptools import Extension
     from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths, library_paths
 
@@ -89,7 +97,8 @@ def extensions(cuda: str | None) -> dict[str, Any]:
     host = Extension(
         "lbgap._host",
         ["csrc/host.cpp"],
-        include_dirs=[pybind11.get_include()],
+        include_dirs=pybind11_headers(),
+        optional=True,  # facts for `lbgap info`, which need Python's headers as well
         define_macros=[("LBGAP_FLAGS", '"' + " ".join(FLAGS) + '"'), ("LBGAP_CUDA", f'"{architectures}"')],
         extra_compile_args=["-O2", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall"],
         language="c++",

@@ -7,7 +7,7 @@
 #   PYTHON                  with torch, pytest and so on (python3)
 #   GPU_FIRST_SKIP_BUILD    1 takes libraries that are there and run on the GPU, whatever their age
 #   GPU_FIRST_SECONDS       for the whole script (555)
-#   GPU_FIRST_STRETCH       a factor for the limits of the parts, where a machine is slow (1)
+#   GPU_FIRST_STRETCH       a whole factor for the limits of the parts, where a machine is slow (1)
 #   GPU_FIRST_JOBS          processes for the tests of the kernels, where there is pytest-xdist (8)
 #   GPU_FIRST_DEVICE        cpu runs small sizes without a GPU, to try the script; parts that need one are skipped
 #
@@ -17,10 +17,16 @@ set -uo pipefail
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 cd "$(dirname "$0")/.."
-export OUT PYTHON=${PYTHON:-python3} GPU_FIRST_DEVICE=${GPU_FIRST_DEVICE:-cuda} PYTHONUNBUFFERED=1 PYTHONPATH=$PWD
+export OUT PYTHON=${PYTHON:-python3} GPU_FIRST_DEVICE=${GPU_FIRST_DEVICE:-cuda} PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 SKIPPED=77 # exit status of a part that this machine cannot run
 FAILED=0
-PARTS=" ${*:-facts build smoke launch ops sharpness loop hvp points sanitize kernels ncu table} "
+ALL="facts build smoke launch ops sharpness loop hvp points sanitize kernels ncu table"
+PARTS=" ${*:-$ALL} "
+for name in $PARTS; do
+  [[ " $ALL " == *" $name "* ]] || { echo "there is no part $name: choose some of $ALL" >&2 && exit 2; }
+done
+[[ ${GPU_FIRST_STRETCH:-1} =~ ^[1-9][0-9]*$ ]] || { echo "GPU_FIRST_STRETCH must be a whole number, got $GPU_FIRST_STRETCH" >&2 && exit 2; }
 
 # part NAME SECONDS LOG COMMAND...: runs it if it was asked for and there is time; notes its seconds and exit status.
 part() {
@@ -104,8 +110,10 @@ sanitize() {
 
 counters() {
   needs_gpu
-  command -v ncu >/dev/null || { echo "there is no ncu" && exit "$SKIPPED"; }
-  ncu --clock-control none --csv --page raw \
+  local tool
+  tool=$(command -v ncu || ls /usr/local/cuda*/bin/ncu 2>/dev/null | head -1)
+  [ -n "$tool" ] || { echo "there is no ncu" && exit "$SKIPPED"; }
+  "$tool" --clock-control none --csv --page raw \
     --metrics gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,dram__bytes.sum,sm__warps_active.avg.pct_of_peak_sustained_active,sm__throughput.avg.pct_of_peak_sustained_elapsed,launch__registers_per_thread,launch__grid_size,launch__occupancy_limit_registers \
     -k 'regex:map_kernel|append_kernel|gram_kernel|fill_kernel|walk_kernel|add_tables|combine_kernel|blend_kernel|chain_kernel|xent_kernel|each_kernel|affine_kernel|softmax_kernel|gather_kernel|scatter_kernel|apply_kernel|project_kernel|fold_kernel' \
     $PYTHON -m benchmarks.gpu_first.ops once
@@ -115,6 +123,10 @@ export -f run needs_gpu facts build tests kernels sanitize counters
 
 part facts 20 setup.log bash -c 'run facts'
 part build 170 setup.log bash -c 'run build'
+grep -q '^build: rc [1-9]' "$OUT/parts.log" 2>/dev/null && {
+  echo "the build failed: without it the other parts say nothing" | tee -a "$OUT/parts.log"
+  exit 1
+}
 part smoke 60 bench.log "$PYTHON" -m benchmarks.gpu_first.smoke
 part launch 60 tests.log bash -c 'run tests tests/gpu/test_launch.py'
 part ops 100 bench.log "$PYTHON" -m benchmarks.gpu_first.ops

@@ -1,8 +1,8 @@
 """Builds the libraries for the GPU that is here, into the checkout; with those that are there already it is done.
 
 Nothing is installed and nothing fetched. ``setup.py`` is run among links to all of the checkout but pyproject.toml: the
-form of the licence in it needs setuptools 77, and a machine with a GPU has what came with its torch. Exit status 0 if
-the libraries run on the GPU.
+form of the licence in it needs setuptools 77, and a machine with a GPU has what came with its torch. They stand in
+build/for_gpu, so that a build that was cut off goes on. Exit status 0 if the libraries run on the GPU.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "build" / "for_gpu"
 LIBRARIES = tuple(ROOT / "lbgap" / f"{name}.abi3.so" for name in ("_cpu", "_cuda"))
 
 
@@ -32,7 +32,8 @@ def check() -> None:
 
 def run_here() -> bool:
     """Whether the libraries run on the GPU; tried in a process of its own, which a bad library may end."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    there = os.environ.get("PYTHONPATH")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{there}" if there else str(ROOT)}
     return subprocess.run([sys.executable, __file__, "--check"], env=environment).returncode == 0
 
 
@@ -54,8 +55,9 @@ def why_not_taken(as_is: bool) -> str | None:
 
 def link(folder: Path) -> None:
     """Make a folder look like the checkout, but without pyproject.toml."""
+    folder.mkdir(parents=True, exist_ok=True)
     for path in ROOT.iterdir():
-        if path.name not in ("pyproject.toml", "build"):
+        if path.name not in ("pyproject.toml", "build") and not (folder / path.name).is_symlink():
             (folder / path.name).symlink_to(path)
 
 
@@ -67,9 +69,8 @@ def build(capability: tuple[int, int]) -> None:
     """
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or "{}.{}".format(*capability)
     environment = {**os.environ, "TORCH_CUDA_ARCH_LIST": wanted, "LBGAP_BUILD": "1", "FORCE_CUDA": "1"}
-    with tempfile.TemporaryDirectory() as name:
-        link(Path(name))
-        subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=name, env=environment, check=True)
+    link(FOLDER)
+    subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=FOLDER, env=environment, check=True)
 
 
 def main() -> str | None:

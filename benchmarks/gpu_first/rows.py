@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from lbgap import _extension
+
 Facts = dict[str, Any]
 
 DEVICE = torch.device(os.environ.get("GPU_FIRST_DEVICE", "cuda"))
@@ -31,7 +33,7 @@ _good: list[bool] = []
 def row(part: str, what: str, **facts: Any) -> None:
     """Write a row; ``facts`` have ``ok``, or ``error`` in words."""
     _good.append(facts.get("ok", False))
-    line = json.dumps({"part": part, "what": what, **facts})
+    line = json.dumps({"part": part, "what": what, **facts}, default=str)
     with (Path(os.environ["OUT"]) / "rows.jsonl").open("a") as file:
         file.write(line + "\n")
     print(line, flush=True)
@@ -49,9 +51,14 @@ def tried(part: str, what: str, work: Callable[[], Facts]) -> None:
 
 
 def part(work: Callable[[], None], *, rows: bool = True) -> NoReturn:
-    """Do the work of a part and end the process: with status 1 where a row failed, or none was written."""
+    """Do the work of a part and end the process: with status 1 where a row failed, or none was written.
+
+    Without a compiled library the twins would run, and every row of a kernel would be one of theirs: then nothing runs.
+    """
     if GPU and not torch.cuda.is_available():
         sys.exit("torch sees no GPU here")
+    if DEVICE.type not in _extension.NATIVE_DEVICES:
+        sys.exit(f"no compiled library serves {DEVICE.type}: build it first")
     warnings.simplefilter("ignore")
     work()
     sys.exit(int(rows and not (_good and all(_good))))

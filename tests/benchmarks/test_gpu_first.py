@@ -6,8 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.gpu_first import rows, table
+from lbgap import _extension
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,6 +19,8 @@ def out(monkeypatch, tmp_path):
     """The folder that rows go to, in a process that has written none."""
     monkeypatch.setenv("OUT", str(tmp_path))
     monkeypatch.setattr(rows, "GPU", False)
+    monkeypatch.setattr(rows, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset({"cpu"}))
     monkeypatch.setattr(rows, "_good", [])
     return tmp_path
 
@@ -47,6 +51,46 @@ def test_a_part_fails_where_a_row_did_or_none_was_written(out, works, status):
     with pytest.raises(SystemExit) as end:
         rows.part(work)
     assert end.value.code == status
+
+
+def test_without_a_compiled_library_nothing_runs(out, monkeypatch):
+    monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
+    with pytest.raises(SystemExit, match="no compiled library serves cpu: build it first"):
+        rows.part(fail)
+    assert not (out / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "parts", "message"),
+    [
+        ({}, ["smoke", "op"], "there is no part op: "),
+        ({"GPU_FIRST_STRETCH": "0.5"}, ["smoke"], "GPU_FIRST_STRETCH must be a whole number, got 0.5"),
+    ],
+)
+def test_what_is_misspelt_is_refused_before_anything_runs(tmp_path, changed, parts, message):
+    environment = {**os.environ, "OUT": str(tmp_path / "out"), "GPU_FIRST_DEVICE": "cpu", **changed}
+    command = ["bash", "benchmarks/gpu_first.sh", *parts]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+
+
+def test_a_failed_build_ends_it(tmp_path):
+    script = (
+        (ROOT / "benchmarks" / "gpu_first.sh")
+        .read_text()
+        .replace("build() {\n  needs_gpu\n", "build() {\n  return 7\n")
+    )
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "gpu_first.sh").write_text(script)
+    environment = {**os.environ, "OUT": str(tmp_path / "out"), "GPU_FIRST_DEVICE": "cpu", "PYTHON": "true"}
+    command = ["bash", str(tmp_path / "benchmarks" / "gpu_first.sh"), "build", "smoke", "table"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert [line.split(" in ")[0] for line in done.stdout.splitlines()] == [
+        "build: rc 7",
+        "the build failed: without it the other parts say nothing",
+    ]
 
 
 def test_every_row_has_ok_or_an_error_and_the_table_lists_what_failed(out, capsys):
