@@ -51,7 +51,7 @@ def _index(value: object) -> int | None:
         return None
     try:
         return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
+    except (TypeError, RuntimeError):  # torch's, of a tensor that has no value
         return None
 
 

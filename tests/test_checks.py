@@ -10,6 +10,7 @@ import torch
 import lbgap
 from lbgap import networks
 from lbgap.checks import flag, is_whole, json_value, positive, real, whole
+from lbgap.datasets import mnist1d
 
 THREES = [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3), torch.tensor(3, dtype=torch.int32)]
 
@@ -22,7 +23,18 @@ def test_integers_of_any_library_are_whole(three):
     assert is_whole(three)
 
 
-OTHERS = [True, np.True_, torch.tensor(True), 3.0, np.float64(3), torch.tensor(3.0), torch.tensor([3]), "3", None]
+OTHERS = [
+    torch.empty((), dtype=torch.int64, device="meta"),
+    True,
+    np.True_,
+    torch.tensor(True),
+    3.0,
+    np.float64(3),
+    torch.tensor(3.0),
+    torch.tensor([3]),
+    "3",
+    None,
+]
 
 
 @pytest.mark.parametrize("value", OTHERS, ids=repr)
@@ -61,7 +73,7 @@ DATA = (torch.eye(3).repeat(4, 1), torch.tensor([0, 1, 1] * 4))
 CALLS = {
     "fast_sharpness": lambda o, n: lbgap.fast_sharpness(o, restarts=n, iterations=n, seed=n),
     "manifold": lambda o, n: lbgap.fast_sharpness(o, subspace=n, trials=n, seed=n),
-    "samples": lambda o, n: lbgap.fast_sharpness(o, samples=n, scout=n, restarts=n),
+    "samples": lambda o, n: lbgap.fast_sharpness(o, samples=n, scout=n, restarts=n, seed=n),
     "ball": lambda o, n: lbgap.ball_sharpness(o, radius=0.1, iterations=n, restarts=n, seed=n),
     "average": lambda o, n: lbgap.average_sharpness(o, draws=n, seed=n),
     "pac-bayes": lambda o, n: lbgap.pac_bayes_sigma(o, draws=n, seed=n),
@@ -101,3 +113,14 @@ def test_landscapes_networks_and_training_take_them():
         assert json.dumps(run.config)
         assert run.epoch == 3
         assert lbgap.Objective(ends[0], DATA, batch_size=three).settings()["batch_size"] == 3
+        remedies = lbgap.remedies.SWA(start=three), lbgap.remedies.Batches(sizes={2: three})
+        assert [json.dumps(remedy.settings()) for remedy in remedies] == [
+            '{"start": 3, "every": 1}',
+            '{"2": 3}',
+        ]
+
+
+def test_samples_of_a_data_set_are_whole():
+    assert len(mnist1d(samples=np.int64(20)).train.inputs) == 16
+    with pytest.raises(TypeError, match=r"samples must be a whole number, got 20\.0"):
+        mnist1d(samples=20.0)

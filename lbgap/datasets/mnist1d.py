@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from scipy.ndimage import gaussian_filter1d
 
+from lbgap.checks import whole
 from lbgap.datasets._shared import generator
 from lbgap.samples import Data, Split
 
@@ -52,6 +53,7 @@ def mnist1d(samples: int = 5000, seed: int = 42) -> Data:
     Raises:
         ValueError: Too few samples, or a negative seed.
     """
+    samples = whole("samples", samples, 0)
     if samples < len(_TEMPLATES):
         raise ValueError(f"mnist1d needs at least {len(_TEMPLATES)} samples, got {samples}: one of each class")
     rng = generator(seed)

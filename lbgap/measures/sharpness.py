@@ -231,7 +231,7 @@ def fast_sharpness(
             + (" with subspace" if subspace is not None else "")
         )
     with torch.inference_mode(False), torch.no_grad():
-        few = None if samples is None else objective.sample(samples, seed)
+        few = None if samples is None else objective.sample(samples, search["seed"])
         return _measure(objective, few, region, epsilon, search, manifolds, start, progress, began)
 
 

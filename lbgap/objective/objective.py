@@ -689,7 +689,8 @@ class Objective:
                 "samples needs a loss that is a mean over single samples, got batch_norm='batch', under which fewer "
                 "samples are another function: use batch_norm='eval'"
             )
-        drawn = torch.randperm(self.samples, generator=torch.Generator().manual_seed(seed), device="cpu")
+        generator = torch.Generator().manual_seed(whole("seed", seed, 0))
+        drawn = torch.randperm(self.samples, generator=generator, device="cpu")
         if self.classes is not None:
             # Sorted by class, the order inside a class random: evenly spread places hold each class by its share.
             drawn = drawn[self._targets.cpu()[drawn].argsort(stable=True)]

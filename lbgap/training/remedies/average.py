@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch.optim.swa_utils import update_bn
 
+from lbgap.checks import is_whole
 from lbgap.training.batches import split_batches
 from lbgap.training.remedies.base import Remedy, Role, Task
 
@@ -41,7 +41,7 @@ class SWA(Remedy):
             TypeError: One of them is not a number.
             ValueError: One of them is out of range.
         """
-        if isinstance(self.start, numbers.Integral):
+        if is_whole(self.start):
             self._whole("start", 1)
         elif self._real("start", positive=False) >= 1:
             raise ValueError(f"start of swa must be an epoch (an int) or a share in [0, 1), got {self.start}")

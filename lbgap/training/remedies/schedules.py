@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from lbgap.checks import whole
+from lbgap.checks import is_whole, whole
 from lbgap.training.batches import resolve_batch_size
 from lbgap.training.remedies.base import Remedy, Role, Task
 
 
 def _size(name: str, size: object) -> int | float:
     """A batch size as a plain number; whether it is in range depends on the data."""
+    if is_whole(size):
+        return operator.index(size)  # type: ignore[arg-type]
     if isinstance(size, bool) or not isinstance(size, numbers.Real):
         raise TypeError(f"{name} must be an int (samples) or a float in (0, 1] (a share), got {size!r}")
-    return int(size) if isinstance(size, numbers.Integral) else float(size)
+    return float(size)
 
 
 @dataclass(frozen=True)
