@@ -91,6 +91,8 @@ def test_a_failed_build_ends_it(tmp_path):
         "build: rc 7",
         "the build failed: without it the other parts say nothing",
     ]
+    done = subprocess.run([*command[:2], "smoke"], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split(" in ")[0]) == (0, "smoke: rc 0")  # whatever an earlier call left in OUT
 
 
 def test_every_row_has_ok_or_an_error_and_the_table_lists_what_failed(out, capsys):
