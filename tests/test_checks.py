@@ -124,3 +124,5 @@ def test_samples_of_a_data_set_are_whole():
     assert len(mnist1d(samples=np.int64(20)).train.inputs) == 16
     with pytest.raises(TypeError, match=r"samples must be a whole number, got 20\.0"):
         mnist1d(samples=20.0)
+    with pytest.raises(ValueError, match="mnist1d needs at least 10 samples, got -1: one of each class"):
+        mnist1d(samples=-1)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from scipy.ndimage import gaussian_filter1d
 
-from lbgap.checks import whole
+from lbgap.checks import is_whole, whole
 from lbgap.datasets._shared import generator
 from lbgap.samples import Data, Split
 
@@ -53,9 +53,9 @@ def mnist1d(samples: int = 5000, seed: int = 42) -> Data:
     Raises:
         ValueError: Too few samples, or a negative seed.
     """
-    samples = whole("samples", samples, 0)
-    if samples < len(_TEMPLATES):
+    if is_whole(samples) and samples < len(_TEMPLATES):
         raise ValueError(f"mnist1d needs at least {len(_TEMPLATES)} samples, got {samples}: one of each class")
+    samples = whole("samples", samples, len(_TEMPLATES))
     rng = generator(seed)
     labels = rng.permutation(np.arange(samples) % len(_TEMPLATES))
     curves = _distort(labels, rng)

@@ -192,7 +192,7 @@ class Minimiser:
                     return self._ended(taken, projected, "ended: no lower value along the gradient, rounding hides it")
                 self._history.forget()
                 continue
-            # With a tolerance only a rounding can end the search: the model may mislead, as where no step is found.
+            # Without a tolerance rounding alone ends the search: the model may mislead, as where no step is found.
             if before == self.value and value_tolerance == 0 and self._history.order and not again:
                 self._history.forget()
                 again = True
