@@ -5,13 +5,46 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from lbgap.status import Status
 
 _OF_THE_OBJECTIVE = {
     *("measure", "versions", "loss", "parameters", "n", "samples", "batch_norm", "batch_size", "precision"),
     *("directions", "device", "threads", "backend", "notes"),
 }
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Result:
+    """What everything that measures returns, whatever else belongs to it.
+
+    Attributes:
+        value: The number that answers the question; each result says which one that is.
+        status: Why the work ended, how far the value is to be trusted, and what to try for a better one; its ``name``
+            is for programs.
+        settings: Everything that the result depends on.
+        evaluations: Passes over the data.
+        seconds: Wall-clock time of the call.
+    """
+
+    apart: ClassVar[frozenset[str]] = frozenset()  # fields that are too large for JSON
+
+    value: float
+    status: Status
+    settings: dict[str, Any]
+    evaluations: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but large tensors, ready for JSON; NaN and infinity become None."""
+        kept = {one.name: plain(getattr(self, one.name)) for one in fields(self) if one.name not in self.apart}
+        return {**kept, "status_name": self.status.name}
+
+    def __repr__(self) -> str:
+        """One line: the value and the name of the status; ``print`` shows more."""
+        return f"{type(self).__name__}(value={self.value:.6g}, status={self.status.name!r})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +116,8 @@ def versions() -> dict[str, str | None]:
 
 def plain(value: Any) -> Any:
     """Turn a value into what JSON knows; NaN and infinity become None."""
+    if isinstance(value, Result):
+        return value.to_dict()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
