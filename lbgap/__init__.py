@@ -29,6 +29,7 @@ from lbgap.measures import (
     spectral_density,
 )
 from lbgap.objective import Objective
+from lbgap.operators import LinearOperator
 from lbgap.sweeps import read_sweep
 from lbgap.training import Run, read_run, remedies, train, train_together
 
@@ -39,6 +40,7 @@ __all__ = [
     "Diagonal",
     "Eigenvalues",
     "Line",
+    "LinearOperator",
     "Measure",
     "Objective",
     "Plane",

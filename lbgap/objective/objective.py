@@ -21,6 +21,8 @@ from lbgap.objective import tangents
 from lbgap.objective.cuda_graphs import Graphs
 from lbgap.objective.points import Combinations, Plan, Separate, Source, UnknownError, make_plan
 from lbgap.objective.products import choose as _products
+from lbgap.objective.products.output import check_kind
+from lbgap.operators import LinearOperator
 from lbgap.samples import Split, as_tensors, resident, streamed
 from lbgap.system import device as hardware
 from lbgap.system.device import first_line
@@ -631,6 +633,24 @@ class Objective:
             bad = int((~finite).nonzero()[0])
             raise FloatingPointError(f"the product with vector {bad} is NaN or infinite: check the model's weights")
         return product
+
+    def operator(self, kind: str = "hessian") -> LinearOperator:
+        """The matrix of second derivatives at :attr:`theta`, as what it makes of vectors.
+
+        Args:
+            kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``, as in :meth:`hvp`.
+
+        Raises:
+            ValueError: ``kind`` is unknown.
+        """
+        check_kind(kind)
+        theta = self.theta
+
+        @torch.no_grad()
+        def multiply(vectors: Tensor) -> Tensor:
+            return self.hvp(theta, vectors, kind=kind)
+
+        return LinearOperator(multiply, self.n, self.dtype, self.device, name=kind)
 
     @property
     def losses_way(self) -> str:
