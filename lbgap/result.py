@@ -20,6 +20,9 @@ _OF_THE_OBJECTIVE = {
 class Result:
     """What everything that measures returns, whatever else belongs to it.
 
+    ``print`` shows a few lines: what was found, what belongs to it, on what and at what cost, the status and notes. A
+    result with more to say replaces ``_headline`` and ``_numbers``.
+
     Attributes:
         value: The number that answers the question; each result says which one that is.
         status: Why the work ended, how far the value is to be trusted, and what to try for a better one; its ``name``
@@ -42,9 +45,35 @@ class Result:
         kept = {one.name: plain(getattr(self, one.name)) for one in fields(self) if one.name not in self.apart}
         return {**kept, "status_name": self.status.name}
 
+    def __str__(self) -> str:
+        """A few lines: the value, what belongs to it, how it was found, and how far it is to be trusted."""
+        lines = (*self._numbers(), self._cost(), self.status, *(f"note: {note}" for note in self._notes()))
+        return "\n".join((self._headline(), *(f"  {line}" for line in lines)))
+
     def __repr__(self) -> str:
         """One line: the value and the name of the status; ``print`` shows more."""
         return f"{type(self).__name__}(value={self.value:.6g}, status={self.status.name!r})"
+
+    def _headline(self) -> str:
+        """What was measured, and its value."""
+        return f"{self.settings.get('measure', type(self).__name__)}: {self.value:.6g}"
+
+    def _numbers(self) -> list[str]:
+        """Lines of further numbers and settings."""
+        return []
+
+    def _cost(self) -> str:
+        """On what the value was measured, and what that took."""
+        forms = {"n": "{:,} parameters", "samples": "{:,} samples", "batch_norm": "batch-norm {}"}
+        said = [form.format(self.settings[name]) for name, form in forms.items() if name in self.settings]
+        said += [f"{self.evaluations:.4g} evaluations", f"{self.seconds:.2f} s"]
+        if {"precision", "device"} <= self.settings.keys():
+            said.append(f"{self.settings['precision']} on {self.settings['device']}")
+        return ", ".join(said)
+
+    def _notes(self) -> list[str]:
+        """What the objective has to say of the way in which it was evaluated."""
+        return list(self.settings.get("notes", ()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +112,21 @@ class Measure:
         numbers = ", ".join(
             f"{name} {_short(value)}" for name, value in self.details.items() if isinstance(value, int | float)
         )
+        on = f"{s['n']:,} rows, {self.seconds:.2f} s on {s['device']}"
+        if "samples" in s:  # of a model, and not of a matrix alone
+            on = (
+                f"{s['n']:,} parameters, {s['samples']:,} samples, batch-norm {s['batch_norm']}, "
+                f"{self.evaluations:.4g} evaluations, {self.seconds:.2f} s, {s['precision']} on {s['device']}"
+            )
         return "\n".join(
             (
-                f"{s['measure']}: {self.value:.6g}{error}, at a loss of {self.base_loss:.6g}",
+                f"{s['measure']}: {self.value:.6g}{error}"
+                + ("" if math.isnan(self.base_loss) else f", at a loss of {self.base_loss:.6g}"),
                 f"  {own}",
                 *([f"  {numbers}"] if numbers else []),
-                f"  {s['n']:,} parameters, {s['samples']:,} samples, batch-norm {s['batch_norm']}, "
-                f"{self.evaluations:.4g} evaluations, {self.seconds:.2f} s, {s['precision']} on {s['device']}",
+                f"  {on}",
                 f"  {self.status}",
-                *(f"  note: {note}" for note in s["notes"]),
+                *(f"  note: {note}" for note in s.get("notes", ())),
             )
         )
 

@@ -4,9 +4,63 @@ from __future__ import annotations
 
 from typing import Any
 
-# Name: the sentence, with places for numbers. It says what to try where the value could be better.
+# Name: the sentence, with places for numbers. It says what to try where the value could be better. Statuses that mean
+# the same share a name, the part before the dot; the part behind it tells their sentences apart. Before "*." stands
+# the name that the caller gives, mostly that of a status inside the sentence.
 SENTENCES: dict[str, str] = {
     "exact": "exact, to rounding{what}",
+    # Curvature.
+    "exact.rows": "exact, to rounding: {products} products, one for each row",
+    "zero": "every one of {products} products was zero",
+    "converged.pairs": "converged after {products} products: each residual is within {tolerance:g} of the largest",
+    "converged.products": (
+        "{products} products: the standard error is {error:.2g} % of {what}, within the {asked:g} % asked for"
+    ),
+    "converged.probes": (
+        "{probes} probes: the standard error of the density is {error:.2g} % of its integral, within the {asked:g} % "
+        "asked for"
+    ),
+    "converged.sum": (
+        "{probes} probes: the standard error of the density is {error:.2g} % of its integral, that of the sum above "
+        "{threshold:.4g} {of_sum:.2g} % of it, within the {asked:g} % asked for"
+    ),
+    "complete.products": (
+        "{products} products, all that were asked for: the standard error is {error:.2g} % of {what}"
+    ),
+    "complete.probes": (
+        "{probes} probes, all that were asked for: the standard error of the density is {error:.2g} % of its integral"
+    ),
+    "complete.sum": (
+        "{probes} probes, all that were asked for: the standard error of the density is {error:.2g} % of its integral, "
+        "that of the sum above {threshold:.4g} {of_sum:.2g} % of it"
+    ),
+    "limit.pairs": (
+        "{good} of {pairs} pairs converged after {products} products, the limit: try a larger max_products"
+    ),
+    "limit.products": (
+        "{products} products, the limit: the standard error is {error:.2g} % of {what}; try a larger max_products"
+    ),
+    "limit.probes": (
+        "{probes} probes, the limit: the standard error of the density is {error:.2g} % of its integral; try a larger "
+        "max_products"
+    ),
+    "limit.sum": (
+        "{probes} probes, the limit: the standard error of the density is {error:.2g} % of its integral, that of the "
+        "sum above {threshold:.4g} {of_sum:.2g} % of it; try a larger max_products"
+    ),
+    "rounding.pairs": (
+        "{good} of {pairs} pairs converged after {products} products; the others ended at the rounding of the "
+        "products: try float64"
+    ),
+    "*.copies": (
+        "{found}; {count} of the values are the same, of which a block of {block} may miss more: try block={wanted}"
+    ),
+    "*.one_by_one": "all of them are among the {count} eigenvalues found one by one; of the rest: {rest}",
+    "*.beyond": "beyond {count} eigenvalues found one by one it is an estimate: {rest}",
+    "*.not_converged": "the eigenvalues found one by one are not exact: {found}; of the rest: {rest}",
+    "above.edge": "above the edge; the eigenvalue {found}",
+    "at.edge": "at the edge; the eigenvalue {found}",
+    "below.edge": "below the edge; the eigenvalue {found}",
 }
 
 
@@ -14,7 +68,7 @@ class Status(str):
     """The sentence of a status, which also has a name that programs can compare.
 
     Attributes:
-        name: One of :data:`SENTENCES`.
+        name: One word, the same for all that mean the same; see docs/measures.md.
     """
 
     __slots__ = ("name",)
@@ -30,11 +84,15 @@ class Status(str):
         return self.name, str(self)
 
 
-def status(name: str, **numbers: Any) -> Status:
-    """The status of this name.
+def status(key: str, /, *, name: str | None = None, **numbers: Any) -> Status:
+    """The status of this key.
 
     Args:
-        name: One of :data:`SENTENCES`.
+        key: One of :data:`SENTENCES`.
+        name: Of the status, where the key begins with ``*``; else it is the key up to its dot.
         **numbers: What its sentence has places for.
     """
-    return Status(name, SENTENCES[name].format(**numbers))
+    own = key.partition(".")[0]
+    if (own == "*") != (name is not None):
+        raise ValueError(f"name is that of a status whose key begins with '*', got {name!r} with {key!r}")
+    return Status(own if name is None else name, SENTENCES[key].format(**numbers))

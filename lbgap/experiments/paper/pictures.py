@@ -18,6 +18,7 @@ from lbgap.landscape import Line
 from lbgap.measures.asymmetry import Asymmetry
 from lbgap.measures.hessian.density import Density
 from lbgap.plotting import BLUE, VERMILION, label_points, plot_asymmetry, plot_densities, plot_line
+from lbgap.status import Status
 
 REGIMES = (("SB", BLUE, "o-"), ("LB", VERMILION, "s--"))
 
@@ -233,4 +234,6 @@ def _line(stored: dict[str, Any]) -> Line:
 
 def _density(stored: dict[str, Any]) -> Density:
     tensors = {name: torch.tensor(stored[name], dtype=torch.float64) for name in ("nodes", "weights")}
-    return Density(**{**_finite(stored), **tensors})
+    kept = {**_finite(stored), "status": Status(stored["status_name"], stored["status"])}
+    del kept["status_name"]
+    return Density(**{**kept, **tensors})
