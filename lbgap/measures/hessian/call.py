@@ -56,6 +56,11 @@ class Task:
         """What a further estimator is called with."""
         return self.operator if self.model is None else self.model.objective
 
+    @property
+    def rows(self) -> str:
+        """What the size of the matrix is the number of, for messages."""
+        return "rows of the matrix" if self.model is None else "parameters that may move"
+
     def base_loss(self) -> float:
         """Evaluate the loss at the minimizer; NaN where there is only a matrix."""
         return math.nan if self.model is None else float(self.model.objective.loss(self.model.centre))

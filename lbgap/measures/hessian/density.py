@@ -288,7 +288,7 @@ def _taken_out(known: Eigenvalues, task: Task) -> Tensor:
     n, name = task.operator.size, task.operator.name
     if known.vectors.shape[1] != n or known.matrix != name:
         raise ValueError(
-            f"known must be eigenvalues of the same matrix, the {name} with {n} rows (parameters that may move), got "
+            f"known must be eigenvalues of the same matrix, the {name} with {n} {task.rows}, got "
             f"those of the {known.matrix} with {known.vectors.shape[1]}"
         )
     if len(known.values) >= n:

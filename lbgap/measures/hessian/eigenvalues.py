@@ -118,6 +118,8 @@ def eigenvalues(
         max_basis = whole("max_basis", max_basis, 1)
     with estimate("eigenvalues", model, data, kind, options) as task:
         operator = task.operator
+        if k > operator.size:
+            raise ValueError(f"k must be at most the number of {task.rows}, {operator.size}, got {k}")
         wanted, block, max_basis = _sizes(operator.size, k, which, max_products, block, max_basis)
         with products_bar("eigenvalues", max_products, progress) as report:
             products = Products(operator, max_products, report)
@@ -160,8 +162,6 @@ def _sizes(
     Raises:
         ValueError: They do not fit together.
     """
-    if k > n:
-        raise ValueError(f"k must be at most the size of the matrix (parameters that may move), {n}, got {k}")
     wanted = min(2 * k, n) if which == "both" else k
     block = min(block or min(k, BLOCK), n)
     least = min(wanted + 2 * block, n)

@@ -87,7 +87,7 @@ def positive_mass(
     with estimate("positive_mass", model, data, kind, options) as task:
         n = task.operator.size
         if n < 2:
-            raise ValueError("positive_mass needs a matrix of two rows or more (parameters that may move), got 1")
+            raise ValueError(f"positive_mass needs two or more {task.rows}, got 1")
         base = task.base_loss()
         top = min(top, n - 1)
         shared: dict[str, Any] = {"kind": kind, "max_products": max_products, "seed": seed, "progress": progress}

@@ -133,7 +133,10 @@ def test_it_repeats_and_is_json(network):
 
 def test_eigenvalues_of_something_else(quadratic):
     top = lbgap.eigenvalues(quadratic(range(1, 11)), k=2)
-    with pytest.raises(ValueError, match=r"of the same matrix, the hessian with 5 rows .* of the hessian with 10"):
+    with pytest.raises(
+        ValueError,
+        match="of the same matrix, the hessian with 5 parameters that may move, got those of the hessian with 10",
+    ):
         lbgap.spectral_density(quadratic(range(1, 6)), known=top)
     every = lbgap.eigenvalues(quadratic(range(1, 11)), k=10)
     with pytest.raises(ValueError, match="known holds all 10 eigenvalues: there is nothing left"):

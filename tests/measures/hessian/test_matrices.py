@@ -169,8 +169,10 @@ def test_positive_mass(matrix_of, name, dtype):
 
 
 def test_one_row_has_no_rest():
-    with pytest.raises(ValueError, match=r"needs a matrix of two rows or more \(parameters that may move\), got 1"):
+    with pytest.raises(ValueError, match="needs two or more rows of the matrix, got 1"):
         lbgap.positive_mass(torch.ones(1, 1))
+    with pytest.raises(ValueError, match="k must be at most the number of rows of the matrix, 1, got 2"):
+        lbgap.eigenvalues(torch.ones(1, 1), k=2)
 
 
 def test_known_eigenvalues_of_a_matrix():
