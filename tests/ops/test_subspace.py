@@ -45,10 +45,7 @@ def dense(n, p, distribution, first=0):
     return subspace_entries(n, p, *ARGS, distribution, CPU, first=first).double()
 
 
-@pytest.mark.parametrize("distribution", reference.DISTRIBUTIONS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("k", [None, 0, 1, 3])
-@pytest.mark.parametrize(("n", "p"), SIZES)
+@pytest.mark.pairs({"n, p": SIZES, "k": [None, 0, 1, 3], "dtype": DTYPES, "distribution": reference.DISTRIBUTIONS})
 def test_apply_is_the_dense_product(backend, distribution, dtype, k, n, p):
     a, rows = dense(n, p, distribution), () if k is None else (k,)
     x, z = normal(n, dtype=dtype), normal(*rows, p, seed=1)
@@ -60,10 +57,7 @@ def test_apply_is_the_dense_product(backend, distribution, dtype, k, n, p):
     assert ((out.double() - expected).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("distribution", reference.DISTRIBUTIONS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("k", [None, 0, 1, 3])
-@pytest.mark.parametrize(("n", "p"), SIZES)
+@pytest.mark.pairs({"n, p": SIZES, "k": [None, 0, 1, 3], "dtype": DTYPES, "distribution": reference.DISTRIBUTIONS})
 def test_project_is_the_dense_product(backend, distribution, dtype, k, n, p):
     a, rows = dense(n, p, distribution), () if k is None else (k,)
     g = normal(*rows, n, dtype=dtype)
@@ -74,8 +68,7 @@ def test_project_is_the_dense_product(backend, distribution, dtype, k, n, p):
     assert ((found - g.double() @ a).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("distribution", reference.DISTRIBUTIONS)
-@pytest.mark.parametrize(("n", "p"), [*SIZES, (5, 0)])
+@pytest.mark.pairs({"n, p": [*SIZES, (5, 0)], "distribution": reference.DISTRIBUTIONS})
 def test_gram_is_the_dense_product(backend, distribution, n, p):
     a = dense(n, p, distribution)
     found = ops.subspace_gram(n, p, *ARGS, distribution, CPU)
