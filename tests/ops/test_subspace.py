@@ -121,6 +121,17 @@ def test_k_points_have_the_bits_of_one():
 
 
 @needs_native
+@pytest.mark.parametrize("begin", [0, 3, 5, 14])
+def test_an_out_that_overlaps_the_centre_in_part_is_refused(begin):
+    memory = torch.zeros(20)
+    with pytest.raises(RuntimeError, match="out overlaps centre without being it: pass a separate tensor"):
+        ops.subspace_apply(
+            memory[begin : begin + 5], torch.ones(3, 2).double(), *ARGS, "normal", memory[:15].view(3, 5)
+        )
+    assert not memory.any()
+
+
+@needs_native
 @pytest.mark.parametrize("distribution", reference.DISTRIBUTIONS)
 def test_bits_do_not_depend_on_the_number_of_threads(distribution):
     n, p = 7 * BLOCK + 3, 21

@@ -14,6 +14,7 @@ from tests.ops.test_subspace import (  # noqa: F401
     DTYPES,
     normal,
     pytestmark,
+    test_an_out_that_overlaps_the_centre_in_part_is_refused,
     test_any_layout,
     test_apply_and_project_are_adjoint,
     test_apply_is_the_dense_product,
