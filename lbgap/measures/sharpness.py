@@ -6,27 +6,28 @@ import dataclasses
 import math
 import statistics
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lbgap.flat import Selection
 from lbgap.losses import LossFunction
-from lbgap.maximize.climb import Maximum
+from lbgap.maximize.climb import Maximum, of_part
 from lbgap.maximize.region import Box, box
 from lbgap.maximize.search import check, check_scaling, maximise, scout_samples
 from lbgap.measures.call import as_objective
 from lbgap.objective import Objective
 from lbgap.objective.manifold import Manifold, spaces
 from lbgap.objective.manifold import check as check_subspace
-from lbgap.result import plain, versions
-from lbgap.system.progress import evaluations_bar
+from lbgap.result import Result, versions
+from lbgap.status import status
+from lbgap.system.progress import Report, check_progress, evaluations_bar
 
 
-@dataclass(frozen=True, eq=False)
-class Sharpness:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Sharpness(Result):
     """A certified lower bound on a sharpness: the loss really has this value at ``point``, inside the region.
 
     Attributes:
@@ -38,31 +39,24 @@ class Sharpness:
         max_loss: Mean loss at ``point``. On random manifolds this, ``point``, ``history``, ``gap`` and ``status`` are
             those of the trial with the largest phi.
         point: Where, ``(n,)`` in the full space, inside the region (on a manifold its coordinates are).
-        evaluations: Passes over the data, all of them; those over a part of the data count by its share.
         history: ``(evaluations, loss)`` of the points visited in the climb that found it; with
             ``precision="mixed"`` these are bfloat16 values.
         gap: Frank-Wolfe gap at ``point``: zero at a stationary point of the region.
-        status: Why the search stopped, and what to try for a larger value.
         starts: One entry a climb: its start, the loss reached, over how many samples, evaluations, gap and status.
-        settings: Everything that the result depends on.
-        seconds: Wall-clock time of the call.
         searched: Where the maximum was searched on a part of the data: how many ``samples``, and ``base_loss``,
             ``max_loss`` and ``value`` on them, larger than on all of the data as a maximum over a part over-fits it.
     """
 
-    value: float
+    apart: ClassVar[frozenset[str]] = frozenset({"point"})
+
     values: tuple[float, ...]
     standard_deviation: float
     base_loss: float
     max_loss: float
-    point: Tensor = field(repr=False)
-    evaluations: float
-    history: tuple[tuple[float, float], ...] = field(repr=False)
+    point: Tensor
+    history: tuple[tuple[float, float], ...]
     gap: float
-    status: str
-    starts: tuple[dict[str, Any], ...] = field(repr=False)
-    settings: dict[str, Any] = field(repr=False)
-    seconds: float
+    starts: tuple[dict[str, Any], ...]
     searched: dict[str, float] | None = None
 
     @property
@@ -72,51 +66,28 @@ class Sharpness:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the point, ready for JSON; NaN and infinity become None."""
-        keep = (
-            "value",
-            "values",
-            "standard_deviation",
-            "base_loss",
-            "max_loss",
-            "evaluations",
-            "history",
-            "gap",
-            "status",
-            "starts",
-            "settings",
-        )
-        result = {
-            "lower_bound": True,
-            **{name: getattr(self, name) for name in keep},
-            "seconds": self.seconds,
-            "searched": self.searched,
-        }
-        return {name: plain(value) for name, value in result.items()}
+        return {"lower_bound": True, **super().to_dict()}
 
-    def __str__(self) -> str:
-        """A few lines: the value as the lower bound it is, and how it was found."""
+    def _headline(self) -> str:
+        rise = f"the loss rises from {self.base_loss:.6g} to {self.max_loss:.6g}"
+        return f"phi >= {self.value:.6g} %, a certified lower bound: {rise}" + " at most" * (
+            "subspace" in self.settings
+        )
+
+    def _numbers(self) -> list[str]:
         s = self.settings
         starts = f"{s['restarts'] + 1} start{'s' if s['restarts'] else ''}"
-        rise = f"the loss rises from {self.base_loss:.6g} to {self.max_loss:.6g}"
+        lines = [f"region {s['region']}, epsilon {s['epsilon']:g}, {s['method']}, {starts}, {s['backend']} backend"]
         if "subspace" in s:
-            rise += f" at most\n  mean of {len(self.values)} random manifolds of {s['subspace']} dimensions, "
-            rise += f"{s['distribution']}; standard deviation {self.standard_deviation:.3g} %"
-        return "\n".join(
-            (
-                f"phi >= {self.value:.6g} %, a certified lower bound: {rise}",
-                f"  region {s['region']}, epsilon {s['epsilon']:g}, {s['n']:,} parameters, {s['samples']:,} samples, "
-                f"batch-norm {s['batch_norm']}",
-                f"  {s['method']}, {starts}, {self.evaluations:.4g} evaluations, {self.seconds:.2f} s, "
-                f"{s['precision']}, {s['backend']} backend on {s['device']}",
-                f"  {self.status}",
-                *([] if self.searched is None else [self._searched()]),
-                *(f"  note: {note}" for note in s["notes"]),
+            lines.insert(
+                0,
+                f"mean of {len(self.values)} random manifolds of {s['subspace']} dimensions, {s['distribution']}; "
+                f"standard deviation {self.standard_deviation:.3g} %",
             )
-        )
-
-    def _searched(self) -> str:
-        assert self.searched is not None
-        return f"  searched on {self.searched['samples']:,} samples, where phi is {self.searched['value']:.6g} %"
+        if self.searched is not None:
+            part = self.searched
+            lines.append(f"searched on {part['samples']:,} samples, where phi is {part['value']:.6g} %")
+        return lines
 
 
 def fast_sharpness(
@@ -136,7 +107,7 @@ def fast_sharpness(
     trials: int | None = None,
     distribution: str | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: Report = False,
     loss: str | LossFunction | None = None,
     parameters: Selection | None = None,
     batch_norm: str | None = None,
@@ -177,7 +148,8 @@ def fast_sharpness(
         distribution: Of the entries of the random matrix: ``"normal"`` (default), ``"uniform"``, ``"rademacher"`` or
             ``"unit"``; the paper does not say.
         seed: Of the random starts, the random manifolds and the samples drawn.
-        progress: Show a progress bar on standard error.
+        progress: True for a bar on standard error, or a function that is called with each
+            :class:`~lbgap.system.progress.Progress`.
         loss: ``"cross_entropy"`` (default), ``"mse"`` or ``loss(output, target) -> mean over the batch``.
         parameters: Which may move: ``"all"`` (default), ``"weights"`` or name patterns such as ``"layer4.*"``.
         batch_norm: ``"eval"`` (default, running statistics) or ``"batch"`` (those of each evaluation batch).
@@ -220,6 +192,7 @@ def fast_sharpness(
     subspace, trials, distribution = check_subspace(subspace, trials, distribution)
     manifolds = {} if subspace is None else {"subspace": subspace, "trials": trials, "distribution": distribution}
     box(region, torch.zeros(1, dtype=torch.float64), epsilon, "torch")  # judged before any data are read
+    check_progress(progress)
     objective = as_objective(model, data, options)
     if samples is not None and isinstance(objective, Manifold):
         raise ValueError("samples needs the objective that the random manifold was made of: pass that, with subspace")
@@ -243,7 +216,7 @@ def _measure(
     search: dict[str, Any],
     manifolds: dict[str, Any],
     start: Tensor | None,
-    progress: bool,
+    progress: Report,
     began: float,
 ) -> Sharpness:
     """Search as asked, and write down everything that the result depends on."""
@@ -256,15 +229,16 @@ def _measure(
     climbs: list[dict[str, Any]] = []
     also = [] if start is None else [("given", start.detach().to(objective.theta))]
     total = manifolds.get("trials", 1) * (search["restarts"] + 1 + len(also)) * search["iterations"]
-    with evaluations_bar("sharpness", total, progress) as visited:
+    with evaluations_bar("sharpness", total, progress) as report:
         for trial, space in enumerate(spaces(searched, seed=search["seed"], **manifolds)):
-            ball = box(region, space.theta, epsilon, objective.backend)
+            around = box(region, space.theta, epsilon, objective.backend)
             best: Maximum | None = None
-            for found in maximise(space, ball, base=base, also=also, visited=visited, **search):
+            for found in maximise(space, around, base=base, also=also, report=report, **search):
+                found = found if few is None else of_part(found, few.samples / objective.samples)
                 climbs.append({**({"trial": trial} if manifolds else {}), **entry(found)})
                 if found.samples == searched.samples and (best is None or found.value > best.value):
                     best = found
-            best = _certified(best, ball, base)
+            best = _certified(best, around, base)
             tops.append(_in_full_space(best, space, searched) if isinstance(space, Manifold) else best)
     on_part = max(tops, key=lambda found: found.value)
     if few is not None:
@@ -337,23 +311,24 @@ def _on_all(found: Maximum, objective: Objective, base: float, samples: int) -> 
     value = float(objective.losses(found.point[None]))
     if base < value < math.inf:
         return dataclasses.replace(found, value=value)
-    why = "does not raise the loss on all of them" if math.isfinite(value) else f"has a loss of {value} on all of them"
-    status = f"the point found on {samples} samples {why}: search on more"
-    return dataclasses.replace(found, point=objective.theta, value=base, gap=math.nan, status=status)
+    if math.isfinite(value):
+        why = status("no_rise.samples", samples=samples)
+    else:
+        why = status("not_finite.samples", samples=samples, loss=value)
+    return dataclasses.replace(found, point=objective.theta, value=base, gap=math.nan, status=why)
 
 
 def entry(found: Maximum) -> dict[str, Any]:
     """What a result keeps of one climb."""
     kept = ("start", "samples", "evaluations", "gap", "status")
-    return {"loss": found.value, **{name: getattr(found, name) for name in kept}}
+    return {"loss": found.value, **{name: getattr(found, name) for name in kept}, "status_name": found.status.name}
 
 
 def or_centre(best: Maximum, centre: Tensor, base_loss: float) -> Maximum:
     """The largest maximum, or the centre where nothing larger was found."""
     if best.value > base_loss:
         return best
-    status = f"nothing larger than the loss at the minimizer was found: {best.status}"
-    return dataclasses.replace(best, point=centre, value=base_loss, status=status)
+    return dataclasses.replace(best, point=centre, value=base_loss, status=status("no_rise", ended=best.status))
 
 
 def _certified(best: Maximum | None, region: Box, base_loss: float) -> Maximum:
