@@ -13,7 +13,7 @@ from lbgap.status import Status
 
 _OF_THE_OBJECTIVE = {
     *("measure", "versions", "loss", "parameters", "n", "samples", "batch_norm", "batch_size", "precision"),
-    *("directions", "device", "threads", "backend", "notes"),
+    *("directions", "device", "threads", "backend", "data", "graph", "notes"),
 }
 
 
@@ -68,12 +68,14 @@ class Result:
 
     def _cost(self) -> str:
         """On what the value was measured, and what that took."""
-        forms = {"n": "{:,} parameters", "samples": "{:,} samples", "batch_norm": "batch-norm {}"}
-        said = [form.format(self.settings[name]) for name, form in forms.items() if name in self.settings]
-        said += [f"{self.evaluations:.4g} evaluations", f"{self.seconds:.2f} s"]
-        if {"precision", "device"} <= self.settings.keys():
-            said.append(f"{self.settings['precision']} on {self.settings['device']}")
-        return ", ".join(said)
+        s, of_model = self.settings, "samples" in self.settings
+        forms = {"n": "{:,} parameters" if of_model else "{:,} rows", "samples": "{:,} samples"}
+        forms["batch_norm"] = "batch-norm {}"
+        said = [form.format(s[name]) for name, form in forms.items() if name in s]
+        said += [f"{self.evaluations:.4g} evaluations"] * (of_model or "n" not in s)
+        precision = s.get("precision", s.get("dtype"))
+        where = [f"{precision} on {s['device']}"] if precision and "device" in s else []
+        return ", ".join((*said, f"{self.seconds:.2f} s", *where))
 
     def _notes(self) -> list[str]:
         """What the objective has to say of the way in which it was evaluated."""
@@ -87,7 +89,7 @@ class Measure(Result):
     Attributes:
         value: The measure; NaN where it does not exist, in which case ``status`` says why.
         standard_error: Of ``value`` over random draws; NaN where nothing is random.
-        base_loss: Mean loss at the minimizer.
+        base_loss: Mean loss at the minimizer; NaN of what has none, such as a matrix.
         details: Further numbers of this measure by name.
     """
 
@@ -97,10 +99,12 @@ class Measure(Result):
 
     def _headline(self) -> str:
         error = "" if math.isnan(self.standard_error) else f" +- {self.standard_error:.2g} (standard error)"
-        return f"{super()._headline()}{error}, at a loss of {self.base_loss:.6g}"
+        loss = "" if math.isnan(self.base_loss) else f", at a loss of {self.base_loss:.6g}"
+        return f"{super()._headline()}{error}{loss}"
 
     def _numbers(self) -> list[str]:
-        own = {name: value for name, value in self.settings.items() if name not in _OF_THE_OBJECTIVE}
+        given = {name: value for name, value in self.settings.items() if value is not None}
+        own = {name: value for name, value in given.items() if name not in _OF_THE_OBJECTIVE}
         numbers = {name: value for name, value in self.details.items() if isinstance(value, int | float)}
         return [named(each) for each in (own, numbers) if each]
 

@@ -8,7 +8,7 @@ from typing import Any
 # the same share a name, the part before the dot; the part behind it tells their sentences apart. Before "*." stands
 # the name that the caller gives, mostly that of a status inside the sentence.
 SENTENCES: dict[str, str] = {
-    "exact": "exact, to rounding{what}",
+    "exact": "exact, to rounding",
     # Searches.
     "converged.vertex": (
         "converged after {gradients} gradients: the point is the vertex that its own gradient points to"

@@ -34,7 +34,7 @@ class Length(Result):
 
 def length(**changes):
     given = {
-        "value": 1 / 3, "status": status("exact", what=""), "settings": dict(SETTINGS), "evaluations": 2.5,
+        "value": 1 / 3, "status": status("exact"), "settings": dict(SETTINGS), "evaluations": 2.5,
         "seconds": 0.125, "vector": torch.ones(3), **changes,
     }  # fmt: skip
     return Length(**given)
@@ -64,6 +64,8 @@ def test_the_text_of_a_result():
 
 def test_the_text_of_a_result_without_an_objective():
     assert str(bare()).splitlines() == ["Result: 2", "  0 evaluations, 0.50 s", "  the limit"]
+    matrix = {"measure": "trace", "n": 8000, "dtype": "float64", "device": "cpu"}
+    assert str(bare(settings=matrix)).splitlines()[:2] == ["trace: 2", "  8,000 rows, 0.50 s, float64 on cpu"]
 
 
 @pytest.mark.parametrize("value", [1 / 3, math.nan, -math.inf, 1e300])
@@ -86,7 +88,7 @@ def test_what_json_gets():
 
 
 def test_plain_values():
-    nested = {1: (math.nan, {"a": [status("exact", what=""), True, None, 3]}), "b": bare()}
+    nested = {1: (math.nan, {"a": [status("exact"), True, None, 3]}), "b": bare()}
     assert plain(nested) == {"1": [None, {"a": ["exact, to rounding", True, None, 3]}], "b": bare().to_dict()}
 
 
@@ -94,12 +96,12 @@ def test_a_result_is_frozen_and_takes_names_only():
     with pytest.raises(FrozenInstanceError):
         length().value = 1.0
     with pytest.raises(TypeError, match="positional"):
-        Result(1.0, status("exact", what=""), {}, 0.0, 0.0)
+        Result(1.0, status("exact"), {}, 0.0, 0.0)
 
 
 def test_the_text_of_a_measure():
-    own = {"measure": "rise", "draws": 5, "sigma": 0.1, "loss": "mse", "backend": "native"}
-    shared = {"status": status("exact", what=""), "evaluations": 1.0, "seconds": 0.0}
+    own = {"measure": "rise", "draws": 5, "sigma": 0.1, "loss": "mse", "backend": "native", "relative_error": None}
+    shared = {"status": status("exact"), "evaluations": 1.0, "seconds": 0.0}
     found = Measure(value=2.5, standard_error=0.25, base_loss=0.5, settings=own, details={"slope": 1 / 3}, **shared)
     assert str(found).splitlines()[:3] == [
         "rise: 2.5 +- 0.25 (standard error), at a loss of 0.5",
@@ -109,4 +111,6 @@ def test_the_text_of_a_measure():
     plainer = Measure(value=2.5, base_loss=0.5, settings={"measure": "rise"}, **shared)
     assert str(plainer).splitlines()[:2] == ["rise: 2.5, at a loss of 0.5", "  1 evaluations, 0.00 s"]
     assert math.isnan(plainer.standard_error)
+    of_matrix = Measure(value=2.5, base_loss=math.nan, settings={"measure": "trace"}, **shared)
+    assert str(of_matrix).splitlines()[0] == "trace: 2.5"
     assert plainer.details == {}

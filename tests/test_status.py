@@ -3,6 +3,7 @@
 import ast
 import copy
 import pickle
+import re
 from pathlib import Path
 from string import Formatter
 
@@ -24,6 +25,18 @@ def words(tree):
     return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
+def keys_of(tree):
+    """The keys that the first argument of ``status`` may be; nothing is known of a variable."""
+    found = words(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else None for part in node.values)
+            pattern = "".join(".+" if part is None else re.escape(part) for part in parts)
+            found -= words(node)
+            found |= {key for key in SENTENCES if re.fullmatch(pattern, key)} or {pattern}
+    return found
+
+
 def calls():
     """Each call of ``status``: where, its keys, and the names of what it fills in."""
     for path, tree in SOURCES.items():
@@ -36,7 +49,7 @@ def calls():
         }
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
-                yield f"{path.name}:{node.lineno}", words(node.args[0]), {keyword.arg for keyword in node.keywords}
+                yield f"{path.name}:{node.lineno}", keys_of(node.args[0]), {keyword.arg for keyword in node.keywords}
 
 
 CALLS = list(calls())
@@ -49,15 +62,15 @@ def test_every_status_used_is_written_down():
 
 
 def test_every_sentence_is_used():
-    used = set().union(*(words(tree) for tree in SOURCES.values()))
+    used = set().union(*(words(tree) for tree in SOURCES.values()), *(keys for _, keys, _ in CALLS))
     assert set(SENTENCES) - used == set()
 
 
-def test_every_place_is_filled_and_nothing_else_is_given():
+def test_every_place_is_filled():
     for where, keys, given in CALLS:
         for key in keys:
             expected = places(key) | ({"name"} if key.startswith("*") else set())
-            assert None in given or given == expected, f"{where}: {key}"
+            assert None in given or expected <= given, f"{where}: {key}"  # None is a call with **numbers
 
 
 @pytest.mark.parametrize("key", SENTENCES)
@@ -76,7 +89,7 @@ def test_a_status_is_its_sentence_and_has_a_name():
     assert "the limit" in made
     assert f"{made}" == str(made)
     assert type(str(made)) is str
-    assert status("exact", what="").name == "exact"
+    assert status("exact").name == "exact"
 
 
 def test_a_status_in_another_keeps_the_name_that_is_given():

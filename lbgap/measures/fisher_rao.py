@@ -79,7 +79,7 @@ def fisher_rao_norm(
         return task.result(
             value,
             base_loss=base,
-            status=status("exact", what=""),
+            status=status("exact"),
             own={"labels": labels},
             details={"norm": math.sqrt(value), **details},
         )

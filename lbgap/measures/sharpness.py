@@ -70,20 +70,17 @@ class Sharpness(Result):
 
     def _headline(self) -> str:
         rise = f"the loss rises from {self.base_loss:.6g} to {self.max_loss:.6g}"
-        return f"phi >= {self.value:.6g} %, a certified lower bound: {rise}" + " at most" * (
-            "subspace" in self.settings
-        )
+        among = " at most" if "subspace" in self.settings else ""
+        return f"phi >= {self.value:.6g} %, a certified lower bound: {rise}{among}"
 
     def _numbers(self) -> list[str]:
         s = self.settings
-        starts = f"{s['restarts'] + 1} start{'s' if s['restarts'] else ''}"
-        lines = [f"region {s['region']}, epsilon {s['epsilon']:g}, {s['method']}, {starts}, {s['backend']} backend"]
+        lines = []
         if "subspace" in s:
-            lines.insert(
-                0,
-                f"mean of {len(self.values)} random manifolds of {s['subspace']} dimensions, {s['distribution']}; "
-                f"standard deviation {self.standard_deviation:.3g} %",
-            )
+            which = f"{len(self.values)} random manifolds of {s['subspace']} dimensions, {s['distribution']}"
+            lines.append(f"mean of {which}; standard deviation {self.standard_deviation:.3g} %")
+        starts = f"{s['restarts'] + 1} start{'s' if s['restarts'] else ''}"
+        lines.append(f"region {s['region']}, epsilon {s['epsilon']:g}, {s['method']}, {starts}, {s['backend']} backend")
         if self.searched is not None:
             part = self.searched
             lines.append(f"searched on {part['samples']:,} samples, where phi is {part['value']:.6g} %")

@@ -28,14 +28,18 @@ class Progress(NamedTuple):
 Report = bool | Callable[[Progress], object]  # what every measure takes as ``progress``
 
 
-def check_progress(progress: object) -> None:
+def check_progress(progress: object, heard: str = "a Progress") -> None:
     """Refuse what is no way to report progress.
+
+    Args:
+        progress: What the user passed.
+        heard: What a function is called with.
 
     Raises:
         TypeError: It is neither a boolean nor callable.
     """
     if not isinstance(progress, bool) and not callable(progress):
-        raise TypeError(f"progress must be True, False or a function of a Progress, got {progress!r}")
+        raise TypeError(f"progress must be True, False or a function of {heard}, got {progress!r}")
 
 
 @contextmanager
@@ -134,7 +138,7 @@ def bytes_bar(title: str, total: int, show: bool) -> Iterator[Callable[[int], No
         show: Whether to show anything.
 
     Yields:
-        What is told the number of bytes that are there, or None.
+        What hears of the number of bytes that are there, or None.
     """
     if not show:
         yield None

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import itertools
 import json
 import math
@@ -248,6 +249,22 @@ def test_a_measure_is_json_and_readable(name):
     lines = str(found).splitlines()
     assert lines[0].startswith(f"{found.settings['measure']}: {found.value:.6g}")
     assert ("standard error" in lines[0]) == (record["standard_error"] is not None)
+
+
+def test_one_vocabulary():
+    """The same keyword is the same thing, with the same default, in each measure."""
+    functions = [each for each in vars(lbgap.measures).values() if inspect.isfunction(each)]
+    assert len(functions) >= 16
+    for function in functions:
+        model, data, *others = inspect.signature(function).parameters.values()
+        assert (model.name, data.name, data.default) == ("model", "data", None)
+        assert others[-1].kind is inspect.Parameter.VAR_KEYWORD or function is lbgap.fast_sharpness
+        given = {each.name: each.default for each in others}
+        if "search" not in given:
+            assert given["progress"] is False
+        assert given.get("seed", 0) == 0
+        assert given.get("restarts", 0) == 0
+        assert not {"limit", "samples_at_most", "max_iterations", "steps_at_most", "verbose"} & set(given)
 
 
 def test_the_sharpest_layer():
