@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,10 +17,10 @@ from lbgap.losses import LossFunction
 from lbgap.maximize.climb import Maximum, of_part
 from lbgap.maximize.region import Box, box
 from lbgap.maximize.search import check, check_scaling, maximise, scout_samples
-from lbgap.measures.call import as_objective
+from lbgap.measures.call import Call, Options, call
 from lbgap.objective import Objective
 from lbgap.objective.coordinates import RandomManifold, check_manifold
-from lbgap.result import Result, versions
+from lbgap.result import Result
 from lbgap.status import status
 from lbgap.system.progress import Report, check_progress, evaluations_bar
 
@@ -172,8 +171,7 @@ def fast_sharpness(
         >>> s.max_loss >= s.base_loss
         True
     """
-    began = time.perf_counter()
-    options = {
+    options: Options = {
         "loss": loss,
         "parameters": parameters,
         "batch_norm": batch_norm,
@@ -190,91 +188,89 @@ def fast_sharpness(
     manifolds = {} if subspace is None else {"subspace": subspace, "trials": trials, "distribution": distribution}
     box(region, torch.zeros(1, dtype=torch.float64), epsilon, "torch")  # judged before any data are read
     check_progress(progress)
-    objective = as_objective(model, data, options)
-    if samples is not None and isinstance(objective.coordinates, RandomManifold):
-        raise ValueError("samples needs the objective that the random manifold was made of: pass that, with subspace")
-    if start is not None and not isinstance(start, Tensor):
+    with call("sharpness", model, data, options) as task:
+        objective = task.objective
+        if samples is not None and isinstance(objective.coordinates, RandomManifold):
+            raise ValueError(
+                "samples needs the objective that the random manifold was made of: pass that, with subspace"
+            )
+        if start is not None:
+            _check_start(start, objective, subspace)
+        searched = objective if samples is None else objective.sample(samples, search["seed"])
+        given = None if start is None else start.detach().to(objective.theta)
+        return _measure(task, searched, region, epsilon, search, manifolds, given, progress)
+
+
+def _check_start(start: Tensor, objective: Objective, subspace: int | None) -> None:
+    """Refuse what is no point of the full space, or a point where random manifolds are searched."""
+    if not isinstance(start, Tensor):
         raise TypeError(f"start must be a tensor ({objective.n},), got {type(start).__name__}")
-    if start is not None and (subspace is not None or start.shape != (objective.n,)):
+    if subspace is not None or start.shape != (objective.n,):
         raise ValueError(
             f"start must be a point ({objective.n},) of the full space, got {tuple(start.shape)}"
             + (" with subspace" if subspace is not None else "")
         )
-    with torch.inference_mode(False), torch.no_grad():
-        few = None if samples is None else objective.sample(samples, search["seed"])
-        return _measure(objective, few, region, epsilon, search, manifolds, start, progress, began)
 
 
 def _measure(
-    objective: Objective,
-    few: Objective | None,
+    task: Call,
+    searched: Objective,
     region: str,
     epsilon: float,
     search: dict[str, Any],
     manifolds: dict[str, Any],
     start: Tensor | None,
     progress: Report,
-    began: float,
 ) -> Sharpness:
-    """Search as asked, and write down everything that the result depends on."""
-    first = objective.evaluated
-    searched = objective if few is None else few
-    scout = scout_samples(searched, search["method"], search["restarts"], search["scout"])
-    base_loss = loss_at_minimizer(objective)
-    base = base_loss if few is None else loss_at_minimizer(few)
-    tops: list[Maximum] = []
-    climbs: list[dict[str, Any]] = []
-    also = [] if start is None else [("given", start.detach().to(objective.theta))]
-    total = manifolds.get("trials", 1) * (search["restarts"] + 1 + len(also)) * search["iterations"]
-    with evaluations_bar("sharpness", total, progress) as report:
-        for trial, space in enumerate(_spaces(searched, search["seed"], **manifolds)):
-            around = box(region, space.theta, epsilon, objective.backend)
-            best: Maximum | None = None
-            for found in maximise(space, around, base=base, also=also, report=report, **search):
-                found = found if few is None else of_part(found, few.samples / objective.samples)
-                climbs.append({**({"trial": trial} if manifolds else {}), **entry(found)})
-                if found.samples == searched.samples and (best is None or found.value > best.value):
-                    best = found
-            best = _certified(best, around, base)
-            tops.append(_in_full_space(best, space, searched) if manifolds else best)
-    on_part = max(tops, key=lambda found: found.value)
-    if few is not None:
-        tops = [_on_all(found, objective, base_loss, few.samples) for found in tops]
-    top = max(tops, key=lambda found: found.value)
-    values = [phi(found.value, base_loss) for found in tops]
-    settings = {
-        "measure": "sharpness",
+    """Search on these samples, evaluate on all, and write down everything that the result depends on."""
+    objective, on_all = task.objective, searched is task.objective
+    own = {
         "region": region,
         "epsilon": float(epsilon),
         **search,
-        "scout": scout,
+        "scout": scout_samples(searched, search["method"], search["restarts"], search["scout"]),
         "searched": searched.samples,
-        "start": "given" if also else "centre",
-        **objective.settings(),
+        "start": "centre" if start is None else "given",
         **manifolds,
-        "versions": versions(),
     }
-    part = {
-        "samples": searched.samples,
-        "base_loss": base,
-        "max_loss": on_part.value,
-        "value": phi(on_part.value, base),
-    }
+    base_loss = loss_at_minimizer(objective)
+    base = base_loss if on_all else loss_at_minimizer(searched)
+    also = [] if start is None else [("given", start)]
+    total = manifolds.get("trials", 1) * (search["restarts"] + 1 + len(also)) * search["iterations"]
+    tops: list[Maximum] = []
+    climbs: list[dict[str, Any]] = []
+    with evaluations_bar("sharpness", total, progress) as report:
+        for trial, space in enumerate(_spaces(searched, search["seed"], **manifolds)):
+            around = box(region, space.theta, epsilon, objective.backend)
+            best: Maximum | None = None  # one point at a time is held beside it
+            for found in maximise(space, around, base=base, also=also, report=report, **search):
+                counted = found if on_all else of_part(found, searched.samples / objective.samples)
+                climbs.append({**({"trial": trial} if manifolds else {}), **entry(counted)})
+                if found.samples == searched.samples and (best is None or found.value > best.value):
+                    best = counted
+            best = _certified(best, around, base)
+            tops.append(_in_full_space(best, space, searched) if manifolds else best)
+    highest = max(each.value for each in tops)
+    part = {"samples": searched.samples, "base_loss": base, "max_loss": highest, "value": phi(highest, base)}
+    if not on_all:
+        tops = [_on_all(each, objective, base_loss, searched.samples) for each in tops]
+    top = max(tops, key=lambda each: each.value)
+    values = tuple(phi(each.value, base_loss) for each in tops)
     return Sharpness(
         value=statistics.fmean(values),
-        values=tuple(values),
+        values=values,
         standard_deviation=statistics.stdev(values) if len(values) > 1 else math.nan,
         base_loss=base_loss,
         max_loss=top.value,
         point=top.point,
-        evaluations=(objective.evaluated - first) / objective.samples,
         history=top.history,
         gap=top.gap,
-        status=top.status,
         starts=tuple(climbs),
-        settings=settings,
-        seconds=time.perf_counter() - began,
-        searched=None if few is None else part,
+        searched=None if on_all else part,
+        status=top.status,
+        settings=task.settings(own),
+        evaluations=task.evaluations,
+        seconds=task.seconds,
     )
 
 
