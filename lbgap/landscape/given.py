@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from lbgap.flat import name_patterns
 from lbgap.measures.call import as_objective
 from lbgap.objective import Objective
-from lbgap.system.device import first_line
 
 MODES = ("eval", "batch", "freeze", "recalibrate")
 
@@ -87,50 +84,13 @@ def take(
     """
     if isinstance(minimizer, Objective):
         objective = as_objective(minimizer, data, {"batch_norm": batch_norm, **options})
-        return Given(_copied(objective), objective, objective.batch_norm, _own_options(objective))
+        return Given(objective.model(), objective, objective.batch_norm, objective.options())
     mode = default if batch_norm is None else batch_norm
     check_batch_norm(mode)
     own = {name: value for name, value in options.items() if value is not None}
     if not isinstance(own.get("parameters", ""), str):
         own["parameters"] = name_patterns(own["parameters"])  # which may be read only once
     return Given(minimizer, None, mode, own)
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def _copied(objective: Objective) -> nn.Module:
-    """A copy of what an objective evaluates, at its minimizer: the replica itself is wherever it was evaluated last.
-
-    Raises:
-        ValueError: It is the loss on a part of the space, or keeps something that cannot be copied.
-    """
-    parts = objective.split(objective.theta)
-    replica = objective._evaluator.flat.module
-    try:
-        with torch.autocast(objective.device.type, enabled=False):
-            replica(objective.few().inputs)  # what it keeps of a pass has no graph from now on, and can be copied
-        module = copy.deepcopy(replica)
-    except Exception as error:
-        raise ValueError(
-            f"what the Objective evaluates cannot be copied ({first_line(error)}): pass model and data in its place"
-        ) from error
-    parameters = dict(module.named_parameters())
-    for name, values in parts.items():
-        parameters[name].copy_(values)
-    return module
-
-
-def _own_options(objective: Objective) -> dict[str, Any]:
-    """The keywords with which the objective of another module or other data is the same function."""
-    loss = objective._evaluator.loss
-    return {
-        "loss": loss.name if loss.function is None else loss.function,
-        "parameters": objective.parameters,
-        "precision": objective.precision,
-        "batch_size": objective.batch_size,
-        "device": objective.device,
-        "backend": objective.backend,
-    }
 
 
 def check_batch_norm(batch_norm: str) -> None:

@@ -46,8 +46,8 @@ class Directional(Held):
             ``(samples,)`` float64; their mean is ``<d, gradient>``.
 
         Raises:
-            ValueError: As :meth:`output_tangents`; or the term of a sample in a callable loss depends on the others
-                of its batch.
+            ValueError: An argument has the wrong shape, dtype or device, the model can be differentiated in neither way,
+                or the term of a sample in a callable loss depends on the others of its batch.
             FloatingPointError: A derivative is NaN or infinite.
         """
         each = self._along(theta, direction, tangents.derivative_of(self._evaluator.loss))

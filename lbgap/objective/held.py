@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lbgap.objective.coordinates import Coordinates
 from lbgap.objective.passes import Evaluator
 from lbgap.objective.points.many import Many
 from lbgap.objective.products.choose import Products
 from lbgap.samples import Batch
+from lbgap.system.device import first_line
 from lbgap.system.files import digest
 
 
@@ -145,6 +147,40 @@ class Held:
     def digest(self) -> str:
         """SHA-256 of all samples as they are evaluated, in hexadecimal: tells these data from others."""
         return digest(self._evaluator.data)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def model(self) -> nn.Module:
+        """Copy what is evaluated, at the minimizer: dropout off, parameters in the objective's precision.
+
+        Raises:
+            ValueError: This is the loss on a part of the space, or the model keeps something that cannot be copied.
+        """
+        values, replica = self.split(self.theta), self._evaluator.flat.module
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                replica(self.few().inputs)  # what it keeps of a pass has no graph from now on, and can be copied
+            module = copy.deepcopy(replica)
+        except Exception as error:
+            raise ValueError(
+                f"what the Objective evaluates cannot be copied ({first_line(error)}): pass model and data in its place"
+            ) from error
+        parameters = dict(module.named_parameters())
+        for name, value in values.items():
+            parameters[name].copy_(value)
+        return module
+
+    def options(self) -> dict[str, Any]:
+        """The keywords with which an objective of another model or other data is the same function of these."""
+        loss = self._evaluator.loss
+        return {
+            "loss": loss.name if loss.function is None else loss.function,
+            "parameters": self.parameters,
+            "precision": self.precision,
+            "batch_size": self.batch_size,
+            "device": self.device,
+            "backend": self.backend,
+        }
 
     # How it is done.
 
