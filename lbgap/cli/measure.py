@@ -31,7 +31,7 @@ from lbgap.cli.show import bullets, fresh, new_table, show, writable
 # NAME: the function in lbgap, what its value is called, and the options that are its own.
 MEASURES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "ball": ("ball_sharpness", "phi %", ("radius", "adaptive", "eta", "iterations", "restarts", "seed")),
-    "average": ("average_sharpness", "mean rise", ("sigma", "draws", "adaptive", "tolerance", "seed")),
+    "average": ("average_sharpness", "mean rise", ("sigma", "draws", "adaptive", "relative_error", "seed")),
     "pac-bayes": ("pac_bayes_sigma", "sigma", ("deviation", "eps", "draws", "tolerance", "seed")),
     "fisher-rao": ("fisher_rao_norm", "norm^2", ("labels",)),
     "relative-flatness": ("relative_flatness", "kappa", ("layer", "exact", "draws", "seed")),
@@ -65,9 +65,8 @@ def measure(
     sigma: Annotated[float | None, _own("average: standard deviation of the noise.")] = None,
     draws: Annotated[int | None, _own("average, pac-bayes, relative-flatness: random draws.")] = None,
     adaptive: Annotated[bool | None, _own("ball, average: relative to each parameter.")] = None,
-    tolerance: Annotated[
-        float | None, _own("average: standard error to stop at; pac-bayes, critical: relative width.")
-    ] = None,
+    relative_error: Annotated[float | None, _own("average: standard error to stop at, as a share.")] = None,
+    tolerance: Annotated[float | None, _own("pac-bayes, critical: relative width to stop at.")] = None,
     deviation: Annotated[float | None, _own("pac-bayes: rise of the error that is allowed, as a share.")] = None,
     eps: Annotated[float | None, _own("pac-bayes: noise that all parameters get.")] = None,
     labels: Annotated[str | None, _own("fisher-rao: data or model.")] = None,
@@ -101,6 +100,7 @@ def measure(
         "sigma": sigma,
         "draws": draws,
         "adaptive": adaptive,
+        "relative_error": relative_error,
         "tolerance": tolerance,
         "deviation": deviation,
         "eps": eps,
@@ -127,8 +127,8 @@ def _judged(name: str, asked: dict[str, Any], seed: int) -> dict[str, Any]:
     given = {option: value for option, value in asked.items() if value is not None}
     for option in given:
         if option not in allowed:
-            takes = ", ".join(f"--{other}" for other in allowed)
-            raise ValueError(f"--{option} does not belong to {name}, which takes {takes}")
+            given_name, *takes = (f"--{other.replace('_', '-')}" for other in (option, *allowed))
+            raise ValueError(f"{given_name} does not belong to {name}, which takes {', '.join(takes)}")
     return {**given, **({"seed": seed} if "seed" in allowed else {})}
 
 

@@ -39,7 +39,7 @@ def run(folder, tmp_path, monkeypatch, lbgap_command):
 
 OPTIONS = {
     "ball": ("--radius", "0.1", "--adaptive", "--eta", "0", "--iterations", "3", "--restarts", "1"),
-    "average": ("--sigma", "0.02", "--draws", "3", "--adaptive", "--tolerance", "1"),
+    "average": ("--sigma", "0.02", "--draws", "3", "--adaptive", "--relative-error", "1"),
     "pac-bayes": ("--deviation", "0.2", "--eps", "0", "--draws", "3", "--tolerance", "0.1"),
     "fisher-rao": ("--labels", "model"),
     "relative-flatness": ("--layer", "0", "--no-exact", "--draws", "3"),

@@ -64,7 +64,7 @@ def figures(stored: Stored) -> Iterator[tuple[str, str, Figure]]:
             )
         for part in parts_of(stored, "asymmetry", row) if "asymmetry" in wanted else ():
             caption = f"{row}, {part['regime']}: both sides of the minimizer{first}"
-            yield f"asymmetry-{row}-{part['regime']}", caption, plot_asymmetry(Asymmetry(**_finite(part["asymmetry"])))
+            yield f"asymmetry-{row}-{part['regime']}", caption, plot_asymmetry(_asymmetry(part["asymmetry"]))
 
     for row in rows:
         groups = treated(stored, row)
@@ -240,6 +240,11 @@ def _line(stored: dict[str, Any]) -> Line:
         shape=Shape(**_finite(stored["shape"])),
         test_shape=None if tested is None else Shape(**_finite(tested)),
     )
+
+
+def _asymmetry(stored: dict[str, Any]) -> Asymmetry:
+    kept = {name: value for name, value in stored.items() if name not in ("status", "status_name")}
+    return Asymmetry(**_finite(kept), status=Status(stored["status_name"], stored["status"]))
 
 
 def _density(stored: dict[str, Any]) -> Density:
