@@ -158,7 +158,7 @@ def test_no_switch_of_the_process_moves():
     objective, _ = products(Attending(kept=True))
     objective.directional_derivatives(objective.theta, objective.theta)
     objective.curvatures(objective.theta, objective.theta[None])
-    seen = objective._flat.module.seen
+    seen = objective._evaluator.flat.module.seen
     assert len(seen) > 3
     assert all(one == before for one in seen)
     assert flags() == before
