@@ -30,6 +30,7 @@ from lbgap.measures import (
     spectral_density,
 )
 from lbgap.objective import Objective
+from lbgap.operators import LinearOperator
 from lbgap.sweeps import read_sweep
 from lbgap.training import Run, read_run, remedies, train, train_together
 
@@ -41,6 +42,7 @@ __all__ = [
     "Eigenvalues",
     "LayerSharpness",
     "Line",
+    "LinearOperator",
     "Measure",
     "Objective",
     "Plane",

@@ -71,13 +71,65 @@ SENTENCES: dict[str, str] = {
         "precision='float64'"
     ),
     "smaller_box": "the largest loss found is that of the box before, which lies inside this one: {ended}",
+    # Curvature.
+    "exact.rows": "exact, to rounding: {products} products, one for each row",
+    "zero": "every one of {products} products was zero",
+    "converged.pairs": "converged after {products} products: each residual is within {tolerance:g} of the largest",
+    "converged.products": (
+        "{products} products: the standard error is {error:.2g} % of {what}, within the {asked:g} % asked for"
+    ),
+    "converged.probes": (
+        "{probes} probes: the standard error of the density is {error:.2g} % of its integral, within the {asked:g} % "
+        "asked for"
+    ),
+    "converged.sum": (
+        "{probes} probes: the standard error of the density is {error:.2g} % of its integral, that of the sum above "
+        "{threshold:.4g} {of_sum:.2g} % of it, within the {asked:g} % asked for"
+    ),
+    "complete.products": (
+        "{products} products, all that were asked for: the standard error is {error:.2g} % of {what}"
+    ),
+    "complete.probes": (
+        "{probes} probes, all that were asked for: the standard error of the density is {error:.2g} % of its integral"
+    ),
+    "complete.sum": (
+        "{probes} probes, all that were asked for: the standard error of the density is {error:.2g} % of its integral, "
+        "that of the sum above {threshold:.4g} {of_sum:.2g} % of it"
+    ),
+    "limit.pairs": (
+        "{good} of {pairs} pairs converged after {products} products, the limit: try a larger max_products"
+    ),
+    "limit.products": (
+        "{products} products, the limit: the standard error is {error:.2g} % of {what}; try a larger max_products"
+    ),
+    "limit.probes": (
+        "{probes} probes, the limit: the standard error of the density is {error:.2g} % of its integral; try a larger "
+        "max_products"
+    ),
+    "limit.sum": (
+        "{probes} probes, the limit: the standard error of the density is {error:.2g} % of its integral, that of the "
+        "sum above {threshold:.4g} {of_sum:.2g} % of it; try a larger max_products"
+    ),
+    "rounding.pairs": (
+        "{good} of {pairs} pairs converged after {products} products; the others ended at the rounding of the "
+        "products: try float64"
+    ),
+    "*.copies": (
+        "{found}; {count} of the values are the same, of which a block of {block} may miss more: try block={wanted}"
+    ),
+    "*.one_by_one": "all of them are among the {count} eigenvalues found one by one; of the rest: {rest}",
+    "*.beyond": "beyond {count} eigenvalues found one by one it is an estimate: {rest}",
+    "*.not_converged": "the eigenvalues found one by one are not exact: {found}; of the rest: {rest}",
+    "above.edge": "above the edge; the eigenvalue {found}",
+    "at.edge": "at the edge; the eigenvalue {found}",
+    "below.edge": "below the edge; the eigenvalue {found}",
     # Landscapes.
     "complete": "the loss was evaluated at all {points:,} points: pass more points to see what is between them",
     "refined": "the loss was evaluated at {evaluated:,} of {points:,} points and interpolated at the others, off by at "
     "most {tolerance:g} of it where both are known: pass a smaller refine for more",
-    "points_not_finite": "the loss is NaN or infinite at {bad:,} of {points:,} points, where it overflows: pass a "
+    "not_finite.points": "the loss is NaN or infinite at {bad:,} of {points:,} points, where it overflows: pass a "
     "smaller range or precision='float64'",
-    "minimizer_not_finite": "the loss of a minimizer is NaN or infinite, so that there is no value: check data and "
+    "not_finite.minimizer": "the loss of a minimizer is NaN or infinite, so that there is no value: check data and "
     "models",
     "nothing_between": "no point between the minimizers was evaluated, so that the barrier is not known: pass more "
     "points, or a low below 1 and a high above 0",

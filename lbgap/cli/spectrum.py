@@ -98,7 +98,7 @@ def spectrum(
         "batch_size": batch_size,
         "device": device,
     }
-    shared: dict[str, Any] = {"kind": kind, "most": most, "seed": seed, "progress": errors.is_terminal}
+    shared: dict[str, Any] = {"kind": kind, "max_products": most, "seed": seed, "progress": errors.is_terminal}
     limits: dict[str, Any] = {"steps": steps, "relative_error": relative_error}
     found: list[Spectrum] = []
     for name, module, samples in minimizers:
@@ -127,7 +127,7 @@ def _judge(
 ) -> None:
     """Check all numbers before any run is read."""
     from lbgap.checks import positive, whole
-    from lbgap.measures.hessian.probes import check_limits
+    from lbgap.measures.hessian.call import check_limits
 
     check_limits(kind, most, 0)
     whole("top", top, 1)

@@ -35,7 +35,7 @@ MEASURES = {
     "critical": lbgap.critical_sharpness,
     "batch": partial(lbgap.batch_sharpness, batch=8, draws=6),
     "noise scale": partial(lbgap.noise_scale, batch=8, draws=6),
-    "trace": partial(lbgap.hessian_trace, most=8),
+    "trace": partial(lbgap.hessian_trace, max_products=8),
     "edge": partial(lbgap.edge_of_stability, learning_rate=0.1),
 }
 NOT_INVARIANT = ("box", "ball", "average", "critical", "batch", "noise scale", "trace", "edge")

@@ -168,7 +168,7 @@ class TestCurves:
 def make_density(values, known=(), n=100):
     nodes, weights = torch.tensor([values, values]).double(), torch.full((2, len(values)), 1 / len(values)).double()
     fields = {"grid": (0.0,), "density": (0.0,), "standard_error": (0.0,), "width": 1.0, "relative_error": 0.0}
-    kept = {"products": 0, "evaluations": 0.0, "status": "", "settings": {"points": 200}, "seconds": 0.0}
+    kept = {"value": 0.0, "products": 0, "evaluations": 0.0, "status": "", "settings": {"points": 200}, "seconds": 0.0}
     return Density(**fields, nodes=nodes, weights=weights, known=known, n=n, **kept).at(0.5)
 
 
