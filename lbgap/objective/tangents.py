@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lbgap.flat import FlatModule
 from lbgap.losses import Loss
+from lbgap.objective.attention import PlainAttention
 from lbgap.system.device import first_line
 
 TangentOf = Callable[[FlatModule, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -32,7 +32,7 @@ def _load_rules() -> None:
 @contextmanager
 def differentiable() -> Iterator[None]:
     """Attention in plain products: the fused kernels have neither a forward rule nor a second backward."""
-    with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+    with PlainAttention(), torch.enable_grad():
         yield
 
 

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from lbgap import ops
 from lbgap.flat import FlatModule
-from lbgap.layers import UnknownError
+from lbgap.layers import UnknownError, displaced
 from lbgap.losses import Loss
 from lbgap.objective.points.chain import MOST, TILE, Chain, find_chain
 from lbgap.objective.points.rules import Kind, Run, own
 from lbgap.objective.points.source import Combinations, Separate, Source
 from lbgap.objective.points.steps import Step, fold_norms, steps_of
+from lbgap.system.device import first_line
 
 PER_CALL = 1_000_000  # operations that a call of a layer costs beside its own: some 10 microseconds
+TRIED_SAMPLES, OTHER_SAMPLES = 16, 5  # by which a plan is compared with its network
 PER_ELEMENT = 16  # and those that an element costs that is written to memory once more
 
 
@@ -275,15 +277,33 @@ def make_plan(flat: FlatModule, inputs: Tensor, spans: bool) -> Plan:
     Raises:
         UnknownError: It has none, or its outputs are not those of the network; the message says why.
     """
-    plan = Plan(steps_of(flat), spans)
+    plan = Plan(steps_of(flat, inputs), spans)
     theta = flat.theta.clone()
-    source: Source = Separate(theta[None])
+    try:  # at this point; then with other samples at one some way off, where code may take another path
+        _try(plan, flat, inputs[:TRIED_SAMPLES], spans)
+        flat.theta.copy_(displaced(flat.moving))
+        _try(plan, flat, inputs[-OTHER_SAMPLES:], spans)
+    except (UnknownError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UnknownError(f"a trial that fails ({first_line(error)})") from error
+    finally:
+        flat.theta.copy_(theta)
+    return plan
+
+
+def _try(plan: Plan, flat: FlatModule, inputs: Tensor, spans: bool) -> None:
+    """Compare the outputs of a plan with those of its network, at the point where the replica is.
+
+    Raises:
+        UnknownError: They differ.
+    """
+    theta = flat.theta[None]
+    source: Source = Separate(theta)
     if spans:
-        one = torch.ones(1, 1, dtype=torch.float64, device=theta.device)
-        source = Combinations(one, theta[None])
+        source = Combinations(torch.ones(1, 1, dtype=torch.float64, device=theta.device), theta)
     expected = flat.module(inputs.clone())
     found = plan.measure(source, inputs)[0]
     close = float(torch.finfo(theta.dtype).eps) ** 0.5
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=close, atol=close, equal_nan=True):
         raise UnknownError("layers whose outputs differ from the network's own")
-    return plan

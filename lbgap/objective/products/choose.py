@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lbgap.flat import FlatModule
-from lbgap.layers import UnknownError
+from lbgap.layers import UnknownError, displaced
 from lbgap.losses import Loss
 from lbgap.objective.products import general
 from lbgap.objective.products.engine import Engine
@@ -21,6 +21,7 @@ CHUNK_BYTES = 2**28  # of the engine's copies of the vectors and of their produc
 COPIES = 4
 SMALLEST_CHUNK, LARGEST_CHUNK = 8, 64
 TRIED_SAMPLES, TRIED_PIECE = 8, 3
+OTHER_SAMPLES = 4
 TRIED_VECTORS = 2
 TOLERANCE = 1e-9  # against the general way, in float64
 MEASURED_SAMPLES = 64
@@ -120,9 +121,10 @@ class Products:
         if self.way.startswith("general"):
             return None
         try:
-            self._engine = self._engine or Engine(self._flat, self._loss, self._backend)
-            if kind not in self._agreed:
-                if not self._compare(next(iter(batches())), kind):
+            if self._engine is None or kind not in self._agreed:
+                batch = next(iter(batches()))
+                self._engine = self._engine or Engine(self._flat, batch.inputs, self._loss, self._backend)
+                if kind not in self._agreed and not self._compare(batch, kind):
                     return None
                 self._agreed.add(kind)
         except torch.OutOfMemoryError:
@@ -136,7 +138,8 @@ class Products:
     def _compare(self, batch: Batch, kind: str) -> bool:
         """Compare the engine with the general way, both in float64, in every parameter.
 
-        The engine, which cuts batches further, meets the samples in pieces: these must not depend on each other.
+        First here, then with other samples at a point some way off, where code may take another path. The engine, which
+        cuts batches further, meets the samples in pieces: these must not depend on each other.
 
         Returns:
             Whether that says anything: not where the products are NaN.
@@ -145,16 +148,23 @@ class Products:
             ArithmeticError: They disagree.
         """
         flat = FlatModule(self._flat.module, dtype=torch.float64)
-        few = [part[:TRIED_SAMPLES].clone() for part in batch]
+        few = [torch.cat((part[:TRIED_SAMPLES], part[-OTHER_SAMPLES:])) for part in batch]
         inputs, targets = (part.double() if part.is_floating_point() else part for part in few)
+        engine = Engine(flat, inputs, self._loss, self._backend)
         generator = torch.Generator().manual_seed(0)
         vectors = torch.randn(TRIED_VECTORS, len(flat.theta), dtype=torch.float64, generator=generator)
         vectors = vectors.to(flat.theta.device)
+        if not self._agree(flat, engine, Batch(inputs[:TRIED_SAMPLES], targets[:TRIED_SAMPLES]), vectors, kind):
+            return False
+        flat.theta.copy_(displaced(flat.moving))
+        return self._agree(flat, engine, Batch(inputs[-OTHER_SAMPLES:], targets[-OTHER_SAMPLES:]), vectors[:1], kind)
+
+    def _agree(self, flat: FlatModule, engine: Engine, batch: Batch, vectors: Tensor, kind: str) -> bool:
+        inputs, targets = batch
         found, expected = torch.zeros_like(vectors), torch.zeros_like(vectors)
         pairs = zip(inputs.clone().split(TRIED_PIECE), targets.clone().split(TRIED_PIECE), strict=True)
-        pieces = (Batch(*pair) for pair in pairs)
-        Engine(flat, self._loss, self._backend).add_products(pieces, vectors, found, kind)
-        general.add_products(flat, self._loss, Batch(inputs, targets), vectors, expected, kind)
+        engine.add_products((Batch(*pair) for pair in pairs), vectors, found, kind)
+        general.add_products(flat, self._loss, batch.clone(), vectors, expected, kind)
         if not expected.isfinite().all():
             return False
         for name, one, other in zip(flat.names, _parts(flat, found), _parts(flat, expected), strict=True):

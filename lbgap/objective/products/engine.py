@@ -34,11 +34,12 @@ SAME_GRADIENT = 1e-4  # of a loss for a batch and for its pieces, but for roundi
 class Engine:
     """A network as a list of layers whose tangent rules are known."""
 
-    def __init__(self, flat: FlatModule, loss: Loss, backend: str = "torch") -> None:
+    def __init__(self, flat: FlatModule, inputs: Tensor, loss: Loss, backend: str = "torch") -> None:
         """Find the layers.
 
         Args:
             flat: The replica.
+            inputs: One sample or more, by which its layers are found.
             loss: The loss.
             backend: ``"native"`` or ``"torch"``: who runs the pointwise parts.
 
@@ -47,7 +48,7 @@ class Engine:
         """
         self._flat, self._loss = flat, loss
         self._ops: Any = ops if backend == "native" else reference
-        self._steps = steps_of(flat)
+        self._steps = steps_of(flat, inputs)
         self._buffers: dict[tuple[int, str, torch.dtype], Tensor] = {}
         self._floats = 0  # of one sample's values, counted at the first call
 

@@ -141,19 +141,13 @@ class Pointwise(Rule):
 
 
 class Flatten(Rule):
-    """All but the batch dimension as one; ``width``, if given, is what the model says that it has."""
+    """All but the batch dimension as one."""
 
     fresh = False
 
-    def __init__(self, width: int | None = None) -> None:
-        self._width = width
-
     def forward(self, *x: Tensor) -> tuple[Tensor, Any]:
         """Return the value; saved is the shape of a sample."""
-        y = x[0].flatten(1)
-        if x[0].dim() < 2 or self._width not in (None, y.shape[1]):
-            raise UnknownError(f"a reshape to (..., {self._width}) of {tuple(x[0].shape)}")
-        return y, x[0].shape[1:]
+        return x[0].flatten(1), x[0].shape[1:]
 
     def tangent(self, saved: Any, rx: Tangents, owned: bool) -> Tensor | None:
         """R{y} is R{x} in another shape."""

@@ -487,15 +487,17 @@ class TestFallback:
 
     def test_a_layer_that_writes_into_what_another_reads(self):
         class Overwriting(nn.Module):
-            def __init__(self):
+            def __init__(self, view):
                 super().__init__()
-                self.a, self.b = nn.Linear(6, 3), nn.Linear(3, 3)
+                self.a, self.b, self.view = nn.Linear(6, 3), nn.Linear(3, 3), view
 
             def forward(self, x):
-                y = self.a(x)
-                return self.b(F.relu(y, inplace=True)) + y
+                x = self.a(x)
+                y = x.view(x.size(0), -1) if self.view else x
+                return self.b(F.relu(y, inplace=True)) + x
 
-        assert "writes into" in self.plans(Overwriting())
+        assert "writes into" in self.plans(Overwriting(view=True))
+        assert not isinstance(self.plans(Overwriting(view=False)), str)  # what is read is what was written
 
     def test_a_layer_that_serves_twice(self):
         class Twice(nn.Module):

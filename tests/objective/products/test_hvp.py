@@ -77,6 +77,18 @@ class Doubled(nn.Module):
         return self.out(y + y)
 
 
+class Writing(nn.Module):
+    """Reads a value again after a layer wrote into it: what is read is what was written."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.relu, self.out = nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.layer(x)
+        return self.out(self.relu(x) + x)
+
+
 def dense(*layers, width=5):
     return lambda: nn.Sequential(nn.Linear(4, 5), *(copy.deepcopy(layer) for layer in layers), nn.Linear(width, 3))
 
@@ -141,6 +153,7 @@ KNOWN = {
     "residual": (Residual, IMAGES),
     "reshaped": (Reshaped, IMAGES),
     "doubled": (Doubled, ROWS),
+    "writing": (Writing, ROWS),
 }
 
 
@@ -181,18 +194,6 @@ class Branching(nn.Module):
         return self.layer(x) if x.sum() > -1e9 else x
 
 
-class Writing(nn.Module):
-    """Reads a value again after a layer wrote into it."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.relu, self.out = nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)
-
-    def forward(self, x):
-        x = self.layer(x)
-        return self.out(self.relu(x) + x)
-
-
 class Transformer(nn.Module):
     def __init__(self):
         super().__init__()
@@ -213,8 +214,7 @@ UNKNOWN = {
     "tied": (Tied, ROWS, "serves twice"),
     "twice": (Twice, ROWS, "serves twice"),
     "scaled": (Scaled, ROWS, "'factor' outside of a layer"),
-    "branching": (Branching, ROWS, "cannot trace"),
-    "writing": (Writing, ROWS, "writes into what another one reads"),
+    "branching": (Branching, ROWS, "looks at values"),
     "hooked": (hooked, ROWS, "a hook on 0"),
     "transformer": (Transformer, normal(SAMPLES, 3, 4), "TransformerEncoderLayer"),
     "grouped": (lambda: nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Flatten(), nn.Linear(16, 3)), IMAGES, "groups"),
