@@ -165,7 +165,7 @@ def _increasing(distances: Sequence[float]) -> list[float]:
 
 
 def _directions(
-    task: Call, given: Mapping[str, Tensor], top: int, random: int, seed: int, progress: Any
+    task: Call, given: Mapping[str, Tensor], top: int, random: int, seed: int, progress: Report
 ) -> dict[str, Tensor]:
     """Unit vectors by name.
 
