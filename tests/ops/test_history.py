@@ -419,6 +419,22 @@ def test_cauchy_at_its_limits(where, kind):
         assert torch.equal(out, p.x)
 
 
+def test_cauchy_a_hair_before_a_bound_stays_inside(where):
+    """The time is rounded to that of the breakpoint, and the point there to one beyond the bound."""
+    random = np.random.default_rng(0)
+    x, slope, width = random.normal(size=2000), *random.exponential(size=(2, 2000))
+    x, g, upper = (values.astype(np.float32) for values in (x, -slope, x + width))
+    times = (x - upper) / g
+    beyond = np.flatnonzero(x - times * g > upper)
+    assert len(beyond) >= 10
+    nothing, middle = torch.zeros(0, 1), torch.zeros(0, 0, dtype=torch.float64)
+    for i in beyond:
+        one_x, one_g, lower, one_upper = (torch.from_numpy(values[i : i + 1]) for values in (x, g, x - 1, upper))
+        out, theta = torch.empty(1), 1 / (float(times[i]) * (1 - 1e-12))
+        where.history_cauchy(one_x, one_g, nothing, nothing, middle, theta, lower, one_upper, *NO_BOX, out)
+        assert out <= one_upper
+
+
 # The same numbers
 
 

@@ -16,6 +16,7 @@ from tests.ops.test_history import (  # noqa: F401
     test_a_box_is_its_bounds_to_the_bit,
     test_append,
     test_cauchy,
+    test_cauchy_a_hair_before_a_bound_stays_inside,
     test_cauchy_at_its_limits,
     test_cauchy_of_the_dense_model,
     test_cauchy_where_the_slope_turns_often,
