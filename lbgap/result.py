@@ -70,7 +70,7 @@ class Result:
         """On what the value was measured, and what that took."""
         s, of_model = self.settings, "samples" in self.settings
         forms = {"n": "{:,} parameters" if of_model else "{:,} rows", "samples": "{:,} samples"}
-        forms["batch_norm"] = "batch-norm {}"
+        forms |= {"test_samples": "{:,} test samples", "batch_norm": "batch-norm {}"}
         said = [form.format(s[name]) for name, form in forms.items() if name in s]
         said += [f"{self.evaluations:.4g} evaluations"] * (of_model or "n" not in s)
         precision = s.get("precision", s.get("dtype"))

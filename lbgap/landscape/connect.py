@@ -17,7 +17,6 @@ from lbgap.landscape.ends import Ends
 from lbgap.landscape.given import MODES, Given, take
 from lbgap.landscape.line import Line, as_line
 from lbgap.landscape.shape import shape_of
-from lbgap.landscape.words import footing
 from lbgap.losses import LossFunction
 from lbgap.objective import Objective
 from lbgap.result import Result, versions
@@ -71,21 +70,18 @@ class Connection(Result):
             raise ValueError(f"t must be from 0 to 1, got {t}")
         return _combine(weights_at(self.kind, t, len(self.control) - 2), self.control)
 
-    def __str__(self) -> str:
-        """A few lines: the barriers of the path and of the straight line, and what belongs to them."""
-        lines = [
-            f"connect: barrier {self.value:.6g} of the training loss on the path, {self.straight.value:.6g} on the "
-            "straight line"
-        ]
+    def _headline(self) -> str:
+        path, straight = self.value, self.straight.value
+        return f"connect: barrier {path:.6g} of the training loss on the path, {straight:.6g} on the straight line"
+
+    def _numbers(self) -> list[str]:
+        lines = []
         here, there = self.path.test_shape, self.straight.test_shape
         if here is not None and there is not None:
-            lines.append(f"  barrier {here.barrier:.6g} of the test loss on the path, {there.barrier:.6g} on the line")
+            lines.append(f"barrier {here.barrier:.6g} of the test loss on the path, {there.barrier:.6g} on the line")
         s = self.settings
-        lines.append(
-            f"  {self.kind} of length {self.length:.6g} between minimizers {self.distance:.6g} apart, "
-            f"bends {s['bends']}, epochs {s['epochs']}, points {s['points']}"
-        )
-        return "\n".join((*lines, *footing(self)))
+        size = f"{self.kind} of length {self.length:.6g} between minimizers {self.distance:.6g} apart"
+        return [*lines, f"{size}, bends {s['bends']}, epochs {s['epochs']}, points {s['points']}"]
 
 
 def connect(

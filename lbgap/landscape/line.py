@@ -18,7 +18,6 @@ from lbgap.landscape.combined import Pairs
 from lbgap.landscape.ends import Ends
 from lbgap.landscape.given import take
 from lbgap.landscape.shape import Shape, shape_of, status_of
-from lbgap.landscape.words import footing
 from lbgap.losses import LossFunction
 from lbgap.objective import Objective
 from lbgap.result import Result, versions
@@ -58,19 +57,18 @@ class Line(Result):
         tested = None if self.test_shape is None else self.test_shape.to_dict()
         return {**super().to_dict(), "shape": self.shape.to_dict(), "test_shape": tested}
 
-    def __str__(self) -> str:
-        """A few lines: the barriers, the widths of the minimizers, and what belongs to them."""
-        s = self.settings
-        lines = [
-            f"{s['measure']}: barrier {self.value:.6g} of the training loss, at alpha {self.shape.barrier_alpha:.4g}"
-        ]
+    def _headline(self) -> str:
+        where = f"at alpha {self.shape.barrier_alpha:.4g}"
+        return f"{self.settings['measure']}: barrier {self.value:.6g} of the training loss, {where}"
+
+    def _numbers(self) -> list[str]:
+        lines = []
         if self.test_shape is not None:
             tested = self.test_shape
-            lines.append(f"  barrier {tested.barrier:.6g} of the test loss, at alpha {tested.barrier_alpha:.4g}")
-        lines.append(f"  width until the training loss has risen by {self.shape.rise:g}: {self.shape.widths()}")
+            lines.append(f"barrier {tested.barrier:.6g} of the test loss, at alpha {tested.barrier_alpha:.4g}")
+        lines.append(f"width until the training loss has risen by {self.shape.rise:g}: {self.shape.widths()}")
         grid = f"{len(self.alphas):,} points from {self.alphas[0]:g} to {self.alphas[-1]:g}"
-        lines.append(f"  {grid}, minimizers {s['distance']:.6g} apart")
-        return "\n".join((*lines, *footing(self)))
+        return [*lines, f"{grid}, minimizers {self.settings['distance']:.6g} apart"]
 
 
 def line(

@@ -21,7 +21,6 @@ from lbgap.landscape.frame import Frame, Range
 from lbgap.landscape.given import Given, take
 from lbgap.landscape.grid import Grid, Rows, check_grid
 from lbgap.landscape.record import NO_BATCH_NORM, opened
-from lbgap.landscape.words import footing
 from lbgap.losses import LossFunction
 from lbgap.objective import Objective
 from lbgap.result import Result, versions
@@ -76,16 +75,16 @@ class Plane(Result):
         """How many points of the grid were evaluated."""
         return sum(map(sum, self.evaluated))
 
-    def __str__(self) -> str:
-        """A few lines: how far the loss rises, the axes, the minimizers, and what belongs to them."""
+    def _headline(self) -> str:
+        return f"plane: the training loss rises by up to {self.value:.6g}"
+
+    def _numbers(self) -> list[str]:
         marks = (f"{name} {loss:.6g}" for (name, *_), loss in zip(self.marks, self.mark_loss, strict=True))
-        lines = [
-            f"plane: the training loss rises by up to {self.value:.6g}",
-            f"  loss at the marks: {', '.join(marks)}",
-            f"  x from {self.x[0]:.4g} to {self.x[-1]:.4g}, {len(self.x)} columns: {self.axes[0]}",
-            f"  y from {self.y[0]:.4g} to {self.y[-1]:.4g}, {len(self.y)} rows: {self.axes[1]}",
+        return [
+            f"loss at the marks: {', '.join(marks)}",
+            f"x from {self.x[0]:.4g} to {self.x[-1]:.4g}, {len(self.x)} columns: {self.axes[0]}",
+            f"y from {self.y[0]:.4g} to {self.y[-1]:.4g}, {len(self.y)} rows: {self.axes[1]}",
         ]
-        return "\n".join((*lines, *footing(self)))
 
 
 def plane(
