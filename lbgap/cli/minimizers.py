@@ -26,7 +26,7 @@ def load_minimizers(
     def network() -> Any:
         return copy.deepcopy(networks.from_path(model)) if model else None  # the path may name one and the same module
 
-    load = functools.cache(functools.partial(datasets.load, download=download, progress=errors.is_terminal))
+    load = functools.cache(functools.partial(datasets.load, download=download, progress=errors().is_terminal))
     if runs and weights:
         raise ValueError("give run folders or --weights, not both")
     if runs:

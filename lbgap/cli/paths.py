@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from lbgap.cli.minimizers import check_same_data, load_minimizers
 from lbgap.cli.options import (
@@ -25,7 +23,10 @@ from lbgap.cli.options import (
     Seed,
     Weights,
 )
-from lbgap.cli.show import errors, fresh, new_table, show, writable
+from lbgap.cli.show import errors, escape, fresh, new_table, show, writable
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Points = Annotated[int, typer.Option(help="Values of alpha.")]
 Low = Annotated[float, typer.Option(help="Smallest alpha.")]
@@ -152,7 +153,7 @@ def connect(
         batch_size=batch_size,
         device=device,
         seed=seed,
-        progress=errors.is_terminal,
+        progress=errors().is_terminal,
     )
     stem = fresh(out, "connect")
     record = {"small": small[0], "large": large[0], "data": samples.name, **result.to_dict()}
@@ -200,7 +201,7 @@ def _path(
     (small_name, small), (large_name, large), samples = _two(name, minimizers)
     writable(out)
     result = evaluate(
-        small, large, samples.train, test_data=samples.test, loss=samples.loss, progress=errors.is_terminal, **options
+        small, large, samples.train, test_data=samples.test, loss=samples.loss, progress=errors().is_terminal, **options
     )
     stem = fresh(out, name)
     record = {"small": small_name, "large": large_name, "data": samples.name, **result.to_dict()}

@@ -6,11 +6,9 @@ import copy
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from lbgap.cli.minimizers import check_same_data, load_minimizers
 from lbgap.cli.options import (
@@ -26,7 +24,10 @@ from lbgap.cli.options import (
     Seed,
     Weights,
 )
-from lbgap.cli.show import errors, new_table, resumable, show, writable
+from lbgap.cli.show import errors, escape, new_table, resumable, show, writable
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Directions = Annotated[
     str | None,
@@ -107,7 +108,7 @@ def plane(
             seed=seed,
             out=out,
             resume=resume,
-            progress=errors.is_terminal,
+            progress=errors().is_terminal,
         )
     names = [name for name, _, _ in named]
     if rest and result.path is None:

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from lbgap.cli.minimizers import batches_of, load_minimizers
 from lbgap.cli.options import (
@@ -27,9 +25,11 @@ from lbgap.cli.options import (
     Seed,
     Weights,
 )
-from lbgap.cli.show import bullets, errors, fresh, new_table, show, writable
+from lbgap.cli.show import bullets, errors, escape, fresh, new_table, show, writable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lbgap import Objective, Sharpness
     from lbgap.experiments.tables import Cell
 
@@ -152,7 +152,7 @@ def _each(objectives: Objectives, epsilons: list[float], search: dict[str, Any],
     notes: list[str] = []
     for name, data, objective in objectives:
         for size in epsilons:
-            found = fast_sharpness(objective, epsilon=size, progress=errors.is_terminal, **search)
+            found = fast_sharpness(objective, epsilon=size, progress=errors().is_terminal, **search)
             _note(found, f"{name}, epsilon {size:g}", {"minimizer": name, "data": data}, results, notes)
             deviation = f" ± {found.standard_deviation:.2g}" if len(found.values) > 1 else ""
             table.add_row(
@@ -175,7 +175,7 @@ def _curves(objectives: Objectives, epsilons: list[float], search: dict[str, Any
     table = new_table("minimizer", *(f"{size:g}" for size in epsilons), "evaluations", "time s")
     results, notes, drawn = [], [], {}
     for name, data, objective in objectives:
-        found = sharpness_curve(objective, epsilons=epsilons, progress=errors.is_terminal, **search)
+        found = sharpness_curve(objective, epsilons=epsilons, progress=errors().is_terminal, **search)
         drawn[name] = found
         results.append({"minimizer": name, "data": data, **found.to_dict()})
         notes.append(f"{name}, epsilon {epsilons[-1]:g}: {found.results[-1].status}")
@@ -197,7 +197,9 @@ def _layers(objectives: Objectives, epsilons: list[float], search: dict[str, Any
     notes: list[str] = []
     for name, data, objective in objectives:
         for size in epsilons:
-            for layer, found in layer_sharpness(objective, epsilon=size, progress=errors.is_terminal, **search).items():
+            for layer, found in layer_sharpness(
+                objective, epsilon=size, progress=errors().is_terminal, **search
+            ).items():
                 who = {"minimizer": name, "data": data, "layer": layer}
                 _note(found, f"{name}, layer {layer}, epsilon {size:g}", who, results, notes)
                 table.add_row(
@@ -229,8 +231,8 @@ def _tables(
     named = ((name, groups.get(name, name), objective) for name, _, objective in objectives)
 
     def told(step: str) -> None:
-        if errors.is_terminal:
-            errors.print(f"[dim]{escape(step)}[/]", highlight=False)
+        if errors().is_terminal:
+            errors().print(f"[dim]{escape(step)}[/]", highlight=False)
 
     restarts = RESTARTS if restarts is None else restarts
     found = paper_tables(named, epsilons=epsilons, restarts=restarts, seed=seed, told=told)

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from lbgap.cli.minimizers import load_minimizers
 from lbgap.cli.options import (
@@ -27,9 +25,11 @@ from lbgap.cli.options import (
     Seed,
     Weights,
 )
-from lbgap.cli.show import bullets, errors, fresh, new_table, show, writable
+from lbgap.cli.show import bullets, errors, escape, fresh, new_table, show, writable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lbgap import Asymmetry, Density, Eigenvalues, Objective
 
 SHOWN = 5  # eigenvalues in the table
@@ -98,7 +98,7 @@ def spectrum(
         "batch_size": batch_size,
         "device": device,
     }
-    shared: dict[str, Any] = {"kind": kind, "most": most, "seed": seed, "progress": errors.is_terminal}
+    shared: dict[str, Any] = {"kind": kind, "most": most, "seed": seed, "progress": errors().is_terminal}
     limits: dict[str, Any] = {"steps": steps, "relative_error": relative_error}
     found: list[Spectrum] = []
     for name, module, samples in minimizers:

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from lbgap.cli.options import AsJson, DataDir
-from lbgap.cli.show import errors, fail, new_table, resumable, show, writable
+from lbgap.cli.show import errors, escape, fail, new_grid, new_table, resumable, show, writable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lbgap.sweeps.definition import Definition
     from lbgap.sweeps.store import Store
 
@@ -160,6 +159,15 @@ def _work(store: Store, folder: Path, workers: int, data_dir: Path | None, again
 @contextmanager
 def _bar(total: int) -> Iterator[Callable[[dict[int, str]], None]]:
     """Show how many trials are done, how many run, and the time left."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -168,9 +176,11 @@ def _bar(total: int) -> Iterator[Callable[[dict[int, str]], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    shown = errors.is_terminal
+    console = errors()
     # Trials take long, so that the speed is that of the last hour rather than of the last seconds.
-    with Progress(*columns, console=errors, transient=True, disable=not shown, speed_estimate_period=3600) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal, speed_estimate_period=3600
+    ) as progress:
         task = progress.add_task("trials", total=total)
         begun = False
 
@@ -196,7 +206,7 @@ def _plan(definition: Definition) -> list[Table | str]:
         f"{escape(definition.name)}: {configurations * seeds} trials, {configurations} "
         f"configuration{'s' if configurations > 1 else ''} from {seeds} seed{'s' if seeds > 1 else ''}\n"
     )
-    settings = Table.grid(padding=(0, 2))
+    settings = new_grid(2)
     for number, grid in enumerate(definition.grids, 1):
         for key, values in grid.items():
             which = f"varies in grid {number}" if len(definition.grids) > 1 else "varies"

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from lbgap.cli.options import DATA, AsJson, DataDir, Device, Download, ModelPath, Seed
-from lbgap.cli.show import errors, resumable, show
+from lbgap.cli.show import errors, escape, resumable, show
 
 REMEDY_NAMES = (
     "augment, conservative, batches, grow, ghost, sqrt-rate, linear-rate, swa, smoothout, robust, adversarial, "
@@ -70,7 +69,7 @@ def train(
 
     if model is None:
         networks.known(network)  # before data are read or fetched, which may take long
-    samples = datasets.load(data, data_dir, download=download, progress=errors.is_terminal)
+    samples = datasets.load(data, data_dir, download=download, progress=errors().is_terminal)
     extra: dict[str, Any] = {"data": {"name": data, "data_dir": None if data_dir is None else str(data_dir)}}
     if model is not None:
         torch.manual_seed(seed)  # for the initial values that a model of one's own draws
@@ -98,7 +97,7 @@ def train(
             resume=resume,
             keep_every=keep_every,
             config=extra,
-            progress=errors.is_terminal,
+            progress=errors().is_terminal,
         )
     result = {"folder": str(out), "epoch": run.epoch, "reason": run.reason, "metrics": run.metrics[run.epoch - 1]}
     show(as_json, result, escape(str(run)))
