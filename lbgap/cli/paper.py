@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbgap.cli.options import AsJson, DataDir, FirstSeed
+from lbgap.cli.options import AsJson, DataDir, FirstSeed, words
 from lbgap.cli.show import errors, escape, new_table, resumable, show
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def paper(
         int | None,
         typer.Option(help="Of each training.", show_default="until the loss stops improving; 2500 with --quick"),
     ] = None,
-    batch_norm: Annotated[str, typer.Option(help="In all sharpnesses: eval or batch.")] = "eval",
+    batch_norm: Annotated[str, words("eval batch", "In all sharpnesses: {}.")] = "eval",
     remedy: Annotated[
         list[str] | None,
         typer.Option(

@@ -11,19 +11,28 @@ import typer
 from lbgap.cli.minimizers import batches_of, load_minimizers
 from lbgap.cli.options import (
     AsJson,
+    Backend,
     BatchNorm,
     BatchSize,
     DataDir,
     DataName,
     Device,
     Download,
+    Epsilons,
+    Iterations,
+    Method,
     ModelPath,
     Out,
     Parameters,
     Precision,
+    Region,
     Runs,
+    Scaling,
+    Scout,
+    SearchSamples,
     Seed,
     Weights,
+    words,
 )
 from lbgap.cli.show import bullets, errors, escape, fresh, new_table, show, writable
 
@@ -41,27 +50,25 @@ KEPT = ("method", "region", "batch_norm", "precision", "n", "samples", "device",
 
 def sharpness(
     runs: Runs = None,
-    epsilon: Annotated[list[float], typer.Option(help="Size of the box; may be given several times.")] = [1e-3, 5e-4],  # noqa: B006
-    method: Annotated[str, typer.Option(help="vertex, apgd, lbfgsb, or scipy (the paper's recipe).")] = "vertex",
-    iterations: Annotated[int | None, typer.Option(help="At most, from each start.", show_default="by method")] = None,
+    epsilon: Epsilons = [1e-3, 5e-4],  # noqa: B006
+    method: Method = "vertex",
+    iterations: Iterations = None,
     restarts: Annotated[
         int | None,
         typer.Option(
             help="Further starts: one targeted at each class, then random ones.", show_default="0; 10 with --paper"
         ),
     ] = None,
-    scaling: Annotated[str | None, typer.Option(help="Of lbfgsb: box or paper.", show_default="box")] = None,
-    search_samples: Annotated[
-        int | None,
-        typer.Option("--samples", help="Search on so many samples, then evaluate on all.", show_default="all"),
-    ] = None,
-    region: Annotated[str, typer.Option(help="keskar, linf or adaptive.")] = "keskar",
+    scout: Scout = None,
+    scaling: Scaling = None,
+    search_samples: SearchSamples = None,
+    region: Region = "keskar",
     subspace: Annotated[
         int | None, typer.Option(help="Dimensions of random manifolds (paper: 100).", show_default="the full space")
     ] = None,
     trials: Annotated[int | None, typer.Option(help="How many manifolds.", show_default="5")] = None,
     distribution: Annotated[
-        str | None, typer.Option(help="Their entries: normal, uniform, rademacher or unit.", show_default="normal")
+        str | None, words("normal uniform rademacher unit", "Their entries: {}.", show_default="normal")
     ] = None,
     parameters: Parameters = "all",
     curve: Annotated[
@@ -74,7 +81,7 @@ def sharpness(
     batch_norm: BatchNorm = "eval",
     precision: Precision = "float32",
     batch_size: BatchSize = None,
-    backend: Annotated[str, typer.Option(help="auto, native or torch.")] = "auto",
+    backend: Backend = "auto",
     model: ModelPath = None,
     weights: Weights = None,
     data: DataName = None,
@@ -119,6 +126,7 @@ def sharpness(
         "method": method,
         "iterations": iterations,
         "restarts": restarts or 0,
+        "scout": scout,
         "scaling": scaling,
         "samples": search_samples,
         "region": region,
@@ -130,7 +138,14 @@ def sharpness(
     if ways and any(value is not None for value in manifold.values()):
         raise typer.BadParameter(f"{ways[0]} does not go with --subspace, --trials and --distribution: leave them out")
     if paper:
-        fixed = {"method": "vertex", "iterations": None, "scaling": None, "samples": None, "region": "keskar"}
+        fixed = {
+            "method": "vertex",
+            "iterations": None,
+            "scout": None,
+            "scaling": None,
+            "samples": None,
+            "region": "keskar",
+        }
         changed = [name for name, value in fixed.items() if search[name] != value]
         if changed:
             raise typer.BadParameter(f"--paper chooses --{changed[0]} by itself: leave it out")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lbgap.cli.options import DATA, AsJson, DataDir, Device, Download, ModelPath, Seed
+from lbgap.cli.options import DATA, DATA_NAMES, AsJson, DataDir, Device, Download, ModelPath, Seed, words
 from lbgap.cli.show import errors, escape, resumable, show
 
 REMEDY_NAMES = (
@@ -18,14 +18,17 @@ REMEDY_NAMES = (
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; must be new unless --resume.")],
-    data: Annotated[str, typer.Option(help=f"{DATA}.")] = "mnist1d",
+    data: Annotated[str, words(DATA_NAMES, f"{DATA}.")] = "mnist1d",
     data_dir: DataDir = None,
     download: Download = False,
     network: Annotated[
-        str, typer.Option(help="mlp, f1, f2, c1_1d, c2_1d; c1 to c4 for images (cifar10, cifar100).")
+        str,
+        words(
+            "mlp f1 f2 c1_1d c2_1d c1 c2 c3 c4", "mlp, f1, f2, c1_1d, c2_1d; c1 to c4 for images (cifar10, cifar100)."
+        ),
     ] = "mlp",
     hidden: Annotated[str, typer.Option(help="Widths of the hidden layers of mlp.")] = "128,128,128,128",
-    initialisation: Annotated[str, typer.Option(help="torch or uniform (Keras), of the networks above.")] = "torch",
+    initialisation: Annotated[str, words("torch uniform", "{} (Keras), of the networks above.")] = "torch",
     model: ModelPath = None,
     batch_size: Annotated[
         str | None,

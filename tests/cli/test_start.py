@@ -42,8 +42,8 @@ def finish(process):
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(["--help"], ["--version"], ["--show-completion", "bash"], ["measure", "--help"]),
-        *([command.__name__, "--help"] for command in COMMANDS),
+        *(["--help"], ["--version"], ["--show-completion", "bash"], ["measure", "trace", "--help"]),
+        *([name, "--help"] for name in COMMANDS),
     ],
     ids=" ".join,
 )
@@ -55,7 +55,12 @@ def test_help_loads_nothing(arguments):
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("lbgap sw", ["sweep"]), ("lbgap train --netw", ["--network"]), ("lbgap spectrum --th", ["--threshold"])],
+    [
+        ("lbgap sw", ["sweep"]),
+        ("lbgap train --netw", ["--network"]),
+        ("lbgap measure pos", ["positive-mass"]),
+        ("lbgap measure trace --kind g", ["ggn"]),
+    ],
 )
 def test_completion_loads_nothing(words, expected):
     asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1), "_LBGAP_COMPLETE": "complete_bash"}
