@@ -22,6 +22,7 @@ from lbgap.cli.options import (
     Runs,
     Seed,
     Weights,
+    words,
 )
 from lbgap.cli.show import errors, escape, fresh, new_table, show, writable
 
@@ -34,7 +35,10 @@ High = Annotated[float, typer.Option(help="Largest alpha.")]
 Rise = Annotated[float, typer.Option(help="Of the loss, up to which the width of a minimizer goes.")]
 Statistics = Annotated[
     str,
-    typer.Option(help="batch (of each evaluation batch), eval (interpolated), freeze (the first's) or recalibrate."),
+    words(
+        "eval batch freeze recalibrate",
+        "eval (interpolated), batch (of each evaluation batch), freeze (the first's) or recalibrate.",
+    ),
 ]
 
 
@@ -44,7 +48,7 @@ def line(
     low: Low = -1.0,
     high: High = 2.0,
     rise: Rise = 0.1,
-    batch_norm: Statistics = "batch",
+    batch_norm: Statistics = "eval",
     precision: Precision = "float32",
     batch_size: BatchSize = None,
     model: ModelPath = None,
@@ -76,7 +80,7 @@ def curve(
     low: Low = -1.0,
     high: High = 2.0,
     rise: Rise = 0.1,
-    batch_norm: Statistics = "batch",
+    batch_norm: Statistics = "eval",
     precision: Precision = "float32",
     batch_size: BatchSize = None,
     model: ModelPath = None,
@@ -103,7 +107,7 @@ def curve(
 
 def connect(
     runs: Runs = None,
-    kind: Annotated[str, typer.Option(help="bezier or polygon.")] = "bezier",
+    kind: Annotated[str, words("bezier polygon")] = "bezier",
     bends: Annotated[int, typer.Option(help="Points of the path that are trained.")] = 1,
     epochs: Annotated[int, typer.Option(help="Of the training of the path.")] = 30,
     train_batch_size: Annotated[
@@ -111,8 +115,11 @@ def connect(
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Of ADAM, for the first half of the epochs.")] = 1e-2,
     points: Annotated[int, typer.Option(help="Places of the path that are evaluated.")] = 61,
-    batch_norm: Annotated[str, typer.Option(help="batch (of each evaluation batch) or recalibrate.")] = "batch",
-    precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    batch_norm: Annotated[
+        str,
+        words("recalibrate batch", "recalibrate (anew at each point) or batch (of each evaluation batch)."),
+    ] = "recalibrate",
+    precision: Annotated[str, words("float32 float64")] = "float32",
     batch_size: BatchSize = None,
     model: ModelPath = None,
     weights: Weights = None,

@@ -23,6 +23,7 @@ from lbgap.cli.options import (
     Runs,
     Seed,
     Weights,
+    words,
 )
 from lbgap.cli.show import errors, escape, new_table, resumable, show, writable
 
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 
 Directions = Annotated[
     str | None,
-    typer.Option(
-        help="minimizers, random, eigenvectors or pca (of the iterates that a run kept).",
+    words(
+        "minimizers random eigenvectors pca",
+        "{} (of the iterates that a run kept).",
         show_default="minimizers of three, random from one",
     ),
 ]
@@ -42,7 +44,7 @@ Bounds = tuple[float, float] | None
 def plane(
     runs: Runs = None,
     directions: Directions = None,
-    normalise: Annotated[str, typer.Option(help="Random directions, by filter, layer or none.")] = "filter",
+    normalise: Annotated[str, words("filter layer none", "Random directions, by {}.")] = "filter",
     points: Annotated[int, typer.Option(help="Along each axis.")] = 51,
     x_range: Annotated[
         Bounds, typer.Option(help="First and last x.", show_default="what is marked, or -1 1", metavar="LOW HIGH")
@@ -58,8 +60,12 @@ def plane(
         ),
     ] = None,
     batch_norm: Annotated[
-        str, typer.Option(help="batch (of each evaluation batch), eval (running), freeze (the first's) or recalibrate.")
-    ] = "batch",
+        str,
+        words(
+            "eval batch freeze recalibrate",
+            "eval (running), batch (of each evaluation batch), freeze (the first's) or recalibrate.",
+        ),
+    ] = "eval",
     precision: Precision = "float32",
     batch_size: BatchSize = None,
     model: ModelPath = None,
