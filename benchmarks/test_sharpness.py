@@ -67,6 +67,12 @@ class Watched(Objective):
         self.stop, self.passes, self.all = stop, [], self.samples
         return self.passes
 
+    def _beside(self, **held: Any) -> Watched:
+        """A part is watched too."""
+        other = super()._beside(**held)
+        other.stop, other.passes, other.all = self.stop, self.passes, self.all
+        return other
+
     def loss(self, theta: Tensor) -> Tensor:
         """Evaluate and note."""
         return self._note(super().loss(theta), theta, False, "float32")

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+class Sums(NamedTuple):
+    """The loss of a batch: sums over sums of weights are the mean, however the samples are cut into batches.
+
+    Attributes:
+        total: The weighted sum, differentiable, 0-d of the output's dtype.
+        exact: The same accumulated in float64, without a gradient.
+        weight: What the sum is divided by: the number of samples where the loss is a mean over them.
+    """
+
+    total: Tensor
+    exact: Tensor
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -26,26 +41,27 @@ class Loss:
     classification: bool
     function: LossFunction | None = None
 
-    def total(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def sums(self, output: Tensor, target: Tensor) -> Sums:
         """Sum the loss over the samples of one batch.
 
         Args:
             output: What the model returned, ``(batch, ...)``.
             target: What it should have returned, ``(batch, ...)``.
 
-        Returns:
-            The differentiable sum, a 0-d tensor of the output's dtype, and the same sum accumulated in
-            float64 without a gradient.
-
         Raises:
             TypeError: A callable loss did not return a tensor.
             ValueError: It returned a tensor with more than one element.
         """
+        weight = self.weight(target)
         if self.function is None:
             each = self._each(output, target)
-            return each.sum(), each.detach().sum(dtype=torch.float64)
+            return Sums(each.sum(), each.detach().sum(dtype=torch.float64), weight)
         mean = self._own(output, target)
-        return mean * len(output), mean.detach().double() * len(output)
+        return Sums(mean * weight, mean.detach().double() * weight, weight)
+
+    def weight(self, target: Tensor) -> float:
+        """The weight of a batch of these targets, ``(batch, ...)``: its number of samples."""
+        return len(target)
 
     def mean(self, output: Tensor, target: Tensor) -> Tensor:
         """Average the loss over the samples of one batch: what a step of a training differentiates.
@@ -58,8 +74,8 @@ class Loss:
             The differentiable mean, a 0-d tensor of the output's dtype.
 
         Raises:
-            TypeError: As :meth:`total`.
-            ValueError: As :meth:`total`.
+            TypeError: As :meth:`sums`.
+            ValueError: As :meth:`sums`.
         """
         if self.function is not None:
             return self._own(output, target)
@@ -93,14 +109,14 @@ class Loss:
             target: What each of them should have returned, ``(batch, ...)``.
 
         Returns:
-            ``(k,)`` float64, each as :meth:`total` gives it, without a gradient.
+            ``(k,)`` float64, each as :attr:`Sums.exact`, without a gradient.
 
         Raises:
-            TypeError: As :meth:`total`.
-            ValueError: As :meth:`total`.
+            TypeError: As :meth:`sums`.
+            ValueError: As :meth:`sums`.
         """
         if self.function is not None:
-            return torch.stack([self.total(output, target)[1] for output in outputs])
+            return torch.stack([self.sums(output, target).exact for output in outputs])
         targets = target.expand(len(outputs), *target.shape)
         if not self.classification:
             each = F.mse_loss(outputs, targets, reduction="none")
@@ -166,19 +182,18 @@ class Loss:
         """
         if self.function is None:
             return
-        (differentiable, first), (_, second) = (
-            self.total(output.detach().clone(), target.clone()) for output in (once, again)
-        )
-        _, both = self.total(torch.cat([once, again]), torch.cat([target, target]))
-        if differentiable.requires_grad:
+        first, second = (self.sums(output.detach().clone(), target.clone()) for output in (once, again))
+        both = self.sums(torch.cat([once, again]), torch.cat([target, target])).exact
+        if first.total.requires_grad:
             raise ValueError(
                 "the loss depends on trainable tensors besides the model's output (a penalty on parameters?), which "
                 "would not move: leave them out, or detach() them"
             )
-        if both.isfinite() and not torch.isclose(both, first + second, rtol=1e-3, atol=1e-6):
+        if both.isfinite() and not torch.isclose(both, first.exact + second.exact, rtol=1e-3, atol=1e-6):
             raise ValueError(
-                f"the loss must be the mean over the batch: {len(once)} samples gave {float(first) / len(once):g}, the "
-                f"same twice over {float(both) / len(once) / 2:g}; use reduction='mean', and nothing random"
+                f"the loss must be the mean over the batch: {len(once)} samples gave "
+                f"{float(first.exact) / len(once):g}, the same twice over {float(both) / len(once) / 2:g}; use "
+                "reduction='mean', and nothing random"
             )
 
     @staticmethod

@@ -44,7 +44,8 @@ def test_total_is_the_mean_times_the_samples(name):
     loss = resolve_loss(given)
     loss.check(output, target)
     loss.check_mean(output, output, target)
-    total, value = loss.total(output.clone().requires_grad_(), target)
+    total, value, weight = loss.sums(output.clone().requires_grad_(), target)
+    assert weight == loss.weight(target) == 7
     assert total.requires_grad
     assert not value.requires_grad
     assert (total.dim(), value.dim(), value.dtype) == (0, 0, torch.float64)
@@ -56,7 +57,7 @@ def test_total_is_the_mean_times_the_samples(name):
 def test_the_mean_and_its_gradient_are_those_of_the_total(name):
     given, output, target, _ = CASES[name]
     loss, leaf = resolve_loss(given), output.clone().requires_grad_()
-    mean, (total, _) = loss.mean(leaf, target), loss.total(leaf, target)
+    mean, total = loss.mean(leaf, target), loss.sums(leaf, target).total
     assert mean.dim() == 0
     assert float(mean.detach()) == pytest.approx(float(total.detach()) / 7, rel=1e-14)
     ours, theirs = (torch.autograd.grad(value, leaf)[0] for value in (mean, total / 7))
@@ -65,14 +66,14 @@ def test_the_mean_and_its_gradient_are_those_of_the_total(name):
 
 def test_the_value_is_summed_in_float64():
     loss, output = resolve_loss("mse"), torch.tensor([[4096.0], *[[0.01]] * 1000])
-    total, value = loss.total(output, torch.zeros_like(output))
+    total, value, _ = loss.sums(output, torch.zeros_like(output))
     assert total.dtype == torch.float32
     assert float(value) == float(output.square().double().sum())
 
 
 def test_extra_dimensions_of_a_sample_are_averaged():
     output, target = normal(4, 3, 5), labels(4, 5)
-    total, _ = resolve_loss("cross_entropy").total(output, target)
+    total = resolve_loss("cross_entropy").sums(output, target).total
     by_hand = -sum(output[i].log_softmax(0)[target[i, j], j] for i in range(4) for j in range(5)) / 5
     assert float(total) == pytest.approx(float(by_hand), rel=1e-14)
 
@@ -178,7 +179,7 @@ def test_targets_that_do_not_fit(loss, output, target, error, message):
 )
 def test_callables_that_return_something_else(loss, error, message):
     with pytest.raises(error, match=message) as caught:
-        resolve_loss(loss).total(LOGITS, torch.zeros(4, 3, dtype=torch.float64))
+        resolve_loss(loss).sums(LOGITS, torch.zeros(4, 3, dtype=torch.float64))
     assert "\n" not in str(caught.value)
 
 

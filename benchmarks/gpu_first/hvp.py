@@ -30,7 +30,7 @@ def captured(model: nn.Module, samples: Samples, vectors: Tensor) -> Facts:
     engine, out = objective._products._engine, torch.zeros_like(vectors)
 
     def work() -> None:
-        with objective._exact():
+        with objective._evaluator.exact():
             engine.add_products([samples], vectors, out, "hessian")
 
     if not GPU:

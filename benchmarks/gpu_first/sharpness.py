@@ -48,7 +48,7 @@ def with_rate(model: nn.Module, facts: Facts) -> Facts:
 def gradient(model: nn.Module, data: tuple[Tensor, Tensor], precision: str, graphs: bool) -> Facts:
     objective = Objective(model, data, precision=precision)
     if not graphs:
-        objective._graphs = Graphs(objective.device, objective.notes, "switched off")
+        objective._evaluator.graphs = Graphs(objective.device, objective.notes, "switched off")
     theta, out = objective.theta, objective.theta
     call = objective.direction if precision == "mixed" else objective.loss_and_gradient
     for _ in range(3):

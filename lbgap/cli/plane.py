@@ -184,7 +184,7 @@ def _extremes(result: Any) -> Table:
 def _note(result: Any) -> str:
     s = result.settings
     points = s["points"][0] * s["points"][1]
-    how = f"{result.evaluations} of {points} points evaluated" + (
-        ", the others interpolated" if result.evaluations < points else ""
+    how = f"{result.evaluated_points} of {points} points evaluated" + (
+        ", the others interpolated" if result.evaluated_points < points else ""
     )
     return f"Loss: mean {s['loss']}; batch-norm: {s['batch_norm']}\n{how}"

@@ -172,7 +172,7 @@ def demo(
     tables = paper_tables(minimizers, epsilons=EPSILONS, restarts=RESTARTS, spaces=("full space",), told=say)
     rows = [_row(one, run, name, tables) for one, run, (name, *_) in zip(works, runs, minimizers, strict=True)]
     say("line between the first two minimizers")
-    path = line(runs[0].model, runs[1].model, data.train, test_data=data.test)
+    path = line(runs[0].model, runs[1].model, data.train, test_data=data.test, batch_norm="batch")
     settings = {
         "data": data.name,
         "network": {key: value for key, value in works[0].network(data).items() if key != "seed"},

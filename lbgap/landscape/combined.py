@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lbgap.landscape.given import Given
 from lbgap.objective import Objective
 
-MODES = ("eval", "batch", "freeze", "recalibrate")
 Pairs = list[tuple[float, float]]
 
 
@@ -20,6 +20,7 @@ class Combined:
 
     Attributes:
         objectives: One for each data set, the training data's first.
+        mode: What batch-norm does, one of :data:`lbgap.landscape.given.MODES`.
         ends: ``(j, n)``.
         buffers: The buffers that are combined with the same coefficients; see ``Objective.combination_losses``.
     """
@@ -27,29 +28,42 @@ class Combined:
     ends: Tensor
     buffers: Mapping[str, Tensor]
 
-    def __init__(self, model: nn.Module, sets: Sequence[Any], batch_norm: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, given: Given, data: Any, test_data: Any) -> None:
         """Load the data.
 
         Args:
-            model: Whose buffers and frozen parameters all points have.
-            sets: Training data, and test data if there are any.
-            batch_norm: One of :data:`MODES`.
-            options: Those of an :class:`lbgap.Objective`.
+            given: Whose buffers and frozen parameters all points have.
+            data: Training data; None where an objective was given.
+            test_data: Test data, or None.
 
         Raises:
             ValueError: As :class:`lbgap.Objective`.
-            TypeError: The same.
+            TypeError: Likewise.
         """
-        check_batch_norm(batch_norm)
-        self.mode, self._options = batch_norm, dict(options)
-        self._within = "batch" if batch_norm == "batch" else "eval"
-        self.objectives = [Objective(model, samples, batch_norm=self._within, **options) for samples in sets]
+        self._given, self.mode = given, given.batch_norm
+        self.objectives = given.objectives(data, test_data)
+        self._before = self.objectives[0].evaluations
+
+    @property
+    def evaluations(self) -> float:
+        """Passes over the training data since the beginning."""
+        return self.objectives[0].evaluations - self._before
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the mode of batch-norm matters."""
+        return self.objectives[0].has_batch_norm
+
+    @property
+    def recalibrates(self) -> bool:
+        """Whether each point has statistics of its own, so that points are evaluated one by one."""
+        return self.mode == "recalibrate" and self.has_batch_norm
 
     def at(self, rows: Tensor) -> list[Pairs]:
         """Loss and accuracy at each row of coefficients ``(k, j)``, on each data set; accuracies may be NaN."""
         found: list[Pairs] = [[] for _ in self.objectives]
-        for some in rows.split(1) if self.mode == "recalibrate" else [rows]:
-            if self.mode == "recalibrate":
+        for some in rows.split(1) if self.recalibrates else [rows]:
+            if self.recalibrates:
                 self._recalibrate(some)
             for objective, pairs in zip(self.objectives, found, strict=True):
                 pairs += self._block(objective, some)
@@ -63,7 +77,7 @@ class Combined:
         return list(zip(losses.tolist(), shown, strict=True))
 
     def _recalibrate(self, row: Tensor) -> None:
-        """Give all objectives the statistics of the training data at one point."""
+        """Give all objectives, none of which is the caller's, the statistics of the training data at one point."""
         point = (row.to(self.ends.device) @ self.ends.double())[0].to(self.ends)
         statistics = self.objectives[0].statistics(point)
         for objective in self.objectives:
@@ -72,7 +86,7 @@ class Combined:
     @property
     def own_statistics(self) -> bool:
         """Whether batch-norm makes of an end something else than its model."""
-        return self.objectives[0].has_batch_norm and self.mode in ("freeze", "recalibrate")
+        return self.has_batch_norm and self.mode in ("freeze", "recalibrate")
 
     def compare(self, models: Sequence[tuple[str, str, nn.Module]]) -> None:
         """Compare the first ends with the models that they are, on a few samples of the training data.
@@ -84,10 +98,10 @@ class Combined:
             ValueError: A model keeps more than its parameters and floating-point buffers.
         """
         few = self.objectives[0].few()
-        options = {**self._options, "batch_size": None, "device": self.ends.device}
+        options = {**self._given.options, "batch_size": None, "device": self.ends.device}
         if options.get("precision") == "mixed":
             options["precision"] = "float32"
-        own = [Objective(model, few, batch_norm=self._within, **options) for _, _, model in models]
+        own = [Objective(model, few, batch_norm=self._given.within, **options) for _, _, model in models]
         found, _ = own[0].combination_losses(
             torch.eye(len(self.ends))[: len(models)], self.ends.to(own[0].dtype), buffers=self.buffers
         )
@@ -109,13 +123,3 @@ class Combined:
             test = self.objectives[1]
             found |= {"test_samples": test.samples, "test_batch_size": test.batch_size}
         return found
-
-
-def check_batch_norm(batch_norm: str) -> None:
-    """Refuse a mode of batch-norm that is none.
-
-    Raises:
-        ValueError: It is not one of :data:`MODES`.
-    """
-    if batch_norm not in MODES:
-        raise ValueError(f"batch_norm must be {', '.join(map(repr, MODES[:-1]))} or 'recalibrate', got {batch_norm!r}")

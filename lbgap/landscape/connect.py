@@ -5,22 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lbgap.checks import positive, whole
-from lbgap.landscape.combined import MODES
+from lbgap.flat import Selection
 from lbgap.landscape.ends import Ends
+from lbgap.landscape.given import MODES, Given, take
 from lbgap.landscape.line import Line, as_line
 from lbgap.landscape.shape import shape_of
+from lbgap.landscape.words import footing
 from lbgap.losses import LossFunction
 from lbgap.objective import Objective
-from lbgap.result import plain, versions
-from lbgap.system.progress import products_bar
-from lbgap.training.batches import derive_seed, epoch_batches
+from lbgap.result import Result, versions
+from lbgap.status import Status, status
+from lbgap.system.progress import Report, check_progress, products_bar
+from lbgap.training.batches import derive_seed, epoch_batches, split_batches
 
 KINDS = ("bezier", "polygon")
 BATCH_SIZE = 128
@@ -29,31 +32,31 @@ LENGTH_POINTS = 1000
 RISE = 1.0  # of the widths that a line reports; a path has none to show
 
 
-@dataclass(frozen=True, eq=False)
-class Connection:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Connection(Result):
     """A trained path between two minimizers, and the straight line for comparison.
 
     Attributes:
+        value: The barrier of the training loss on the path, ``path.value``; that of the line is ``straight.value``.
         kind: ``"bezier"`` or ``"polygon"``.
-        path: Loss and accuracy at t = ``path.alphas`` from 0 to 1; its barrier is ``path.shape.barrier``.
+        path: Loss and accuracy at t = ``path.alphas`` from 0 to 1.
         straight: The same on the straight line.
-        control: ``(2 + bends, n)``: x_s, the trained bends, x_l.
+        control: ``(2 + bends, n)``: x_s, the trained bends, x_l; not in :meth:`to_dict`.
         epoch_loss: Mean loss over each epoch of the training, at random places on the path.
         length: Euclidean length of the path.
         distance: Euclidean distance of the minimizers.
-        settings: Everything that the result depends on.
-        seconds: Wall-clock time of the call.
+        evaluations: Passes over the training data, those of the training included; those over the test data are not.
     """
+
+    apart: ClassVar[frozenset[str]] = frozenset({"control"})
 
     kind: str
     path: Line
     straight: Line
-    control: Tensor = field(repr=False)
-    epoch_loss: tuple[float, ...] = field(repr=False)
+    control: Tensor
+    epoch_loss: tuple[float, ...]
     length: float
     distance: float
-    settings: dict[str, Any] = field(repr=False)
-    seconds: float
 
     def point(self, t: float) -> Tensor:
         """The parameters at a place of the path, flat, ``(n,)``; those that may move, in the order of ``Objective``.
@@ -68,28 +71,27 @@ class Connection:
             raise ValueError(f"t must be from 0 to 1, got {t}")
         return _combine(weights_at(self.kind, t, len(self.control) - 2), self.control)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the control points, ready for JSON; NaN and infinity become None."""
-        names = ("kind", "epoch_loss", "length", "distance", "settings", "seconds")
-        lines = {"path": self.path.to_dict(), "straight": self.straight.to_dict()}
-        return {**{name: plain(getattr(self, name)) for name in names}, **lines}
-
     def __str__(self) -> str:
+        """A few lines: the barriers of the path and of the straight line, and what belongs to them."""
         lines = [
-            f"A path of low loss ({self.kind}) of length {self.length:.4g} between minimizers {self.distance:.4g} apart"
+            f"connect: barrier {self.value:.6g} of the training loss on the path, {self.straight.value:.6g} on the "
+            "straight line"
         ]
-        for name, attribute in (("training", "shape"), ("test", "test_shape")):
-            here, there = getattr(self.path, attribute), getattr(self.straight, attribute)
-            if here is not None and there is not None:
-                barriers = f"{here.barrier:.4g} on the path, {there.barrier:.4g} on the straight line"
-                lines.append(f"  barrier of the {name} loss: {barriers}")
-        return "\n".join(lines)
+        here, there = self.path.test_shape, self.straight.test_shape
+        if here is not None and there is not None:
+            lines.append(f"  barrier {here.barrier:.6g} of the test loss on the path, {there.barrier:.6g} on the line")
+        s = self.settings
+        lines.append(
+            f"  {self.kind} of length {self.length:.6g} between minimizers {self.distance:.6g} apart, "
+            f"bends {s['bends']}, epochs {s['epochs']}, points {s['points']}"
+        )
+        return "\n".join((*lines, *footing(self)))
 
 
 def connect(
-    small: nn.Module,
+    small: nn.Module | Objective,
     large: nn.Module,
-    data: Any,
+    data: Any = None,
     *,
     test_data: Any = None,
     kind: str = "bezier",
@@ -98,13 +100,15 @@ def connect(
     train_batch_size: int | None = None,
     learning_rate: float = 1e-2,
     points: int = 61,
-    loss: str | LossFunction = "cross_entropy",
-    batch_norm: str = "batch",
-    precision: str = "float32",
+    seed: int = 0,
+    progress: Report = False,
+    loss: str | LossFunction | None = None,
+    parameters: Selection | None = None,
+    batch_norm: str | None = None,
+    precision: str | None = None,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
-    seed: int = 0,
-    progress: bool = False,
+    backend: str | None = None,
 ) -> Connection:
     """Train a path of low loss between two minimizers, and compare its barrier with that of the straight line.
 
@@ -113,25 +117,32 @@ def connect(
     begin on the straight line. We step by ADAM where they use SGD; the rate falls as in the authors' training.
 
     Args:
-        small: The small-batch minimizer x_s, at t = 0; never changed.
+        small: The small-batch minimizer x_s, at t = 0, never changed; or an :class:`~lbgap.objective.Objective` of
+            it, in which case ``data`` and the keywords from ``loss`` on belong to it and must not be given here.
         large: The large-batch minimizer x_l, at t = 1, of the same architecture; never changed.
-        data: Training data, as for :func:`lbgap.fast_sharpness`.
-        test_data: Test data, or None.
+        data: Training data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        test_data: Test data, or None. With an objective they are evaluated in batches of its size; where that is all
+            training samples, in a size of their own.
         kind: ``"bezier"`` or ``"polygon"``.
         bends: Points of the path that are trained.
         epochs: Passes over the training data. With 0 the path is the straight line.
         train_batch_size: Samples in a batch of the training; 128 by default, or all if there are fewer.
         learning_rate: Of ADAM, for the first half of the epochs; then it falls linearly to a hundredth.
         points: How many places of path and straight line are evaluated, evenly spaced in t.
-        loss: ``"cross_entropy"``, ``"mse"`` or ``loss(output, target) -> mean over the batch``.
-        batch_norm: ``"batch"``: statistics of each batch; ``"recalibrate"``: the same in training, then estimated anew
-            on the training data at each place. A path has no running statistics, so that the other modes are refused
-            where there is batch-norm.
-        precision: ``"float32"`` or ``"float64"``.
+        seed: Of the order of the samples and of the places.
+        progress: True for bars on standard error, or a function that is called with a
+            :class:`~lbgap.system.progress.Progress`.
+        loss: ``"cross_entropy"`` (the default), ``"mse"`` or ``loss(output, target) -> mean over the batch``.
+        parameters: Which may move: ``"all"`` (the default), ``"weights"``, or names and patterns of them. The others
+            have to be the same in both models.
+        batch_norm: A path has no running statistics, and is trained with those of each batch of the training. Then
+            ``"recalibrate"`` (the default): statistics are estimated anew on the training data at each place, as the
+            paper's authors do; ``"batch"``: those of each evaluation batch. Where there is batch-norm the other modes
+            are refused, also as that of an objective.
+        precision: ``"float32"`` (the default) or ``"float64"``.
         batch_size: Samples in a micro-batch of the evaluation; with ``batch_norm="batch"`` part of the result.
         device: Where to compute; the small model's device by default.
-        seed: Of the order of the samples and of the places.
-        progress: Show progress bars on standard error.
+        backend: ``"auto"`` (the default), ``"native"`` or ``"torch"``.
 
     Returns:
         The path.
@@ -142,34 +153,25 @@ def connect(
         FloatingPointError: The training loss became NaN or infinite.
     """
     began = time.perf_counter()
-    _check(kind, precision, batch_norm)
+    if kind not in KINDS:
+        raise ValueError(f"kind must be 'bezier' or 'polygon', got {kind!r}")
     bends, epochs, points = whole("bends", bends, 1), whole("epochs", epochs, 0), whole("points", points, 3)
     if train_batch_size is not None:
         train_batch_size = whole("train_batch_size", train_batch_size, 1)
     seed = whole("seed", seed, 0)
     positive("learning_rate", learning_rate, "1e-2")
-    options: dict[str, Any] = {"loss": loss, "precision": precision, "batch_size": batch_size, "device": device}
-    ends = Ends(small, large, [data] if test_data is None else [data, test_data], batch_norm, options)
-    normed = ends.objectives[0].has_batch_norm
-    if normed and batch_norm not in ("batch", "recalibrate"):
-        raise ValueError(
-            f"batch_norm={batch_norm!r} takes running statistics, of which a path has none: "
-            "pass 'batch' or 'recalibrate'"
-        )
+    check_progress(progress)
+    options: dict[str, Any] = {"loss": loss, "parameters": parameters, "precision": precision}
+    options |= {"batch_size": batch_size, "device": device, "backend": backend}
+    given = _given(small, data, batch_norm, options)
+    ends = Ends(given, large, data, test_data)
+    _check_statistics(given, ends)
     checked = ends.check()
-    samples = ends.objectives[0].samples
-    train_batch_size = min(BATCH_SIZE, samples) if train_batch_size is None else train_batch_size
-    if train_batch_size > samples:
-        raise ValueError(f"train_batch_size must be at most the {samples} training samples, got {train_batch_size}")
-    if normed and train_batch_size < 2:
-        raise ValueError("train_batch_size must be at least 2 for the statistics of batch-norm, got 1")
-    objective = ends.objectives[0]
-    if normed:  # one that takes any number of samples as one batch
-        whole_batch = {**options, "batch_size": samples, "device": ends.ends.device}
-        objective = Objective(small, data, batch_norm="batch", **whole_batch)
+    trainer, train_batch_size = _trainer(given, ends, data, train_batch_size)
     trained, losses = _train(
-        objective, ends.ends, kind, bends, epochs, train_batch_size, float(learning_rate), seed, progress
+        trainer, ends.ends, kind, bends, epochs, train_batch_size, float(learning_rate), seed, progress
     )
+    own = 0.0 if trainer is ends.objectives[0] else trainer.evaluations  # of one that was made for the training
     straight_rows = [(1 - index / (points - 1), index / (points - 1)) for index in range(points)]
     straight = _evaluate(ends, straight_rows, "straight line", progress, checked)
     ends.buffers = {name: _spread(values, bends) for name, values in ends.buffers.items()}
@@ -180,6 +182,11 @@ def connect(
     settings |= {"train_batch_size": train_batch_size, "learning_rate": float(learning_rate), "optimizer": "Adam"}
     settings |= {"points": points, **ends.settings(), "ends_checked": checked, "versions": versions()}
     return Connection(
+        value=path.value,
+        status=_status(path, straight, epochs),
+        settings=settings,
+        evaluations=ends.evaluations + own,
+        seconds=time.perf_counter() - began,
         kind=kind,
         path=path,
         straight=straight,
@@ -187,18 +194,59 @@ def connect(
         epoch_loss=tuple(losses),
         length=_length(kind, trained),
         distance=ends.distance,
-        settings=settings,
-        seconds=time.perf_counter() - began,
     )
 
 
-def _check(kind: str, precision: str, batch_norm: str) -> None:
-    if kind not in KINDS:
-        raise ValueError(f"kind must be 'bezier' or 'polygon', got {kind!r}")
+def _given(small: nn.Module | Objective, data: Any, batch_norm: str | None, options: dict[str, Any]) -> Given:
+    """Take the small-batch minimizer, and refuse what no path can be trained with."""
+    if batch_norm is not None and batch_norm not in MODES:
+        raise ValueError(f"batch_norm must be 'batch' or 'recalibrate', got {batch_norm!r}")
+    given = take(small, data, batch_norm, options, default="recalibrate")
+    precision = given.options.get("precision", "float32")
     if precision not in ("float32", "float64"):
         raise ValueError(f"precision must be 'float32' or 'float64' to train a path, got {precision!r}")
-    if batch_norm not in MODES:
-        raise ValueError(f"batch_norm must be 'batch' or 'recalibrate', got {batch_norm!r}")
+    return given
+
+
+def _check_statistics(given: Given, ends: Ends) -> None:
+    """Refuse running statistics, of which a path has none."""
+    if ends.has_batch_norm and ends.mode not in ("batch", "recalibrate"):
+        otherwise = "build the Objective with batch_norm='batch'"
+        if given.objective is None:
+            otherwise = "pass 'batch' or 'recalibrate'"
+        raise ValueError(f"batch_norm={ends.mode!r} takes running statistics, of which a path has none: {otherwise}")
+
+
+def _trainer(given: Given, ends: Ends, data: Any, train_batch_size: int | None) -> tuple[Objective, int]:
+    """An objective whose parts are the batches of the training, and how many samples those have."""
+    objective = ends.objectives[0]
+    samples = objective.samples
+    size = min(BATCH_SIZE, samples) if train_batch_size is None else train_batch_size
+    if size > samples:
+        raise ValueError(f"train_batch_size must be at most the {samples} training samples, got {size}")
+    if not objective.has_batch_norm:
+        return objective, size
+    if size < 2:
+        raise ValueError("train_batch_size must be at least 2 for the statistics of batch-norm, got 1")
+    if given.objective is None:  # one that takes any number of samples as one batch
+        options = {**given.options, "batch_norm": "batch", "batch_size": samples, "device": ends.ends.device}
+        return Objective(given.module, data, **options), size
+    largest = max(map(len, split_batches(torch.arange(samples, device="cpu"), size)))
+    if largest > objective.batch_size:
+        raise ValueError(
+            f"a batch of the training, of up to {largest} samples, has to fit into one of the Objective's, of "
+            f"{objective.batch_size}: pass a smaller train_batch_size, or build it with a larger batch_size"
+        )
+    return objective, size
+
+
+def _status(path: Line, straight: Line, epochs: int) -> Status:
+    """How far the barrier of the path is to be trusted."""
+    if path.status.name != "complete":
+        return path.status
+    if epochs == 0:
+        return status("untrained")
+    return status("not_lower" if path.value >= straight.value > 0 else "trained")
 
 
 def weights_at(kind: str, t: float, bends: int) -> tuple[float, ...]:
@@ -241,7 +289,7 @@ def _train(
     batch_size: int,
     learning_rate: float,
     seed: int,
-    progress: bool,
+    progress: Report,
 ) -> tuple[Tensor, list[float]]:
     """Lower the mean loss over the path; returns the control points and the mean loss of each epoch."""
     places = torch.Generator().manual_seed(derive_seed(seed, 0, PLACES))
@@ -251,7 +299,7 @@ def _train(
     middle.grad = torch.empty_like(middle)
     losses = []
     batches = -(-objective.samples // batch_size)
-    with products_bar("training the path", epochs * batches, progress, "batches") as done, torch.no_grad():
+    with products_bar("training the path", epochs * batches, progress, "batches") as report, torch.no_grad():
         for epoch in range(1, epochs + 1):
             optimizer.param_groups[0]["lr"] = learning_rate * _share_of_rate((epoch - 1) / epochs)
             total = torch.zeros((), dtype=torch.float64, device=ends.device)
@@ -266,8 +314,8 @@ def _train(
                     torch.mul(gradient, weight, out=row)
                 optimizer.step()
                 total += loss * len(batch)
-                if done is not None:
-                    done(1)
+                if report is not None:
+                    report(1)
             losses.append(float(total) / objective.samples)
     return torch.cat([ends[:1], middle.detach(), ends[1:]]), losses
 
@@ -290,8 +338,8 @@ def _spread(values: Tensor, bends: int) -> Tensor:
     return torch.lerp(values[:1], values[1:], shares)
 
 
-def _evaluate(ends: Ends, rows: Sequence[tuple[float, ...]], title: str, progress: bool, checked: str) -> Line:
-    began = time.perf_counter()
+def _evaluate(ends: Ends, rows: Sequence[tuple[float, ...]], title: str, progress: Report, checked: str) -> Line:
+    began, before = time.perf_counter(), ends.evaluations
     found = ends.evaluate(rows, title, progress)
     alphas = [index / (len(rows) - 1) for index in range(len(rows))]
     shapes = []
@@ -299,7 +347,7 @@ def _evaluate(ends: Ends, rows: Sequence[tuple[float, ...]], title: str, progres
         losses = [loss for loss, _ in pairs]
         shapes.append(shape_of(alphas, losses, (losses[0], losses[-1]), RISE))
     settings = {"measure": title, **ends.settings(), "ends_checked": checked, "versions": versions()}
-    return as_line(alphas, found, shapes, settings, began)
+    return as_line(alphas, found, shapes, settings, ends.evaluations - before, began)
 
 
 def _length(kind: str, control: Tensor) -> float:

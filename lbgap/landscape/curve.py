@@ -8,28 +8,33 @@ from typing import Any
 import torch
 from torch import nn
 
+from lbgap.flat import Selection
 from lbgap.landscape.line import Line, evaluate_path
 from lbgap.losses import LossFunction
+from lbgap.objective import Objective
+from lbgap.system.progress import Report
 
 TURNS = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))
 
 
 def curve(
-    small: nn.Module,
+    small: nn.Module | Objective,
     large: nn.Module,
-    data: Any,
+    data: Any = None,
     *,
     test_data: Any = None,
     points: int = 25,
     low: float = -1.0,
     high: float = 2.0,
     rise: float = 0.1,
-    loss: str | LossFunction = "cross_entropy",
-    batch_norm: str = "batch",
-    precision: str = "float32",
+    progress: Report = False,
+    loss: str | LossFunction | None = None,
+    parameters: Selection | None = None,
+    batch_norm: str | None = None,
+    precision: str | None = None,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
-    progress: bool = False,
+    backend: str | None = None,
 ) -> Line:
     """Evaluate ``f(sin(alpha pi / 2) x_l + cos(alpha pi / 2) x_s)`` on training and test data.
 
@@ -39,33 +44,41 @@ def curve(
     models' own losses is checked on a few samples, where the statistics are those of the ends.
 
     Args:
-        small: The small-batch minimizer x_s, at alpha = 0; never changed.
+        small: The small-batch minimizer x_s, at alpha = 0, never changed; or an :class:`~lbgap.objective.Objective` of
+            it, in which case ``data`` and the keywords from ``loss`` on belong to it and must not be given here.
         large: The large-batch minimizer x_l, at alpha = 1, of the same architecture; never changed.
-        data: Training data, as for :func:`lbgap.fast_sharpness`.
-        test_data: Test data, or None.
+        data: Training data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        test_data: Test data, or None. With an objective they are evaluated in batches of its size; where that is all
+            training samples, in a size of their own.
         points: How many values of alpha, evenly spaced.
         low: Smallest alpha.
         high: Largest alpha.
         rise: For the widths: by how much the loss may rise above that of a minimizer.
-        loss: ``"cross_entropy"``, ``"mse"`` or ``loss(output, target) -> mean over the batch``.
-        batch_norm: ``"batch"``: statistics of each evaluation batch, as in the paper's scripts; ``"eval"``: running
-            statistics, combined as the parameters are, variances no lower than zero; ``"freeze"``: those of x_s
-            everywhere; ``"recalibrate"``: estimated anew on the training data at each point.
-        precision: ``"float32"``, ``"float64"``, or ``"mixed"``: products in bfloat16 where the network allows it, so
-            that all values are exact to some 0.1 % only.
+        progress: True for a bar on standard error, or a function that is called with a
+            :class:`~lbgap.system.progress.Progress`.
+        loss: ``"cross_entropy"`` (the default), ``"mse"`` or ``loss(output, target) -> mean over the batch``.
+        parameters: Which may move: ``"all"`` (the default), ``"weights"``, or names and patterns of them. The others
+            have to be the same in both models.
+        batch_norm: ``"eval"`` (the default): running statistics, combined as the parameters are, variances no lower
+            than zero; ``"batch"``: statistics of each evaluation batch, as in the paper's scripts; ``"freeze"``: those
+            of x_s everywhere; ``"recalibrate"``: estimated anew on the training data at each point.
+        precision: ``"float32"`` (the default), ``"float64"``, or ``"mixed"``: products in bfloat16 where the network
+            allows it, so that all values are exact to some 0.1 % only.
         batch_size: Samples in a micro-batch; with ``batch_norm="batch"`` part of the result, 5,000 by default.
         device: Where to compute; the small model's device by default.
-        progress: Show a progress bar on standard error.
+        backend: ``"auto"`` (the default), ``"native"`` or ``"torch"``.
 
     Returns:
         The curve, as :func:`lbgap.line` returns a line.
 
     Raises:
         ValueError: The models differ in architecture or in what is frozen, or are identical; they keep more than
-            parameters and floating-point buffers; ``points``, ``rise`` or the range is not usable; the data do not fit.
+            parameters and floating-point buffers; ``points``, ``rise`` or the range is not usable; the data do not fit;
+            or something that belongs to the objective was given.
         TypeError: An argument is of the wrong kind.
     """
-    options = {"loss": loss, "precision": precision, "batch_size": batch_size, "device": device}
+    options: dict[str, Any] = {"loss": loss, "parameters": parameters, "precision": precision}
+    options |= {"batch_size": batch_size, "device": device, "backend": backend}
     return evaluate_path(
         "curve", turn, small, large, data, test_data, (points, low, high, rise), batch_norm, options, progress
     )

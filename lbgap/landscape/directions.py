@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from lbgap.landscape.ends import check_finite, check_same_architecture, flat_like
 from lbgap.landscape.frame import Frame, Range
+from lbgap.landscape.given import Given
 from lbgap.measures.draws import normals
 from lbgap.measures.hessian.eigenvalues import eigenvalues
 from lbgap.objective import Objective
+from lbgap.system.progress import Report
 
 KINDS = ("minimizers", "random", "eigenvectors", "pca")
 NORMALISE = ("filter", "layer", "none")
@@ -24,7 +26,7 @@ AT_ONCE = 1 << 22  # numbers of a trajectory that are in float64 at the same tim
 Found = tuple[Tensor, tuple[float, ...]]
 
 
-def kind_of(models: Sequence[nn.Module], directions: str | Tensor | None, normalise: str) -> str:
+def kind_of(models: Sequence[object], directions: str | Tensor | None, normalise: str) -> str:
     """What the directions are, by their name and the number of models.
 
     Raises:
@@ -58,8 +60,13 @@ def kind_of(models: Sequence[nn.Module], directions: str | Tensor | None, normal
     return kind
 
 
-def check_models(models: Sequence[nn.Module], kind: str) -> None:
+def check_models(models: Sequence[nn.Module], kind: str, given: Given) -> None:
     """Refuse models that are not finite points of one parameter space.
+
+    Args:
+        models: All of them.
+        kind: As :func:`kind_of` returns it.
+        given: The one whose loss is evaluated.
 
     Raises:
         ValueError: They differ, or one has a parameter that is not finite.
@@ -70,7 +77,8 @@ def check_models(models: Sequence[nn.Module], kind: str) -> None:
     else:
         names = list(ORDINALS) if len(models) == 3 else ["given"]
     for model, name in zip(models, names, strict=True):
-        check_same_architecture(models[0], model, (names[0], name))
+        parameters = given.options.get("parameters", "all")
+        check_same_architecture(models[0], model, (names[0], name), parameters=parameters, bare=given.bare)
         check_finite(model, name)
 
 
@@ -81,7 +89,7 @@ def make_frame(
     directions: str | Tensor | None,
     normalise: str,
     seed: int,
-    progress: bool,
+    progress: Report,
     kept: Callable[[Callable[[], Found]], Found],
 ) -> Frame:
     """Place the plane.
@@ -93,7 +101,7 @@ def make_frame(
         directions: The tensor, if it is one.
         normalise: Of random directions.
         seed: Of random directions, and of the search for eigenvectors.
-        progress: Show how far that search is.
+        progress: How the progress of that search is reported.
         kept: Returns what a function makes, now or in the call that this one goes on with: two directions and numbers.
 
     Raises:
@@ -199,7 +207,7 @@ def _random(objective: Objective, normalise: str, seed: int) -> Tensor:
 
 
 def _eigenvectors(
-    objective: Objective, seed: int, progress: bool, kept: Callable[[Callable[[], Found]], Found]
+    objective: Objective, seed: int, progress: Report, kept: Callable[[Callable[[], Found]], Found]
 ) -> Frame:
     """Along the eigenvectors of the two largest eigenvalues of the Hessian."""
     if objective.n < 2:
@@ -276,11 +284,11 @@ def _pca(models: Sequence[nn.Module], objective: Objective) -> Frame:
 def _differences(models: Sequence[nn.Module], objective: Objective) -> Iterator[tuple[slice, Tensor]]:
     """Differences of all iterates to the last one, in pieces of their columns: places and ``(m, columns)`` float64."""
     named = [dict(model.named_parameters()) for model in models]
-    first, most = 0, max(1, AT_ONCE // len(models))
+    first, count = 0, max(1, AT_ONCE // len(models))
     for name in objective.names:
         parts = [values[name].detach().reshape(-1) for values in named]
-        for at in range(0, len(parts[0]), most):
-            block = torch.stack([part[at : at + most].to(objective.theta.device, torch.float64) for part in parts])
+        for at in range(0, len(parts[0]), count):
+            block = torch.stack([part[at : at + count].to(objective.theta.device, torch.float64) for part in parts])
             yield slice(first + at, first + at + block.shape[1]), block - block[-1]
         first += len(parts[0])
 

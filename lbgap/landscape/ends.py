@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lbgap.landscape.combined import Combined, Pairs, check_batch_norm
+from lbgap.flat import Selection, select_parameters
+from lbgap.landscape.combined import Combined, Pairs
+from lbgap.landscape.given import Given
 from lbgap.objective import Objective
-from lbgap.system.progress import evaluations_bar
+from lbgap.system.progress import Report, evaluations_bar
 
 BLOCK = 256  # points between two moves of the progress bar; a multiple of what is evaluated at once
 
@@ -23,48 +25,45 @@ class Ends(Combined):
         distance: ``|x_l - x_s|``, over all parameters that may move.
     """
 
-    def __init__(
-        self, small: nn.Module, large: nn.Module, sets: Sequence[Any], batch_norm: str, options: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, given: Given, large: nn.Module, data: Any, test_data: Any) -> None:
         """Load models and data.
 
         Args:
-            small: The small-batch minimizer x_s.
+            given: The small-batch minimizer x_s.
             large: The large-batch minimizer x_l.
-            sets: Training data, and test data if there are any.
-            batch_norm: One of :data:`MODES`.
-            options: Those of an :class:`lbgap.Objective`.
+            data: Training data; None where an objective was given.
+            test_data: Test data, or None.
 
         Raises:
             ValueError: The models differ in architecture or are identical, one has a parameter that is not finite, or
                 an option is out of its range.
             TypeError: One is not a module.
         """
-        check_batch_norm(batch_norm)
-        check_same_architecture(small, large)
+        small = given.module
+        check_same_architecture(small, large, parameters=given.options.get("parameters", "all"), bare=given.bare)
         for role, model in (("small-batch", small), ("large-batch", large)):
             check_finite(model, role)
-        super().__init__(small, sets, batch_norm, options)
+        super().__init__(given, data, test_data)
         x_s = self.objectives[0].theta
         x_l = flat_like(large, self.objectives[0])
         if torch.equal(x_s, x_l):
             raise ValueError("the two models have the same parameters: a line needs two different minimizers")
         self.ends = torch.stack([x_s, x_l])
         self.distance = float((x_l.double() - x_s.double()).norm())
-        self.buffers = combined_buffers((small, large), batch_norm)
+        self.buffers = combined_buffers((small, large), self.mode)
         self._models = small, large
 
-    def evaluate(self, rows: Sequence[tuple[float, ...]], title: str, progress: bool) -> list[Pairs]:
+    def evaluate(self, rows: Sequence[tuple[float, ...]], title: str, progress: Report) -> list[Pairs]:
         """Loss and accuracy at each row of coefficients of the ends, on each data set; accuracies may be NaN."""
         found: list[Pairs] = [[] for _ in self.objectives]
-        block = 1 if self.mode == "recalibrate" else BLOCK
-        with evaluations_bar(title, len(rows) * len(found), progress) as visited:
+        block = 1 if self.recalibrates else BLOCK
+        with evaluations_bar(title, len(rows) * len(found), progress) as report:
             for first in range(0, len(rows), block):
                 some = self.at(torch.tensor(rows[first : first + block], dtype=torch.float64))
                 for pairs, new in zip(found, some, strict=True):
                     pairs += new
-                    for loss, _ in new if visited is not None else ():
-                        visited(0, loss)  # type: ignore[misc]
+                    for loss, _ in new if report is not None else ():
+                        report(0, loss)  # type: ignore[misc]
         return found
 
     def check(self) -> str:
@@ -110,7 +109,12 @@ def combined_buffers(models: Sequence[nn.Module], batch_norm: str) -> dict[str, 
 
 
 def check_same_architecture(
-    small: nn.Module, large: nn.Module, names: tuple[str, str] = ("small-batch", "large-batch")
+    small: nn.Module,
+    large: nn.Module,
+    names: tuple[str, str] = ("small-batch", "large-batch"),
+    *,
+    parameters: Selection = "all",
+    bare: bool = False,
 ) -> None:
     """Refuse two models that are not points of one parameter space.
 
@@ -118,6 +122,8 @@ def check_same_architecture(
         small: The one.
         large: The other.
         names: What they are called.
+        parameters: Which may move; see :func:`lbgap.flat.select_parameters`. The others have to be the same in both.
+        bare: Whether one of them may lack the running statistics of batch-norm.
 
     Raises:
         TypeError: One is not a module.
@@ -126,18 +132,13 @@ def check_same_architecture(
     for role, model in zip(names, (small, large), strict=True):
         if not isinstance(model, nn.Module):
             raise TypeError(f"the {role} model must be a torch.nn.Module, got {type(model).__name__}")
-    parameters = dict(large.named_parameters())
-    _check_shapes("parameter", dict(small.named_parameters()), parameters)
-    for name, ours in small.named_parameters():
-        if ours.requires_grad != parameters[name].requires_grad:
-            raise ValueError(f"parameter {name!r} is frozen in one model only: freeze it in both or in neither")
-        if not ours.requires_grad and not torch.equal(ours.cpu(), parameters[name].cpu()):
-            raise ValueError(f"frozen parameter {name!r} differs between the models: unfreeze it to interpolate it")
-    buffers = dict(large.named_buffers())
-    _check_shapes("buffer", dict(small.named_buffers()), buffers)
-    for name, value in small.named_buffers():
+    _check_shapes("parameter", dict(small.named_parameters()), dict(large.named_parameters()))
+    _check_what_stays(small, large, parameters)
+    ours, theirs = (_buffers(model, bare) for model in (small, large))
+    _check_shapes("buffer", ours, theirs)
+    for name, value in ours.items():
         counter = name.endswith("num_batches_tracked")  # which enters no evaluation
-        if not (counter or value.is_floating_point() or torch.equal(value.cpu(), buffers[name].cpu())):
+        if not (counter or value.is_floating_point() or torch.equal(value.cpu(), theirs[name].cpu())):
             raise ValueError(f"the models differ: buffer {name!r} has other values and cannot be interpolated")
     modules = dict(large.named_modules())
     for name, module in small.named_modules():
@@ -145,6 +146,24 @@ def check_same_architecture(
         if kinds[0] != kinds[1]:
             where = f"module {name!r}" if name else "the whole"
             raise ValueError(f"the models differ: {where} is {kinds[0]} in one and {kinds[1]} in the other")
+
+
+def _check_what_stays(small: nn.Module, large: nn.Module, parameters: Selection) -> None:
+    """Refuse models that disagree on which parameters may move, or on the values of those that may not."""
+    theirs, moving = dict(large.named_parameters()), [select_parameters(one, parameters) for one in (small, large)]
+    for name, ours in small.named_parameters():
+        if (name in moving[0]) != (name in moving[1]):
+            raise ValueError(f"parameter {name!r} is frozen in one model only: freeze it in both or in neither")
+        if name not in moving[0] and not torch.equal(ours.cpu(), theirs[name].to("cpu", ours.dtype)):
+            if ours.requires_grad or theirs[name].requires_grad:
+                raise ValueError(f"parameter {name!r} differs between the models: choose it in parameters=, too")
+            raise ValueError(f"frozen parameter {name!r} differs between the models: unfreeze it to interpolate it")
+
+
+def _buffers(model: nn.Module, bare: bool) -> dict[str, Tensor]:
+    """The buffers by name; with ``bare`` those of batch-norm are left out."""
+    norms = [prefix for prefix, module in model.named_modules() if isinstance(module, _BatchNorm)] if bare else []
+    return {name: value for name, value in model.named_buffers() if name.rpartition(".")[0] not in norms}
 
 
 def check_finite(model: nn.Module, role: str) -> None:

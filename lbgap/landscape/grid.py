@@ -16,10 +16,10 @@ from lbgap.landscape.frame import SNAP, Frame, Range
 from lbgap.landscape.record import Record
 from lbgap.landscape.refine import refine
 
-MOST_POINTS = 1_000_000
+MAX_POINTS = 1_000_000
 CHUNK = 64  # points evaluated together and written together: never another number, for it is part of their bits
 Rows = tuple[tuple[float, ...], ...]
-Visited = Callable[[float, float], None]
+Reporter = Callable[[float, float], None]  # of evaluations and a value
 
 
 class Grid:
@@ -57,18 +57,18 @@ class Grid:
         self.values = torch.full((2 * len(combined.objectives), *shape), math.nan, dtype=torch.float64)
         self.evaluated = torch.zeros(shape, dtype=torch.bool)
 
-    def at_marks(self, visited: Visited | None) -> tuple[float, ...]:
+    def at_marks(self, report: Reporter | None) -> tuple[float, ...]:
         """The training loss at the marks."""
         count = len(self._frame.marks)
         rows = torch.eye(len(self._frame.ends), dtype=torch.float64)[:count]
         places = torch.tensor([[-1, index] for index in range(count)])
-        return tuple(self._chunk(places, rows, visited)[0, :, 0].tolist())
+        return tuple(self._chunk(places, rows, report)[0, :, 0].tolist())
 
-    def fill(self, tolerance: float | None, visited: Visited | None) -> None:
+    def fill(self, tolerance: float | None, report: Reporter | None) -> None:
         """Evaluate all points, or with a tolerance as many as are needed."""
         shape = self.evaluated.shape[0], self.evaluated.shape[1]
         if tolerance is None:
-            self._evaluate([(row, column) for row in range(shape[0]) for column in range(shape[1])], visited)
+            self._evaluate([(row, column) for row in range(shape[0]) for column in range(shape[1])], report)
             return
         present = [i for i in range(len(self.values)) if i % 2 == 0 or self._classes(i // 2)]
         some = self.values[present]
@@ -78,7 +78,7 @@ class Grid:
         )
 
         def evaluate(wanted: list[tuple[int, int]]) -> None:
-            self._evaluate(wanted, visited)
+            self._evaluate(wanted, report)
             some.copy_(self.values[present])
 
         refine(shape, evaluate, some, self.evaluated, lambda values: share * values.abs() + least)
@@ -92,19 +92,19 @@ class Grid:
     def _classes(self, number: int) -> bool:
         return self._combined.objectives[number].classes is not None
 
-    def _evaluate(self, wanted: list[tuple[int, int]], visited: Visited | None) -> None:
+    def _evaluate(self, wanted: list[tuple[int, int]], report: Reporter | None) -> None:
         for some in torch.tensor(wanted, dtype=torch.int64).view(-1, 2).split(CHUNK):
             row, column = some.unbind(1)
             rows = self._frame.coefficients(torch.stack((self._x[column], self._y[row]), 1))
-            found = self._chunk(some, rows, visited)
+            found = self._chunk(some, rows, report)
             self.values[:, row, column] = found.transpose(1, 2).flatten(0, 1)
             self.evaluated[row, column] = True
 
-    def _chunk(self, places: Tensor, rows: Tensor, visited: Visited | None) -> Tensor:
+    def _chunk(self, places: Tensor, rows: Tensor, report: Reporter | None) -> Tensor:
         """Losses and accuracies at some points, ``(sets, k, 2)``."""
         found = self._record.chunk(places, lambda: torch.tensor(self._combined.at(rows), dtype=torch.float64))
-        for loss in found[..., 0].flatten().tolist() if visited is not None else ():
-            visited(0, loss)  # type: ignore[misc]
+        for loss in found[..., 0].flatten().tolist() if report is not None else ():
+            report(0, loss)  # type: ignore[misc]
         return found
 
     def loss(self, number: int) -> Rows:
@@ -127,8 +127,8 @@ def check_grid(points: Any, x_range: Any, y_range: Any) -> tuple[tuple[int, int]
     if len(pair) != 2:
         raise ValueError(f"points must be one number, or columns and rows, got {points!r}")
     columns, rows = (whole("points", count, 2) for count in pair)
-    if columns * rows > MOST_POINTS:
-        raise ValueError(f"points must be at most {MOST_POINTS:,} in all, got {columns} x {rows}")
+    if columns * rows > MAX_POINTS:
+        raise ValueError(f"points must be at most {MAX_POINTS:,} in all, got {columns} x {rows}")
     return (columns, rows), (_range("x_range", x_range), _range("y_range", y_range))
 
 

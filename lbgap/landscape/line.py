@@ -6,109 +6,141 @@ import math
 import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from lbgap.checks import whole
+from lbgap.flat import Selection
 from lbgap.landscape.combined import Pairs
 from lbgap.landscape.ends import Ends
-from lbgap.landscape.shape import Shape, shape_of
+from lbgap.landscape.given import take
+from lbgap.landscape.shape import Shape, shape_of, status_of
+from lbgap.landscape.words import footing
 from lbgap.losses import LossFunction
-from lbgap.result import plain, versions
+from lbgap.objective import Objective
+from lbgap.result import Result, versions
+from lbgap.system.progress import Report, check_progress
 
-MOST_POINTS = 100_000
+MAX_POINTS = 100_000
 SNAP = 1e-12  # of alpha
 Weights = Callable[[float], tuple[float, float]]
 
 
-@dataclass(frozen=True, eq=False)
-class Line:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Line(Result):
     """Loss and accuracy on a path through two minimizers, such as ``alpha x_l + (1 - alpha) x_s``.
 
     Attributes:
+        value: The barrier of the training loss between the minimizers, that of ``shape``; NaN where it is not known.
         alphas: Where, ``(points,)``: 0 is the small-batch minimizer x_s, 1 the large-batch one x_l.
         train_loss: Mean loss over the training data; infinite or NaN where it overflows.
         train_accuracy: In percent; None where the model is not a classifier.
         test_loss: The same over the test data; None without.
         test_accuracy: The same over the test data; None without.
-        settings: Everything that the result depends on.
-        seconds: Wall-clock time of the call.
         shape: Barrier between the minimizers and their widths, by the training loss.
         test_shape: The same by the test loss; None without.
+        evaluations: Passes over the training data; those over the test data are as many, and not counted.
     """
 
-    alphas: tuple[float, ...] = field(repr=False)
+    alphas: tuple[float, ...]
     train_loss: tuple[float, ...]
     train_accuracy: tuple[float, ...] | None
     test_loss: tuple[float, ...] | None
     test_accuracy: tuple[float, ...] | None
-    settings: dict[str, Any] = field(repr=False)
-    seconds: float
-    shape: Shape | None = None
-    test_shape: Shape | None = None
+    shape: Shape
+    test_shape: Shape | None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; NaN and infinity become None."""
-        names = ("alphas", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "settings", "seconds")
-        shapes = {"shape": self.shape, "test_shape": self.test_shape}
-        values = {name: plain(getattr(self, name)) for name in names}
-        return {**values, **{name: None if shape is None else shape.to_dict() for name, shape in shapes.items()}}
+        tested = None if self.test_shape is None else self.test_shape.to_dict()
+        return {**super().to_dict(), "shape": self.shape.to_dict(), "test_shape": tested}
+
+    def __str__(self) -> str:
+        """A few lines: the barriers, the widths of the minimizers, and what belongs to them."""
+        s = self.settings
+        lines = [
+            f"{s['measure']}: barrier {self.value:.6g} of the training loss, at alpha {self.shape.barrier_alpha:.4g}"
+        ]
+        if self.test_shape is not None:
+            tested = self.test_shape
+            lines.append(f"  barrier {tested.barrier:.6g} of the test loss, at alpha {tested.barrier_alpha:.4g}")
+        lines.append(f"  width until the training loss has risen by {self.shape.rise:g}: {self.shape.widths()}")
+        grid = f"{len(self.alphas):,} points from {self.alphas[0]:g} to {self.alphas[-1]:g}"
+        lines.append(f"  {grid}, minimizers {s['distance']:.6g} apart")
+        return "\n".join((*lines, *footing(self)))
 
 
 def line(
-    small: nn.Module,
+    small: nn.Module | Objective,
     large: nn.Module,
-    data: Any,
+    data: Any = None,
     *,
     test_data: Any = None,
     points: int = 25,
     low: float = -1.0,
     high: float = 2.0,
     rise: float = 0.1,
-    loss: str | LossFunction = "cross_entropy",
-    batch_norm: str = "batch",
-    precision: str = "float32",
+    progress: Report = False,
+    loss: str | LossFunction | None = None,
+    parameters: Selection | None = None,
+    batch_norm: str | None = None,
+    precision: str | None = None,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
-    progress: bool = False,
+    backend: str | None = None,
 ) -> Line:
     """Evaluate ``f(alpha x_l + (1 - alpha) x_s)`` on training and test data.
 
-    Trainable parameters are interpolated, and so are floating-point buffers, but for the statistics of batch-norm with
-    ``batch_norm`` other than ``"eval"``. That both ends have the models' own losses is checked on a few samples, where
-    the statistics are those of the ends.
+    Keskar et al. 2016 (arXiv 1609.04836), figure 3. Parameters that may move are interpolated, and so are
+    floating-point buffers, but for the statistics of batch-norm with ``batch_norm`` other than ``"eval"``. That both
+    ends have the models' own losses is checked on a few samples, where the statistics are those of the ends.
 
     Args:
-        small: The small-batch minimizer x_s, at alpha = 0; never changed.
+        small: The small-batch minimizer x_s, at alpha = 0, never changed; or an :class:`~lbgap.objective.Objective` of
+            it, in which case ``data`` and the keywords from ``loss`` on belong to it and must not be given here.
         large: The large-batch minimizer x_l, at alpha = 1, of the same architecture; never changed.
-        data: Training data, as for :func:`lbgap.fast_sharpness`.
-        test_data: Test data, or None.
+        data: Training data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        test_data: Test data, or None. With an objective they are evaluated in batches of its size; where that is all
+            training samples, in a size of their own.
         points: How many values of alpha, evenly spaced.
         low: Smallest alpha.
         high: Largest alpha.
         rise: For the widths: by how much the loss may rise above that of a minimizer.
-        loss: ``"cross_entropy"``, ``"mse"`` or ``loss(output, target) -> mean over the batch``.
-        batch_norm: ``"batch"``: statistics of each evaluation batch, as in the paper's scripts; ``"eval"``: running
-            statistics, combined as the parameters are, variances no lower than zero; ``"freeze"``: those of x_s
-            everywhere; ``"recalibrate"``: estimated anew on the training data at each point.
-        precision: ``"float32"``, ``"float64"``, or ``"mixed"``: products in bfloat16 where the network allows it, so
-            that all values are exact to some 0.1 % only.
+        progress: True for a bar on standard error, or a function that is called with a
+            :class:`~lbgap.system.progress.Progress`.
+        loss: ``"cross_entropy"`` (the default), ``"mse"`` or ``loss(output, target) -> mean over the batch``.
+        parameters: Which may move: ``"all"`` (the default), ``"weights"``, or names and patterns of them. The others
+            have to be the same in both models.
+        batch_norm: ``"eval"`` (the default): running statistics, combined as the parameters are, variances no lower
+            than zero; ``"batch"``: statistics of each evaluation batch, as in the paper's scripts; ``"freeze"``: those
+            of x_s everywhere; ``"recalibrate"``: estimated anew on the training data at each point.
+        precision: ``"float32"`` (the default), ``"float64"``, or ``"mixed"``: products in bfloat16 where the network
+            allows it, so that all values are exact to some 0.1 % only.
         batch_size: Samples in a micro-batch; with ``batch_norm="batch"`` part of the result, 5,000 by default.
         device: Where to compute; the small model's device by default.
-        progress: Show a progress bar on standard error.
+        backend: ``"auto"`` (the default), ``"native"`` or ``"torch"``.
 
     Returns:
         The line.
 
     Raises:
         ValueError: The models differ in architecture or in what is frozen, or are identical; they keep more than
-            parameters and floating-point buffers; ``points``, ``rise`` or the range is not usable; the data do not fit.
+            parameters and floating-point buffers; ``points``, ``rise`` or the range is not usable; the data do not fit;
+            or something that belongs to the objective was given.
         TypeError: An argument is of the wrong kind.
+
+    Example:
+        >>> import torch, lbgap
+        >>> small, large = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+        >>> found = lbgap.line(small, large, (torch.eye(2), torch.tensor([0, 1])), points=7)
+        >>> found.alphas[3], found.value >= 0, found.status.name
+        (0.5, True, 'complete')
     """
-    options = {"loss": loss, "precision": precision, "batch_size": batch_size, "device": device}
+    options: dict[str, Any] = {"loss": loss, "parameters": parameters, "precision": precision}
+    options |= {"batch_size": batch_size, "device": device, "backend": backend}
     return evaluate_path(
         "line",
         lambda alpha: (1 - alpha, alpha),
@@ -126,28 +158,28 @@ def line(
 def evaluate_path(
     measure: str,
     weights: Weights,
-    small: nn.Module,
+    small: nn.Module | Objective,
     large: nn.Module,
     data: Any,
     test_data: Any,
     grid: tuple[int, float, float, float],
-    batch_norm: str,
+    batch_norm: str | None,
     options: Mapping[str, Any],
-    progress: bool,
+    progress: Report,
 ) -> Line:
     """Evaluate a path through two minimizers.
 
     Args:
         measure: Its name, for the result.
         weights: From alpha to the coefficients of x_s and x_l: (1, 0) at 0 and (0, 1) at 1.
-        small: As :func:`line`, and so on.
-        large: The same.
-        data: The same.
-        test_data: The same.
+        small: The small-batch minimizer, or an objective of it.
+        large: The large-batch minimizer.
+        data: Training data.
+        test_data: Test data, or None.
         grid: ``points``, ``low``, ``high`` and ``rise``.
-        batch_norm: The same.
-        options: Those of an :class:`lbgap.Objective`.
-        progress: The same.
+        batch_norm: What batch-norm does.
+        options: The other keywords of an :class:`lbgap.Objective`; None where the caller gave none.
+        progress: How progress is reported.
 
     Raises:
         ValueError: As :func:`line`.
@@ -157,7 +189,8 @@ def evaluate_path(
     points, low, high, rise = grid
     points = check_range(points, low, high)
     check_rise(rise)
-    ends = Ends(small, large, [data] if test_data is None else [data, test_data], batch_norm, options)
+    check_progress(progress)
+    ends = Ends(take(small, data, batch_norm, options), large, data, test_data)
     checked = ends.check()
     alphas = [_snapped(alpha) for alpha in torch.linspace(low, high, points, dtype=torch.float64).tolist()]
     missing = [end for end in (0.0, 1.0) if end not in alphas]
@@ -169,11 +202,16 @@ def evaluate_path(
     settings = {"measure": measure, "points": points, "low": float(low), "high": float(high), "rise": float(rise)}
     settings |= {**ends.settings(), "evaluated": ends.objectives[0].losses_way, "ends_checked": checked}
     settings["versions"] = versions()
-    return as_line(alphas, [pairs[:points] for pairs in found], shapes, settings, began)
+    return as_line(alphas, [pairs[:points] for pairs in found], shapes, settings, ends.evaluations, began)
 
 
 def as_line(
-    alphas: Sequence[float], found: Sequence[Pairs], shapes: Sequence[Shape], settings: dict[str, Any], began: float
+    alphas: Sequence[float],
+    found: Sequence[Pairs],
+    shapes: Sequence[Shape],
+    settings: dict[str, Any],
+    evaluations: float,
+    began: float,
 ) -> Line:
     """Put together what was found along a path.
 
@@ -182,18 +220,22 @@ def as_line(
         found: Loss and accuracy there, on the training data and, if there are any, on the test data.
         shapes: Barrier and widths by each of them.
         settings: Everything that the values depend on.
+        evaluations: Passes over the training data.
         began: When the work began, by :func:`time.perf_counter`.
     """
     train_loss, train_accuracy = columns(found[0])
     test_loss, test_accuracy = columns(found[1]) if len(found) > 1 else (None, None)
     return Line(
+        value=shapes[0].barrier,
+        status=status_of(shapes[0], train_loss),
+        settings=settings,
+        evaluations=evaluations,
+        seconds=time.perf_counter() - began,
         alphas=tuple(alphas),
         train_loss=train_loss,
         train_accuracy=train_accuracy,
         test_loss=test_loss,
         test_accuracy=test_accuracy,
-        settings=settings,
-        seconds=time.perf_counter() - began,
         shape=shapes[0],
         test_shape=shapes[1] if len(shapes) > 1 else None,
     )
@@ -211,7 +253,7 @@ def check_range(points: int, low: float, high: float) -> int:
         TypeError: A number is of the wrong kind.
         ValueError: It is out of its range.
     """
-    points = whole("points", points, 2, MOST_POINTS + 1)
+    points = whole("points", points, 2, MAX_POINTS + 1)
     for name, value in (("low", low), ("high", high)):
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name} must be a number, got {value!r}")

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lbgap.checks import flag, positive, whole
-from lbgap.landscape.combined import Combined, check_batch_norm
+from lbgap.flat import Selection
+from lbgap.landscape.combined import Combined
 from lbgap.landscape.directions import check_models, kind_of, make_frame
 from lbgap.landscape.ends import combined_buffers
 from lbgap.landscape.frame import Frame, Range
+from lbgap.landscape.given import Given, take
 from lbgap.landscape.grid import Grid, Rows, check_grid
-from lbgap.landscape.record import opened
+from lbgap.landscape.record import NO_BATCH_NORM, opened
+from lbgap.landscape.words import footing
 from lbgap.losses import LossFunction
-from lbgap.result import plain, versions
+from lbgap.objective import Objective
+from lbgap.result import Result, versions
+from lbgap.status import Status, status
 from lbgap.system import files
-from lbgap.system.progress import evaluations_bar
+from lbgap.system.progress import Report, check_progress, evaluations_bar
 
 TOLERANCE = 0.02  # of refine=True
 
 
-@dataclass(frozen=True, eq=False)
-class Plane:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Plane(Result):
     """Loss and accuracy on a grid of points in a plane; values are rows of columns, ``values[row][column]``.
 
     Attributes:
+        value: How far the training loss in the plane, on the grid and at the marks, rises above that of the lowest
+            mark: infinite where it overflows, NaN where that of no mark is finite.
         x: Coordinates of the columns, ascending, in the units that ``axes[0]`` names.
         y: Coordinates of the rows, ascending, in the units that ``axes[1]`` names.
         train_loss: Mean loss over the training data; infinite or NaN where it overflows.
@@ -39,42 +47,50 @@ class Plane:
         test_accuracy: The same over the test data; None without.
         evaluated: Which values were evaluated; the others were interpolated between them.
         marks: Name and coordinates of each minimizer in the plane.
-        path: Coordinates of each iterate of a trajectory, projected into the plane; None without.
-        axes: What x and y are, with their units.
-        evaluations: How many points of the grid were evaluated.
-        settings: Everything that the result depends on.
-        seconds: Wall-clock time of the call.
         mark_loss: Training loss at each mark, which lies between points of the grid; one that is a model's own is
             that model's loss.
+        path: Coordinates of each iterate of a trajectory, projected into the plane; None without.
+        axes: What x and y are, with their units.
         eigenvalues: Of the Hessian, one for each direction that is an eigenvector of it; None without.
         explained: Share of the trajectory's variance along each principal component; None without.
+        evaluations: Passes over the training data by this call, those of a search for eigenvectors included; those over
+            the test data are not, nor is what ``out`` had kept.
     """
 
-    x: tuple[float, ...] = field(repr=False)
-    y: tuple[float, ...] = field(repr=False)
-    train_loss: Rows = field(repr=False)
-    train_accuracy: Rows | None = field(repr=False)
-    test_loss: Rows | None = field(repr=False)
-    test_accuracy: Rows | None = field(repr=False)
-    evaluated: tuple[tuple[bool, ...], ...] = field(repr=False)
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    train_loss: Rows
+    train_accuracy: Rows | None
+    test_loss: Rows | None
+    test_accuracy: Rows | None
+    evaluated: tuple[tuple[bool, ...], ...]
     marks: tuple[tuple[str, float, float], ...]
+    mark_loss: tuple[float, ...]
     path: tuple[tuple[float, float], ...] | None
     axes: tuple[str, str]
-    evaluations: int
-    settings: dict[str, Any] = field(repr=False)
-    seconds: float = 0.0
-    mark_loss: tuple[float, ...] = ()
-    eigenvalues: tuple[float, float] | None = None
-    explained: tuple[float, float] | None = None
+    eigenvalues: tuple[float, float] | None
+    explained: tuple[float, float] | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON; NaN and infinity become None."""
-        return {name: plain(getattr(self, name)) for name in self.__dataclass_fields__}
+    @property
+    def evaluated_points(self) -> int:
+        """How many points of the grid were evaluated."""
+        return sum(map(sum, self.evaluated))
+
+    def __str__(self) -> str:
+        """A few lines: how far the loss rises, the axes, the minimizers, and what belongs to them."""
+        marks = (f"{name} {loss:.6g}" for (name, *_), loss in zip(self.marks, self.mark_loss, strict=True))
+        lines = [
+            f"plane: the training loss rises by up to {self.value:.6g}",
+            f"  loss at the marks: {', '.join(marks)}",
+            f"  x from {self.x[0]:.4g} to {self.x[-1]:.4g}, {len(self.x)} columns: {self.axes[0]}",
+            f"  y from {self.y[0]:.4g} to {self.y[-1]:.4g}, {len(self.y)} rows: {self.axes[1]}",
+        ]
+        return "\n".join((*lines, *footing(self)))
 
 
 def plane(
-    models: nn.Module | Sequence[nn.Module],
-    data: Any,
+    models: nn.Module | Objective | Sequence[nn.Module | Objective],
+    data: Any = None,
     *,
     directions: str | Tensor | None = None,
     normalise: str = "filter",
@@ -83,15 +99,17 @@ def plane(
     x_range: Range | None = None,
     y_range: Range | None = None,
     refine: float | bool | None = None,
-    loss: str | LossFunction = "cross_entropy",
-    batch_norm: str = "batch",
-    precision: str = "float32",
-    batch_size: int | None = None,
-    device: str | torch.device | None = None,
-    seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    progress: bool = False,
+    seed: int = 0,
+    progress: Report = False,
+    loss: str | LossFunction | None = None,
+    parameters: Selection | None = None,
+    batch_norm: str | None = None,
+    precision: str | None = None,
+    batch_size: int | None = None,
+    device: str | torch.device | None = None,
+    backend: str | None = None,
 ) -> Plane:
     """Evaluate loss and accuracy on a plane of the parameter space, on training and test data.
 
@@ -101,9 +119,12 @@ def plane(
     principal components (the same, section 7.2).
 
     Args:
-        models: Three minimizers, one, or the iterates of a training, the last one being the centre; never changed.
-        data: Training data, as for :func:`lbgap.fast_sharpness`.
-        test_data: Test data, or None.
+        models: Three minimizers, one, or the iterates of a training, the last one being the centre; never changed. In
+            place of one minimizer, the first of three or the last iterate an :class:`~lbgap.objective.Objective` of it
+            may stand, in which case ``data`` and the keywords from ``loss`` on belong to it and must not be given here.
+        data: Training data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        test_data: Test data, or None. With an objective they are evaluated in batches of its size; where that is all
+            training samples, in a size of their own.
         directions: ``"minimizers"``: through three of them, the default where there are three. ``"random"``: Gaussian,
             the default where there is one. ``"eigenvectors"``: of the two largest eigenvalues of the Hessian, of length
             1. ``"pca"``: the principal components of the iterates, of length 1. Or a tensor ``(2, n)``.
@@ -115,24 +136,29 @@ def plane(
         x_range: First and last x; by default what is marked with a margin of 20 % on each side, or (-1, 1) around one
             minimizer. In units that ``axes`` of the result names.
         y_range: The same for y.
-        refine: None: evaluate every point. A tolerance: look at some 17 x 17 points, evaluate more where every other
+        refine: None: evaluate every point. A tolerance: evaluate some 17 x 17 points, more where every other
             one does not predict the rest, and interpolate in between. Where both are known, interpolated and evaluated
             losses differ by at most this share of the latter, and accuracies by this share of 100 % and the sampling
             error of an accuracy (50 % over the root of the number of samples). True means 0.02. A bend narrower than a
             16th of the plane may be missed. ``evaluated`` of the result says which values are not interpolated.
-        loss: ``"cross_entropy"``, ``"mse"`` or ``loss(output, target) -> mean over the batch``.
-        batch_norm: ``"batch"``: statistics of each evaluation batch; ``"eval"``: running statistics, between three
-            minimizers combined as the parameters are (variances no lower than zero), else those of the centre;
-            ``"freeze"``: those of the first minimizer or the centre everywhere; ``"recalibrate"``: estimated anew on
-            the training data at each point.
-        precision: ``"float32"``, ``"float64"``, or ``"mixed"``: products in bfloat16 where the network allows it.
-        batch_size: Samples in a micro-batch; with ``batch_norm="batch"`` part of the result, 5,000 by default.
-        device: Where to compute; the first model's device by default.
-        seed: Of random directions, and of the search for eigenvectors.
         out: A folder that keeps what was evaluated as it comes.
         resume: Whether a plane in ``out`` is continued, killed or finished: it ends with the same bits as one that was
             not interrupted. One of other models, data or settings is refused.
-        progress: Show a progress bar on standard error.
+        seed: Of random directions, and of the search for eigenvectors.
+        progress: True for a bar on standard error, or a function that is called with a
+            :class:`~lbgap.system.progress.Progress`.
+        loss: ``"cross_entropy"`` (the default), ``"mse"`` or ``loss(output, target) -> mean over the batch``.
+        parameters: Which may move: ``"all"`` (the default), ``"weights"``, or names and patterns of them. The others
+            have to be the same in all models.
+        batch_norm: ``"eval"`` (the default): running statistics, between three minimizers combined as the parameters
+            are (variances no lower than zero), else those of the centre; ``"batch"``: statistics of each evaluation
+            batch; ``"freeze"``: those of the first minimizer or the centre everywhere; ``"recalibrate"``: estimated
+            anew on the training data at each point.
+        precision: ``"float32"`` (the default), ``"float64"``, or ``"mixed"``: products in bfloat16 where the network
+            allows it.
+        batch_size: Samples in a micro-batch; with ``batch_norm="batch"`` part of the result, 5,000 by default.
+        device: Where to compute; the device of the first model, or of the last iterate, by default.
+        backend: ``"auto"`` (the default), ``"native"`` or ``"torch"``.
 
     Returns:
         The plane.
@@ -140,20 +166,20 @@ def plane(
     Raises:
         ValueError: The models differ in architecture, are identical or lie on a line; the directions are parallel,
             not finite or of the wrong shape; an argument is out of its range; the data do not fit; ``out`` holds
-            another plane.
+            another plane; or something that belongs to the objective was given.
         TypeError: An argument is of the wrong kind.
         OSError: ``out`` holds something else, or cannot be written.
 
     Example:
         >>> import torch, lbgap
         >>> found = lbgap.plane(torch.nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1])), points=(5, 3))
-        >>> len(found.train_loss), len(found.train_loss[0]), found.evaluations
+        >>> len(found.train_loss), len(found.train_loss[0]), found.evaluated_points
         (3, 5, 15)
     """
     began = time.perf_counter()
-    if not isinstance(models, nn.Module | Sequence):
+    if not isinstance(models, nn.Module | Objective | Sequence):
         raise TypeError(f"models must be a module or a sequence of them, got {type(models).__name__}")
-    several = [models] if isinstance(models, nn.Module) else list(models)
+    several = [models] if isinstance(models, nn.Module | Objective) else list(models)
     kind = kind_of(several, directions, normalise)
     (columns, rows), asked = check_grid(points, x_range, y_range)
     tolerance = _tolerance(refine)
@@ -161,12 +187,12 @@ def plane(
     flag("resume", resume)
     if resume and out is None:
         raise ValueError("resume=True needs the folder of the plane that goes on: pass it as `out`")
-    flag("progress", progress)
-    check_batch_norm(batch_norm)
-    check_models(several, kind)
-    sets = [data] if test_data is None else [data, test_data]
-    options = {"loss": loss, "precision": precision, "batch_size": batch_size, "device": device}
-    combined = Combined(several[-1] if kind == "pca" else several[0], sets, batch_norm, options)
+    check_progress(progress)
+    options: dict[str, Any] = {"loss": loss, "parameters": parameters, "precision": precision}
+    options |= {"batch_size": batch_size, "device": device, "backend": backend}
+    given, modules = _taken(several, kind, data, batch_norm, options)
+    check_models(modules, kind, given)
+    combined = Combined(given, data, test_data)
     own = {
         "measure": "plane",
         "directions": kind,
@@ -177,38 +203,86 @@ def plane(
         "refine": tolerance,
         "seed": seed,
     }
-    facts = {**own, **_facts(combined), **_digests(several, directions, combined)} if out is not None else {}
+    facts = {**own, **_facts(combined), **_digests(modules, directions, combined)} if out is not None else {}
     with opened(out, resume, facts) as record:
         frame = make_frame(
-            kind, several, combined.objectives[0], directions, normalise, seed, progress, record.directions
+            kind, modules, combined.objectives[0], directions, normalise, seed, progress, record.directions
         )
-        checked = _check_ends(frame, kind, several, combined)
+        checked = _check_ends(frame, kind, modules, combined)
         grid = Grid(frame, combined, record, (columns, rows), asked)
-        with evaluations_bar("plane", (rows * columns + len(frame.marks)) * len(sets), progress) as visited:
-            mark_loss = grid.at_marks(visited)
-            grid.fill(tolerance, visited)
+        with evaluations_bar(
+            "plane", (rows * columns + len(frame.marks)) * len(combined.objectives), progress
+        ) as report:
+            mark_loss = grid.at_marks(report)
+            grid.fill(tolerance, report)
     ranges = {"x_range": [grid.x[0], grid.x[-1]], "y_range": [grid.y[0], grid.y[-1]]}
     statistics = {"ends_checked": checked, "statistics": _statistics(kind, combined)}
     settings = {**combined.settings(), **own, **ranges, **frame.details, **statistics, "versions": versions()}
-    tested = len(sets) > 1
+    tested = len(combined.objectives) > 1
+    losses = grid.loss(0)
     return Plane(
+        value=_rise(losses, mark_loss),
+        status=_status(losses, mark_loss, int(grid.evaluated.sum()), tolerance),
+        settings=settings,
+        evaluations=combined.evaluations,
+        seconds=time.perf_counter() - began,
         x=tuple(grid.x),
         y=tuple(grid.y),
-        train_loss=grid.loss(0),
+        train_loss=losses,
         train_accuracy=grid.accuracy(0),
         test_loss=grid.loss(1) if tested else None,
         test_accuracy=grid.accuracy(1) if tested else None,
         evaluated=tuple(tuple(row) for row in grid.evaluated.tolist()),
         marks=frame.marks,
+        mark_loss=mark_loss,
         path=frame.path,
         axes=frame.axes,
-        evaluations=int(grid.evaluated.sum()),
-        settings=settings,
-        seconds=time.perf_counter() - began,
-        mark_loss=mark_loss,
         eigenvalues=frame.eigenvalues,
         explained=frame.explained,
     )
+
+
+def _taken(
+    several: Sequence[nn.Module | Objective],
+    kind: str,
+    data: Any,
+    batch_norm: str | None,
+    options: Mapping[str, Any],
+) -> tuple[Given, list[nn.Module]]:
+    """The minimizer whose loss is evaluated, which alone may be an objective, and the modules of all.
+
+    Raises:
+        ValueError: As :func:`lbgap.landscape.given.take`, or another one is an objective.
+    """
+    place = len(several) - 1 if kind == "pca" else 0
+    for index, one in enumerate(several):
+        if isinstance(one, Objective) and index != place:
+            raise ValueError(
+                "an Objective may stand for the first of three minimizers or for the last iterate alone, got one as "
+                f"model {index + 1} of {len(several)}: pass its module"
+            )
+    given = take(several[place], data, batch_norm, options)
+    return given, [given.module if isinstance(one, Objective) else one for one in several]
+
+
+def _rise(losses: Rows, mark_loss: Sequence[float]) -> float:
+    """How far the loss rises above that of the lowest mark."""
+    lowest = min((loss for loss in mark_loss if math.isfinite(loss)), default=math.nan)
+    every = (loss for row in (*losses, mark_loss) for loss in row)
+    return max(math.inf if math.isnan(loss) else loss for loss in every) - lowest
+
+
+def _status(losses: Rows, mark_loss: Sequence[float], evaluated: int, tolerance: float | None) -> Status:
+    """How far a rise is to be trusted."""
+    every = [loss for row in losses for loss in row]
+    bad = sum(not math.isfinite(loss) for loss in every)
+    if not any(map(math.isfinite, mark_loss)):
+        return status("minimizer_not_finite")
+    if bad:
+        return status("points_not_finite", bad=bad, points=len(every))
+    if tolerance is None:
+        return status("complete", points=len(every))
+    return status("refined", evaluated=evaluated, points=len(every), tolerance=tolerance)
 
 
 def _tolerance(refine: float | bool | None) -> float | None:
@@ -221,7 +295,9 @@ def _facts(combined: Combined) -> dict[str, Any]:
     """What the values depend on beside the weights, and a plane that goes on must have in common with its beginning."""
     names = ("loss", "n", "samples", "batch_size", "precision", "device", "test_samples", "test_batch_size")
     found = combined.settings()
-    return {name: found[name] for name in names if name in found} | {"batch_norm": combined.mode}
+    facts = {name: found[name] for name in names if name in found}
+    facts["batch_norm"] = combined.mode if combined.has_batch_norm else NO_BATCH_NORM
+    return facts if found["parameters"] == "all" else {**facts, "parameters": found["parameters"]}
 
 
 def _digests(models: Sequence[nn.Module], directions: Any, combined: Combined) -> dict[str, str]:

@@ -17,6 +17,7 @@ from lbgap.system import files
 SETTINGS = "settings.json"
 DIRECTIONS = "directions.safetensors"
 FORMAT = "lbgap-plane-1"
+NO_BATCH_NORM = "none in the model"
 
 
 class Record:
@@ -135,6 +136,8 @@ def _check_same(folder: Path, here: Mapping[str, Any], there: Any) -> None:
     if not isinstance(there, dict) or there.get("format") != FORMAT:
         raise ValueError(f"{folder} holds no plane that this version reads: choose another folder")
     for name in [*here, *(name for name in there if name not in here)]:
+        if name == "batch_norm" and here.get(name) == NO_BATCH_NORM:
+            continue  # its mode makes no difference, whichever the folder names
         if here.get(name) != there.get(name):
             shown = f"{name} is {there.get(name)!r} there but {here.get(name)!r} here"
             if name.endswith("digest"):

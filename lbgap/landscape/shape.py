@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lbgap.result import plain
+from lbgap.status import Status, status
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,17 @@ class Shape:
     large_inner: float | None
     large_outer: float | None
 
+    def widths(self) -> str:
+        """The widths in words, in units of alpha."""
+
+        def both(left: float | None, right: float | None) -> str:
+            return " and ".join("beyond the range" if one is None else f"{one:.4g}" for one in (left, right))
+
+        return (
+            f"{both(self.small_outer, self.small_inner)} at 0, {both(self.large_inner, self.large_outer)} at 1 "
+            "(left and right)"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         return {name: plain(value) for name, value in vars(self).items()}
@@ -61,6 +73,21 @@ def shape_of(alphas: Sequence[float], losses: Sequence[float], ends: tuple[float
     down = [(a, loss) for a, loss in points[::-1] if a <= 0], [(a, loss) for a, loss in points[::-1] if a <= 1]
     widths = [_width(side, rise) for side in (down[0], up[0], down[1], up[1])]
     return Shape(barrier, place, rise, *widths)
+
+
+def status_of(shape: Shape, losses: Sequence[float]) -> Status:
+    """How far the barrier of a path is to be trusted.
+
+    Args:
+        shape: Of the path.
+        losses: At its points.
+    """
+    if any(width is not None and math.isnan(width) for width in (shape.small_inner, shape.large_inner)):
+        return status("minimizer_not_finite")
+    if math.isnan(shape.barrier):
+        return status("nothing_between")
+    bad = sum(not math.isfinite(loss) for loss in losses)
+    return status("points_not_finite" if bad else "complete", bad=bad, points=len(losses))
 
 
 def _width(points: Sequence[tuple[float, float]], rise: float) -> float | None:

@@ -5,65 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Unpack
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lbgap.losses import Loss
 from lbgap.measures.call import Search, as_objective, separate
 from lbgap.measures.sharpness import Sharpness, fast_sharpness
 from lbgap.objective import Objective
-
-
-class Layer(Objective):
-    """An objective as a function of some of its parameters, the others resting at the minimizer.
-
-    It shares the replica of the objective that it was made of, and its evaluations count there too.
-
-    Attributes:
-        n: Number of parameters that move.
-        names: Their names.
-    """
-
-    def __init__(self, objective: Objective, names: list[str]) -> None:
-        """Let only the parameters of these names move."""
-        self.__dict__.update(objective.__dict__)
-        self._full, self._whole, self.evaluated, self._restricted = objective, objective, 0, True
-        self._x, self._names = objective._centre, tuple(names)
-        self._centre = self._own(self._x)
-        self.n = len(self._centre)
-        self.parameters = self._names
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the parameters that may move, in the order of ``theta``."""
-        return self._names
-
-    def point(self, part: Tensor) -> Tensor:
-        """The point of the full space with these parameters: a fresh ``(n,)``."""
-        full = self._x.clone()
-        for view, value in zip(self._views(full), self._views(full, part), strict=True):
-            view.copy_(value)
-        return full
-
-    def _views(self, full: Tensor, part: Tensor | None = None) -> list[Tensor]:
-        """The pieces of a full vector that move; or those of ``part``, in the same shapes."""
-        pieces = [piece for name, piece in self._full.split(full).items() if name in self._names]
-        if part is None:
-            return pieces
-        return [own.view_as(piece) for own, piece in zip(part.split([p.numel() for p in pieces]), pieces, strict=True)]
-
-    def _own(self, full: Tensor) -> Tensor:
-        return torch.cat([piece.reshape(-1) for piece in self._views(full)])
-
-    def _move(self, theta: Tensor) -> None:
-        self._flat.theta.copy_(self._x)
-        for view, value in zip(self._views(self._flat.theta), self._views(self._flat.theta, theta), strict=True):
-            view.copy_(value)
-
-    def _gradient(self, theta: Tensor, out: Tensor | None, loss: Loss, *, bfloat16: bool) -> tuple[Tensor, Tensor]:
-        report, full = super()._gradient(theta, self._flat.gradient, loss, bfloat16=bfloat16)
-        own = self._own(full)
-        return report, own if out is None else out.copy_(own)
 
 
 def layer_sharpness(
@@ -101,8 +47,7 @@ def layer_sharpness(
         layers.setdefault(name.rpartition(".")[0], []).append(name)
     found = {}
     for name, names in layers.items():
-        with torch.inference_mode(False), torch.no_grad():
-            layer = Layer(objective, names)
+        layer = objective.some(names)
         one = fast_sharpness(layer, epsilon=epsilon, **rest)
         found[name] = dataclasses.replace(one, point=layer.point(one.point))
     return found

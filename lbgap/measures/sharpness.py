@@ -6,6 +6,7 @@ import dataclasses
 import math
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +20,7 @@ from lbgap.maximize.region import Box, box
 from lbgap.maximize.search import check, check_scaling, maximise, scout_samples
 from lbgap.measures.call import as_objective
 from lbgap.objective import Objective
-from lbgap.objective.manifold import Manifold, spaces
-from lbgap.objective.manifold import check as check_subspace
+from lbgap.objective.coordinates import RandomManifold, check_manifold
 from lbgap.result import plain, versions
 from lbgap.system.progress import evaluations_bar
 
@@ -149,9 +149,9 @@ def fast_sharpness(
 
     ``phi = 100 (max_y f(y) - f(x)) / (1 + f(x))`` with y in a box around the parameters x: Metric 2.1 of Keskar et
     al. 2016 (arXiv 1609.04836) with A = I. With ``subspace=p`` the box is one around the coordinates of x on a random
-    manifold of p dimensions, see :class:`lbgap.objective.manifold.Manifold`, and phi the mean over several. The maximum
-    is searched, so phi is a lower bound; it is certified because the loss is evaluated once more at the point found, in
-    at least float32 with sums in float64.
+    manifold of p dimensions, see :class:`lbgap.objective.coordinates.RandomManifold`, and phi the mean over several.
+    The maximum is searched, so phi is a lower bound; it is certified because the loss is evaluated once more at the
+    point found, in at least float32 with sums in float64.
 
     Args:
         model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`, in which case
@@ -217,11 +217,11 @@ def fast_sharpness(
         **check(method, iterations, restarts, scout, seed),
         "scaling": check_scaling(method, scaling),
     }
-    subspace, trials, distribution = check_subspace(subspace, trials, distribution)
+    subspace, trials, distribution = check_manifold(subspace, trials, distribution)
     manifolds = {} if subspace is None else {"subspace": subspace, "trials": trials, "distribution": distribution}
     box(region, torch.zeros(1, dtype=torch.float64), epsilon, "torch")  # judged before any data are read
     objective = as_objective(model, data, options)
-    if samples is not None and isinstance(objective, Manifold):
+    if samples is not None and isinstance(objective.coordinates, RandomManifold):
         raise ValueError("samples needs the objective that the random manifold was made of: pass that, with subspace")
     if start is not None and not isinstance(start, Tensor):
         raise TypeError(f"start must be a tensor ({objective.n},), got {type(start).__name__}")
@@ -257,7 +257,7 @@ def _measure(
     also = [] if start is None else [("given", start.detach().to(objective.theta))]
     total = manifolds.get("trials", 1) * (search["restarts"] + 1 + len(also)) * search["iterations"]
     with evaluations_bar("sharpness", total, progress) as visited:
-        for trial, space in enumerate(spaces(searched, seed=search["seed"], **manifolds)):
+        for trial, space in enumerate(_spaces(searched, search["seed"], **manifolds)):
             ball = box(region, space.theta, epsilon, objective.backend)
             best: Maximum | None = None
             for found in maximise(space, ball, base=base, also=also, visited=visited, **search):
@@ -265,7 +265,7 @@ def _measure(
                 if found.samples == searched.samples and (best is None or found.value > best.value):
                     best = found
             best = _certified(best, ball, base)
-            tops.append(_in_full_space(best, space, searched) if isinstance(space, Manifold) else best)
+            tops.append(_in_full_space(best, space, searched) if manifolds else best)
     on_part = max(tops, key=lambda found: found.value)
     if few is not None:
         tops = [_on_all(found, objective, base_loss, few.samples) for found in tops]
@@ -326,7 +326,18 @@ def loss_at_minimizer(objective: Objective) -> float:
     return base
 
 
-def _in_full_space(found: Maximum, manifold: Manifold, objective: Objective) -> Maximum:
+def _spaces(
+    objective: Objective, seed: int, subspace: int | None = None, trials: int = 1, distribution: str = "normal"
+) -> Iterator[Objective]:
+    """What is climbed: the objective itself, or a manifold for each trial."""
+    if subspace is None:
+        yield objective
+        return
+    for trial in range(trials):
+        yield objective.manifold(subspace, seed=seed, trial=trial, distribution=distribution)
+
+
+def _in_full_space(found: Maximum, manifold: Objective, objective: Objective) -> Maximum:
     """A maximum on a manifold as one of the full space, its loss evaluated there."""
     point = manifold.point(found.point)
     return dataclasses.replace(found, point=point, value=float(objective.loss(point)))

@@ -17,7 +17,7 @@ from lbgap.maximize.region import box
 from lbgap.measures.call import Search, as_objective, separate
 from lbgap.measures.sharpness import Sharpness, fast_sharpness
 from lbgap.objective import Objective
-from lbgap.objective.manifold import Manifold
+from lbgap.objective.coordinates import RandomManifold
 from lbgap.result import plain
 
 EPSILONS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
@@ -100,7 +100,7 @@ def sharpness_curve(
         raise ValueError(f"epsilons must be one or more numbers that increase, got {sizes}: sort them")
     own, rest = separate("sharpness_curve", search)
     objective = as_objective(model, data, own)
-    if isinstance(objective, Manifold):
+    if isinstance(objective.coordinates, RandomManifold):
         raise ValueError("a curve is one of the full space: pass the objective that the random manifold was made of")
     found: list[Sharpness] = []
     for size in sizes:

@@ -17,6 +17,7 @@ from lbgap.losses import Loss
 from lbgap.system.device import first_line
 
 TangentOf = Callable[[FlatModule, Tensor, Tensor], tuple[Tensor, Tensor]]
+Reduce = Callable[[Tensor, Tensor, Tensor], Tensor]  # of outputs, their derivatives and the targets of a batch
 TERMS = 8  # samples on which a callable loss is tried out
 
 
@@ -130,9 +131,26 @@ def check_whole(value: Tensor) -> None:
 def output_gradient(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
     """Gradient of the summed loss of a batch with respect to its outputs."""
     leaf = output.detach().requires_grad_()
-    total, _ = loss.total(leaf.view_as(leaf), targets)  # a view, which a loss may overwrite
+    total = loss.sums(leaf.view_as(leaf), targets).total  # a view, which a loss may overwrite
     (gradient,) = torch.autograd.grad(total, leaf)
     return gradient
+
+
+def derivative_of(loss: Loss) -> Reduce:
+    """What makes of outputs, their derivatives along a direction and targets each sample's derivative of the loss.
+
+    It returns ``(batch,)`` float64.
+
+    Raises:
+        ValueError: When it is called: the term of a sample depends on the others of its batch.
+    """
+
+    def derivative(output: Tensor, tangent: Tensor, targets: Tensor) -> Tensor:
+        check_terms(loss, output, targets)
+        slope = output_gradient(loss, output, targets)
+        return (slope.double() * tangent.double()).flatten(1).sum(1)
+
+    return derivative
 
 
 def check_terms(loss: Loss, output: Tensor, targets: Tensor) -> None:

@@ -167,7 +167,7 @@ def _legend(figure: Figure, plane: Plane, holes: bool) -> None:
     if plane.path is not None:
         handles.append(Line2D([], [], color=ORANGE, marker="o", markersize=2.5, label="trajectory"))
     if not all(map(all, plane.evaluated)):
-        share = plane.evaluations / (len(plane.x) * len(plane.y))
+        share = plane.evaluated_points / (len(plane.x) * len(plane.y))
         label = f"evaluated ({share:.0%} of the grid)"
         handles.append(Line2D([], [], color=GREY, marker=".", linestyle="", markersize=3, label=label))
     if holes:

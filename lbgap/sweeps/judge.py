@@ -14,7 +14,7 @@ from lbgap import networks
 from lbgap.checks import whole
 from lbgap.maximize.region import box
 from lbgap.maximize.search import check, check_scaling
-from lbgap.objective.manifold import check as check_subspace
+from lbgap.objective.coordinates import check_manifold
 from lbgap.sweeps.definition import NETWORK, Definition, Measurement
 from lbgap.sweeps.trial import batch_size_of, data_key, data_of, network_of, objective_of, training_of
 from lbgap.training.batches import resolve_batch_size
@@ -88,7 +88,7 @@ def _measurement(measurement: Measurement, model: nn.Module, data: Any) -> None:
         numbers = (options.get("iterations"), options.get("restarts", 0), options.get("scout"), options.get("seed", 0))
         check(method, *numbers)
         check_scaling(method, options.get("scaling"))
-        check_subspace(options.get("subspace"), options.get("trials"), options.get("distribution"))
+        check_manifold(options.get("subspace"), options.get("trials"), options.get("distribution"))
         for epsilon in measurement.epsilons:
             box(options.get("region", "keskar"), torch.zeros(1), epsilon, "torch")
         objective = objective_of(model, data, measurement)

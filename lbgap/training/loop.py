@@ -75,7 +75,7 @@ class Loop:
                 "it must return one output for each sample"
             )
         try:
-            total, _ = self.loss.total(output, targets)
+            total = self.loss.sums(output, targets).total
         except (RuntimeError, IndexError) as error:
             raise ValueError(
                 f"the loss does not accept outputs {tuple(output.shape)} {output.dtype} with targets "
@@ -185,7 +185,7 @@ class Loop:
         decided = 0
         for inputs, targets in zip(*(torch.split(part, EVALUATION_BATCH) for part in split), strict=True):
             output = self.state.model(inputs.clone())
-            total += self.loss.total(output, targets)[1]
+            total += self.loss.sums(output, targets).exact
             if self.loss.classification:
                 classes = targets.argmax(1) if targets.is_floating_point() else targets
                 highest, found = output.max(1)

@@ -111,7 +111,7 @@ class TestResults:
         out = succeed(*arguments)
         found = json.loads((tmp_path / "plane" / "plane.json").read_text())
         assert found["eigenvalues"][0] >= found["eigenvalues"][1]
-        assert f"{found['evaluations']} of 400 points evaluated, the others interpolated" in out
+        assert f"{sum(map(sum, found['evaluated']))} of 400 points evaluated, the others interpolated" in out
 
     def test_the_iterates_of_a_run(self, succeed, tmp_path):
         succeed("one", "--directions", "pca", "--points", "3")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from lbgap import plotting
 from lbgap.experiments.demo import Demo, Phi, Row, demo_page
 from lbgap.landscape import Line
+from lbgap.landscape.shape import shape_of
+from lbgap.status import status
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -34,7 +37,20 @@ def make_demo(findings=("LB is sharper.",), seeds=2, name="mnist1d"):
 
 @pytest.fixture(scope="module")
 def figures():
-    line = Line((0.0, 1.0), (0.1, 0.2), (99.0, 98.0), None, None, {"loss": "cross_entropy"}, 0.0)
+    line = Line(
+        value=math.nan,
+        status=status("nothing_between"),
+        settings={"loss": "cross_entropy"},
+        evaluations=2.0,
+        seconds=0.0,
+        alphas=(0.0, 1.0),
+        train_loss=(0.1, 0.2),
+        train_accuracy=(99.0, 98.0),
+        test_loss=None,
+        test_accuracy=None,
+        shape=shape_of((0.0, 1.0), (0.1, 0.2), (0.1, 0.2), 0.1),
+        test_shape=None,
+    )
     bars = plotting.plot_bars(["SB", "LB"], {"vertex": [[1.0], [2.0]]}, "phi")
     return {"sharpness": bars, "line": plotting.plot_line(line)}
 

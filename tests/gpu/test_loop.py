@@ -66,7 +66,7 @@ def on(device, name="dense", **options):
 
 
 def without_graphs(objective):
-    objective._graphs = Graphs(objective.device, objective.notes, SWITCHED_OFF)
+    objective._evaluator.graphs = Graphs(objective.device, objective.notes, SWITCHED_OFF)
     return objective
 
 
@@ -178,7 +178,7 @@ def test_streamed_data_give_the_same_bits(batch_size, name, monkeypatch):
     expected = everything(without_graphs(on("cuda", name, batch_size=batch_size)))
     monkeypatch.setattr(hardware, "fit", lambda *_: False)
     streamed = on("cuda", name, batch_size=batch_size)
-    assert streamed._inputs.is_pinned()
+    assert streamed._evaluator.data.inputs.is_pinned()
     for one, other in zip(everything(streamed), expected, strict=True):
         assert torch.equal(one, other)
     assert streamed.settings()["data"] == "streamed"
@@ -336,7 +336,7 @@ def test_graphs_are_captured_anew_for_smaller_batches():
     objective = Objective(Hungry(), data(), device="cuda", batch_size=500)
     theta = objective.theta
     expected = [objective.loss_and_gradient(theta) for _ in range(3)][-1]
-    objective._flat.module.most = 130
+    objective._evaluator.flat.module.most = 130
     objective.loss(theta)  # a graph that is there needs no model
     assert objective.batch_size == 125
     assert objective.settings()["graph"] == "none: nothing was repeated"

@@ -83,6 +83,10 @@ class TestValues:
 
     def test_the_mode_of_batch_norm_and_both_batch_sizes_are_recorded(self):
         found = lbgap.line(make_model(1), make_model(2), make_data(), test_data=make_data(20), points=2)
+        assert found.settings["batch_norm"] == "eval"
+        found = lbgap.line(
+            make_model(1), make_model(2), make_data(), test_data=make_data(20), points=2, batch_norm="batch"
+        )
         wanted = {"batch_norm": "batch", "batch_size": 50, "samples": 50, "test_samples": 20, "test_batch_size": 20}
         assert found.settings.items() >= wanted.items()
         assert found.settings["versions"]["torch"] == torch.__version__
@@ -241,7 +245,7 @@ class TestRefusals:
             ({"rise": 0}, ValueError, "rise must be finite and above 0, got 0"),
             ({"rise": "x"}, TypeError, "rise must be a number, got 'x'"),
             ({"loss": "nll"}, ValueError, "loss must be 'cross_entropy', 'mse' or a callable"),
-            ({"batch_size": 49}, ValueError, "leaves a batch of one"),
+            ({"batch_size": 49, "batch_norm": "batch"}, ValueError, "leaves a batch of one"),
         ],
     )
     def test_arguments(self, options, error, message):

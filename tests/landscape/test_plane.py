@@ -96,7 +96,7 @@ class TestThroughThree:
         check_values(found, model_at, data)
         check_values(found, model_at, test, "test")
         assert found.axes == ("first to second, Euclidean distance", "line to third, Euclidean distance")
-        assert found.evaluations == 12
+        assert found.evaluated_points == 12
         assert all(all(row) for row in found.evaluated)
         assert (found.path, found.eigenvalues, found.explained) == (None, None, None)
 
@@ -381,7 +381,7 @@ class TestRefinement:
         model, data = make_model(1, activation=nn.Tanh), make_data(400)
         full = np.array(lbgap.plane(model, data, points=51, precision="float64").train_loss)
         found = lbgap.plane(model, data, points=51, precision="float64", refine=0.02)
-        assert found.evaluations == 17 * 17
+        assert found.evaluated_points == 17 * 17
         assert (np.abs(np.array(found.train_loss) - full) <= 0.02 * full).all()
 
     def test_so_does_that_of_a_minimizer_with_what_is_said_of_the_error(self, minimizers, mnist1d_train, monkeypatch):
@@ -393,8 +393,8 @@ class TestRefinement:
         assert sum(counted) == 51 * 51 + 1
         counted.clear()
         found = lbgap.plane(minimizers["SB"], data, **options, refine=True)
-        assert sum(counted) == found.evaluations + 1 == sum(map(sum, found.evaluated)) + 1
-        assert found.evaluations < 0.3 * 51 * 51
+        assert sum(counted) == found.evaluated_points + 1 == sum(map(sum, found.evaluated)) + 1
+        assert found.evaluated_points < 0.3 * 51 * 51
         assert found.settings["refine"] == 0.02
         expected, values, evaluated = map(np.array, (full.train_loss, found.train_loss, found.evaluated))
         assert (np.abs(values - expected) <= 0.02 * expected).all()
@@ -408,7 +408,7 @@ class TestRefinement:
     def test_by_default_every_point_is_evaluated(self):
         for off in ({}, {"refine": None}, {"refine": False}):
             found = lbgap.plane(make_model(1), make_data(), points=20, **off)
-            assert found.evaluations == 400
+            assert found.evaluated_points == 400
             assert found.settings["refine"] is None
 
 
@@ -483,7 +483,9 @@ class TestResuming:
         one = lbgap.plane(model, data, points=9, out=tmp_path / "plane")
         monkeypatch.setattr(ends.Combined, "at", lambda *_: pytest.fail("evaluated again"))
         two = lbgap.plane(model, data, points=9, out=tmp_path / "plane", resume=True)
-        assert dataclasses.replace(one, seconds=0).to_dict() == dataclasses.replace(two, seconds=0).to_dict()
+        assert (one.evaluations > 10, two.evaluations) == (True, 1.0)  # the loss there tells two networks apart
+        same = {"seconds": 0, "evaluations": 0}
+        assert dataclasses.replace(one, **same).to_dict() == dataclasses.replace(two, **same).to_dict()
 
     def test_with_a_folder_the_values_are_the_same_as_without(self, tmp_path):
         model, data = make_model(1), make_data()
@@ -510,7 +512,7 @@ class TestResuming:
         for message, others in (
             (r"points is \[3, 3\] there but \[4, 4\] here", {"points": 4}),
             ("seed is 0 there but 1 here", {"seed": 1}),
-            ("batch_norm is 'batch' there but 'eval' here", {"batch_norm": "eval"}),
+            ("batch_norm is 'eval' there but 'batch' here", {"batch_norm": "batch"}),
             ("x_range is None there", {"x_range": (0, 1)}),
             ("refine is None there but 0.02 here", {"refine": True}),
             ("directions is 'random' there but 'given' here", {"directions": torch.randn(2, flat(model).numel())}),
@@ -523,6 +525,20 @@ class TestResuming:
             with pytest.raises(ValueError, match=folder + message):
                 lbgap.plane(**arguments, resume=True)
         lbgap.plane(model, data, **begun, resume=True)
+
+    def test_without_batch_norm_its_mode_makes_no_other_plane(self, tmp_path):
+        model, data = nn.Linear(6, 3), make_data()
+        begun = lbgap.plane(model, data, points=3, out=tmp_path, batch_norm="batch")
+        settings = tmp_path / "settings.json"
+        settings.write_text(settings.read_text().replace("none in the model", "batch"))
+        assert json.loads(settings.read_text())["batch_norm"] == "batch"
+        assert lbgap.plane(model, data, points=3, out=tmp_path, resume=True).train_loss == begun.train_loss
+
+    def test_other_parameters_that_move_are_refused(self, tmp_path):
+        model, data = nn.Linear(6, 3), make_data()
+        lbgap.plane(model, data, points=3, out=tmp_path)
+        with pytest.raises(ValueError, match="n is 21 there but 18 here"):
+            lbgap.plane(model, data, parameters="weights", points=3, out=tmp_path, resume=True)
 
     def test_other_directions_of_ones_own_are_refused(self, tmp_path):
         model, rows, data = infinite_beyond(1.0)
@@ -657,7 +673,7 @@ class TestRefusals:
             ({"batch_norm": "train"}, ValueError, "must be 'eval', 'batch', 'freeze' or 'recalibrate', got 'train'"),
             ({"precision": "half"}, ValueError, "precision must be one of"),
             ({"loss": "nll"}, ValueError, "loss must be 'cross_entropy', 'mse' or a callable"),
-            ({"batch_size": 49}, ValueError, "leaves a batch of one"),
+            ({"batch_size": 49, "batch_norm": "batch"}, ValueError, "leaves a batch of one"),
             ({"seed": -1}, ValueError, "seed must be at least 0"),
             ({"resume": 1}, TypeError, "resume must be True or False"),
             ({"resume": True}, ValueError, "resume=True needs the folder of the plane that goes on"),
@@ -687,8 +703,9 @@ class TestRefusals:
     def test_other_forms_of_data_and_of_models(self):
         data = make_data()
         loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), batch_size=25)
-        one = lbgap.plane((make_model(1),), loader, points=3)
-        assert one.train_loss == lbgap.plane(make_model(1), data, points=3, batch_size=25).train_loss
+        one = lbgap.plane((make_model(1),), loader, points=3, batch_norm="batch")
+        two = lbgap.plane(make_model(1), data, points=3, batch_norm="batch", batch_size=25)
+        assert one.train_loss == two.train_loss
 
     def test_progress_goes_to_standard_error_only(self, capsys):
         lbgap.plane(make_model(1), make_data(), points=2, progress=True)

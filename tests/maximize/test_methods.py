@@ -13,6 +13,7 @@ from lbgap import Objective, fast_sharpness
 from lbgap.maximize import apgd, vertex
 from lbgap.maximize.region import box
 from lbgap.maximize.search import METHODS, maximise, starts
+from lbgap.objective.passes import Evaluator
 from lbgap.system import device as hardware
 
 needs_bfloat16 = pytest.mark.skipif(
@@ -218,22 +219,25 @@ def test_threads_and_backends_give_the_same_box_steps(minimizers, mnist1d_train)
 # Book-keeping.
 
 
-class Watched(Objective):
-    """Notes every pass: samples and value."""
-
-    def watch(self):
-        self.passes = []
-        return self
-
-    def _pass(self, theta, loss, **options):
-        shares, correct = super()._pass(theta, loss, **options)
-        self.passes.append((self.samples, bool(options.get("gradient")), float(shares.sum())))
-        return shares, correct
-
-
 @pytest.fixture(params=REGIMES)
-def watched(request, minimizers, mnist1d_train):
-    return Watched(minimizers[request.param], mnist1d_train).watch()
+def watched(request, minimizers, mnist1d_train, monkeypatch):
+    """An objective, and in ``passes`` the samples, the kind and the value of every pass."""
+    objective = Objective(minimizers[request.param], mnist1d_train)
+    objective.passes = []
+
+    def noting(name):
+        evaluate = getattr(Evaluator, name)
+
+        def noted(self, **options):
+            shares, other = evaluate(self, **options)
+            objective.passes.append((self.samples, name == "gradient", float(shares.sum())))
+            return shares, other
+
+        monkeypatch.setattr(Evaluator, name, noted)
+
+    noting("values")
+    noting("gradient")
+    return objective
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lbgap import Objective, fast_sharpness
-from lbgap.objective import objective
+from lbgap.objective import passes
+from lbgap.objective.passes import Evaluator
 
 SAMPLES = 40
 
@@ -175,7 +176,7 @@ def test_data_on_another_device():
 def test_data_of_a_dataset_are_moved(monkeypatch):
     """Only a pair of tensors has a place of its own that the user chose."""
     seen = []
-    monkeypatch.setattr(Objective, "_place", lambda self, tensor: seen.append(tensor) or tensor)
+    monkeypatch.setattr(Evaluator, "_placed", lambda self, tensor: seen.append(tensor) or tensor)
     Objective(nn.Linear(4, 3), TensorDataset(*good_data()))
     assert len(seen) == 2
 
@@ -381,4 +382,4 @@ def test_probing_needs_no_more_than_a_few_samples():
             return super().forward(inputs)
 
     Objective(Counted(4, 3), (normal(5000, 4), labels(5000)))
-    assert Counted.largest == objective.PROBE_SAMPLES
+    assert Counted.largest == passes.PROBE_SAMPLES

@@ -173,9 +173,8 @@ class TestBatchNorm:
     def test_a_batch_brings_its_own_statistics(self):
         objective = self.objective()
         part = objective.part(torch.arange(5))
-        alone = Objective(
-            objective._flat.module, (objective._inputs[:5], objective._targets[:5]), batch_norm="batch", batch_size=5
-        )
+        model, data = objective._evaluator.flat.module, objective._evaluator.data.rows(slice(5))
+        alone = Objective(model, tuple(data), batch_norm="batch", batch_size=5)
         assert float(part.loss(objective.theta)) == pytest.approx(float(alone.loss(objective.theta)), rel=1e-6)
         found = lbgap.batch_sharpness(objective, batch=5, draws=8)
         assert math.isfinite(found.value)

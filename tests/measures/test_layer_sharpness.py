@@ -9,8 +9,6 @@ import torch
 from torch import nn
 
 import lbgap
-from lbgap.measures.layer_sharpness import Layer
-from lbgap.objective.manifold import Manifold
 from lbgap.system import device as hardware
 
 LAYERS = ["0", "1", "3", "4", "6"]
@@ -169,7 +167,7 @@ def test_the_model_stays_as_it_is(minimizers, mnist1d_train):
 
 def restricted():
     objective = lbgap.Objective(seeded(Nested), small_data())
-    return {"layer": Layer(objective, ["block.0.weight", "block.0.bias"]), "manifold": Manifold(objective, 3)}
+    return {"layer": objective.some(["block.0.weight", "block.0.bias"]), "manifold": objective.manifold(3)}
 
 
 @pytest.mark.parametrize("name", ["layer", "manifold"])
@@ -194,15 +192,35 @@ def test_parts_by_name_are_those_of_the_full_space(name):
     for call in (
         lambda: part.split(part.theta),
         lambda: lbgap.relative_flatness(part),
-        lambda: lbgap.layer_sharpness(part),
     ):
         with pytest.raises(ValueError, match=message):
             call()
 
 
+@pytest.mark.parametrize("name", ["layer", "manifold"])
+def test_a_part_of_a_part_is_refused(name):
+    part = restricted()[name]
+    message = "^this objective is on a part of the space already: pass the one that it was made of$"
+    for call in (
+        lambda: part.some(part.names[:1]),
+        lambda: part.manifold(2),
+        lambda: lbgap.layer_sharpness(part),
+        lambda: lbgap.fast_sharpness(part, subspace=2),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_parameters_that_are_none():
+    objective = lbgap.Objective(seeded(Nested), small_data())
+    for names, got in (([], r"\[\]"), (["block.0.weight", "block.9"], r"\['block.9'\]")):
+        with pytest.raises(ValueError, match=rf"^names must be one or more of scale, .*, got {got}$"):
+            objective.some(names)
+
+
 def test_the_gradient_of_a_layer_is_its_part_of_the_whole():
     objective = lbgap.Objective(seeded(Nested), small_data(), precision="float64")
-    layer = Layer(objective, ["scale", "block.1.1.weight"])
+    layer = objective.some(["scale", "block.1.1.weight"])
     value, gradient = layer.loss_and_gradient(layer.theta)
     whole, full = objective.loss_and_gradient(objective.theta)
     parts = objective.split(full)
@@ -227,7 +245,7 @@ def test_a_gradient_that_is_not_finite_is_that_of_a_parameter():
     nn.init.zeros_(model.root.weight)
     nn.init.zeros_(model.root.bias)  # a square root at zero: its value is, its slope is not finite
     data = torch.ones(3, 1), torch.zeros(3, 1)
-    layer = Layer(lbgap.Objective(model, data, loss="mse"), ["root.weight", "root.bias"])
+    layer = lbgap.Objective(model, data, loss="mse").some(["root.weight", "root.bias"])
     with pytest.raises(FloatingPointError, match=r"its gradient with respect to 'root\.weight' is NaN or infinite"):
         layer.loss_and_gradient(layer.theta)
 

@@ -17,7 +17,6 @@ from torch import nn
 from lbgap import Objective, fast_sharpness
 from lbgap.maximize.region import REGIONS, box
 from lbgap.maximize.search import METHODS
-from lbgap.objective.manifold import Manifold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,8 +32,12 @@ def numbered(targets, classes):
     return Objective(seeded(lambda: nn.Linear(1, classes)), (torch.arange(len(targets)).float()[:, None], targets))
 
 
+def data_of(objective):
+    return objective._evaluator.data
+
+
 def drawn(sample):
-    return sample._inputs[:, 0].long()
+    return data_of(sample).inputs[:, 0].long()
 
 
 # The draw.
@@ -56,15 +59,15 @@ def test_every_class_has_its_share(counts, share, seed):
     chosen = drawn(sample)
     assert sample.samples == len(chosen) == samples
     assert torch.equal(chosen, chosen.unique())  # each once, in the order of the data
-    assert torch.equal(sample._targets, targets[chosen])
-    found = torch.bincount(sample._targets, minlength=len(counts)).tolist()
+    assert torch.equal(data_of(sample).targets, targets[chosen])
+    found = torch.bincount(data_of(sample).targets, minlength=len(counts)).tolist()
     for have, count in zip(found, counts, strict=True):
         assert abs(have - samples * count / total) < 1
 
 
 def test_rare_classes():
     targets = torch.cat([torch.zeros(1990), torch.ones(8), torch.full((2,), 2.0)]).long()
-    counts = [torch.bincount(numbered(targets, 3).sample(500, seed)._targets, minlength=3) for seed in range(5)]
+    counts = [torch.bincount(data_of(numbered(targets, 3).sample(500, seed)).targets, minlength=3) for seed in range(5)]
     assert {tuple(count.tolist()) for count in counts} <= {(497, 2, 1), (498, 2, 0)}  # shares: 497.5, 2 and 0.5
 
 
@@ -89,8 +92,8 @@ def test_the_seed_decides(targets):
 def test_all_samples_in_order(minimizers, mnist1d_train):
     objective = Objective(minimizers["SB"], mnist1d_train)
     sample = objective.sample(2000, 5)
-    assert torch.equal(sample._inputs, mnist1d_train.inputs)
-    assert torch.equal(sample._targets, mnist1d_train.targets)
+    assert torch.equal(data_of(sample).inputs, mnist1d_train.inputs)
+    assert torch.equal(data_of(sample).targets, mnist1d_train.targets)
     assert sample.loss(objective.theta) == objective.loss(objective.theta)
     one, other = fast_sharpness(objective), fast_sharpness(objective, samples=2000)
     assert torch.equal(one.point, other.point)
@@ -102,7 +105,7 @@ def test_its_loss_is_that_of_its_samples_and_counts_by_its_share(minimizers, mni
     sample = objective.sample(500)
     value = float(sample.loss(objective.theta))
     assert (sample.evaluations, objective.evaluations) == (1.0, 0.25)
-    direct = Objective(minimizers["SB"], (sample._inputs, sample._targets), batch_size=sample.batch_size)
+    direct = Objective(minimizers["SB"], tuple(data_of(sample)), batch_size=sample.batch_size)
     assert value == float(direct.loss(direct.theta))
 
 
@@ -196,7 +199,7 @@ def against(seed, samples=1):
     nn.init.zeros_(model.weight)
     inputs, targets = torch.ones(10, 1), -torch.ones(10, 1)
     spy = Objective(model, (torch.ones(10, 1), torch.arange(10.0)[:, None]), loss="mse").sample(samples, seed)
-    targets[spy._targets[:, 0].long()] = 1
+    targets[data_of(spy).targets[:, 0].long()] = 1
     return model, (inputs, targets), slope
 
 
@@ -239,7 +242,7 @@ def test_on_random_manifolds(minimizers, mnist1d_train, distribution):
     assert s.settings["subspace"] == 5
     assert "searched on 200 samples" in str(s)
     with pytest.raises(ValueError, match="samples needs the objective that the random manifold was made of"):
-        fast_sharpness(Manifold(objective, 5), samples=200)
+        fast_sharpness(objective.manifold(5), samples=200)
 
 
 # A start that was given.

@@ -10,7 +10,6 @@ from torch import nn
 
 import lbgap
 from lbgap.maximize.region import box
-from lbgap.objective.manifold import Manifold
 
 EPSILONS = (1e-4, 5e-4, 2e-3, 1e-2)
 QUADRATIC = {"loss": "mse", "precision": "float64"}
@@ -182,4 +181,4 @@ def test_an_objective_has_its_options_already(separable):
     with pytest.raises(TypeError, match="data is missing"):
         lbgap.sharpness_curve(separable[0])
     with pytest.raises(ValueError, match="a curve is one of the full space: pass the objective that the random"):
-        lbgap.sharpness_curve(Manifold(objective, 2))
+        lbgap.sharpness_curve(objective.manifold(2))

@@ -16,8 +16,7 @@ from lbgap.maximize import apgd, climb, vertex
 from lbgap.maximize.region import box
 from lbgap.objective import cuda_graphs
 from lbgap.objective.cuda_graphs import Graphs, watched
-from lbgap.objective.manifold import Manifold
-from lbgap.samples import Split
+from lbgap.samples import Batch
 from lbgap.system import device as hardware
 
 CPU = torch.device("cpu")
@@ -69,7 +68,7 @@ def test_the_host_reads_four_numbers_an_iteration(maximise, batch_size, reads):
 def test_nothing_between_two_reads_needs_the_host(maximise, on, backend, monkeypatch):
     """From the first gradient to the end of the climb, reads aside, no operation waits for a value."""
     objective = Objective(network(), data(), batch_size=16, backend=backend)
-    space = objective if on == "full space" else Manifold(objective, 5)
+    space = objective if on == "full space" else objective.manifold(5)
     ball = box("keskar", space.theta, 1e-2, objective.backend)
     unfit, enqueued, enqueue, finish = [], [], climb.enqueue, climb.Climb.finish
     watch = contextlib.ExitStack()
@@ -345,7 +344,7 @@ def test_the_caller_keeps_his_stream_where_a_capture_fails(streams):
 
 def graphed(record=by_hand, **options):
     objective = Objective(network(), data(), batch_size=16, **options)
-    objective._graphs = Graphs(CPU, objective.notes, record=record)
+    objective._evaluator.graphs = Graphs(CPU, objective.notes, record=record)
     return objective
 
 
@@ -373,9 +372,9 @@ def test_restarts_use_the_same_graph():
 def test_a_subset_has_graphs_of_its_own():
     objective = graphed()
     part = objective.subset(8)
-    assert part._graphs is not objective._graphs
-    whole = Manifold(objective, 3)
-    assert whole._graphs is objective._graphs
+    assert part._evaluator.graphs is not objective._evaluator.graphs
+    whole = objective.manifold(3)
+    assert whole._evaluator.graphs is objective._evaluator.graphs
 
 
 def test_a_model_that_looks_at_its_values_runs_as_it_is():
@@ -386,7 +385,7 @@ def test_a_model_that_looks_at_its_values_runs_as_it_is():
 
     objective = Objective(Looking(4, 3), data())
     expected = fast_sharpness(objective)
-    objective._graphs = Graphs(CPU, objective.notes, record=by_hand)
+    objective._evaluator.graphs = Graphs(CPU, objective.notes, record=by_hand)
     found = fast_sharpness(objective)
     assert torch.equal(found.point, expected.point)
     reason = "the model or the loss decides on values (aten._local_scalar_dense.default)"
@@ -471,7 +470,7 @@ def lanes(monkeypatch):
 
 @pytest.mark.parametrize(("count", "size"), [(10, 4), (8, 4), (3, 4), (1, 1), (5, 1)])
 def test_batches_are_copied_one_ahead_into_two_buffers(lanes, count, size):
-    split, places, taken = Split(*data(count)), [], []
+    split, places, taken = Batch(*data(count)), [], []
     for inputs, targets in samples.streamed(split, size, CPU):
         lanes.append(("current", "computes"))
         taken.append((inputs.clone(), targets.clone()))
@@ -548,8 +547,8 @@ class Hungry(nn.Module):
 def starved(most, **options):
     """An objective that came to be while there was memory."""
     objective = Objective(Hungry(10**9), data(), **options)
-    objective._flat.module.most = most
-    objective._flat.module.batches.clear()
+    objective._evaluator.flat.module.most = most
+    objective._evaluator.flat.module.batches.clear()
     return objective
 
 
@@ -591,9 +590,9 @@ def test_memory_may_run_out_in_the_middle_of_a_pass():
         calls.append(len(inputs))
         if len(calls) == 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return type(objective._flat.module).forward(objective._flat.module, inputs)
+        return type(objective._evaluator.flat.module).forward(objective._evaluator.flat.module, inputs)
 
-    objective._flat.module.forward = forward
+    objective._evaluator.flat.module.forward = forward
     found = objective.loss_and_gradient(objective.theta)
     assert equal(found, small.loss_and_gradient(small.theta))
     assert calls == [8] * 3 + [4] * 10
@@ -618,7 +617,7 @@ def test_a_batch_that_is_part_of_the_function_is_not_halved():
             self.inner = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
 
     objective = Objective(Normed(10**9), data(), batch_norm="batch", batch_size=20)
-    objective._flat.module.most = 10
+    objective._evaluator.flat.module.most = 10
     with pytest.raises(
         MemoryError, match=r"a batch of 20 samples does not fit in the memory of cpu, and with batch_norm"
     ):
@@ -646,13 +645,13 @@ def test_a_search_that_runs_out_of_memory_goes_on(search):
 
 def test_graphs_are_recorded_anew_for_smaller_batches():
     recorded, objective = [], starved(10**9, batch_size=16)
-    objective._graphs = Graphs(CPU, objective.notes, record=lambda *a: recorded.append(1) or by_hand(*a))
+    objective._evaluator.graphs = Graphs(CPU, objective.notes, record=lambda *a: recorded.append(1) or by_hand(*a))
     theta = objective.theta
     for _ in range(3):
         expected = objective.loss_and_gradient(theta)
     assert (len(recorded), objective.settings()["graph"]) == (1, "captured")
     part = objective.subset(10)
-    objective._flat.module.most = 8
+    objective._evaluator.flat.module.most = 8
     part.loss(theta)  # empties what its objective holds too
     assert (part.batch_size, objective.batch_size) == (5, 5)
     assert objective.settings()["graph"] == "none: nothing was repeated"
@@ -692,13 +691,13 @@ def test_a_callable_loss_is_watched_too():
         return F.cross_entropy(output[target >= 0], target)
 
     objective = Objective(network(), data(), loss=loss)
-    objective._graphs = Graphs(CPU, objective.notes, record=by_hand)
+    objective._evaluator.graphs = Graphs(CPU, objective.notes, record=by_hand)
     fast_sharpness(objective)
     assert objective.settings()["graph"] == "none: the model or the loss decides on values (aten.index.Tensor)"
 
 
 def test_samples_in_memory_are_views():
-    split = Split(*data(5))
+    split = Batch(*data(5))
     batches = list(samples.resident(split, 2))
     assert [len(batch.inputs) for batch in batches] == [2, 2, 1]
     assert batches[0].inputs.data_ptr() == split.inputs.data_ptr()

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from lbgap import Objective, _extension, fast_sharpness
 from lbgap.maximize.region import REGIONS, box
 from lbgap.maximize.search import METHODS
-from lbgap.objective.manifold import DISTRIBUTIONS, Manifold
+from lbgap.objective.coordinates import DISTRIBUTIONS
 from lbgap.reference import subspace_entries
 
 needs_native = pytest.mark.skipif("cpu" not in _extension.NATIVE_DEVICES, reason="no compiled library")
@@ -65,16 +65,16 @@ def quadratic(x, hessian):
 
 def matrix(manifold, n):
     """The manifold's A, column by column, in float64."""
-    entries = "normal" if manifold.distribution == "unit" else manifold.distribution
-    a = subspace_entries(n, manifold.n, manifold.seed, manifold.trial, entries, CPU).double()
-    return a / a.norm(dim=0) if manifold.distribution == "unit" else a
+    entries = "normal" if manifold.coordinates.distribution == "unit" else manifold.coordinates.distribution
+    a = subspace_entries(n, manifold.n, manifold.coordinates.seed, manifold.coordinates.trial, entries, CPU).double()
+    return a / a.norm(dim=0) if manifold.coordinates.distribution == "unit" else a
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("backend_name", [pytest.param("native", marks=needs_native), "torch"])
 def test_coordinates_loss_and_gradient(distribution, backend_name):
     objective = network(backend=backend_name)
-    manifold = Manifold(objective, 9, seed=3, trial=2, distribution=distribution)
+    manifold = objective.manifold(9, seed=3, trial=2, distribution=distribution)
     a, x = matrix(manifold, objective.n), objective.theta
     w0 = manifold.theta
     assert (w0.shape, w0.dtype, manifold.n) == ((9,), torch.float64, 9)
@@ -100,7 +100,7 @@ def test_coordinates_loss_and_gradient(distribution, backend_name):
 def test_it_offers_what_an_objective_does():
     objective = network()
     before = objective.evaluated
-    manifold = Manifold(objective, 4)
+    manifold = objective.manifold(4)
     assert (manifold.samples, manifold.classes, manifold.mixed, manifold.by_batch) == (60, 3, False, False)
     assert (manifold.device, manifold.dtype, manifold.backend) == (CPU, torch.float64, objective.backend)
     assert (manifold.evaluations, objective.evaluated) == (0, before)
@@ -118,7 +118,7 @@ def test_it_offers_what_an_objective_does():
 
 def test_float32_manifold_rounds_once():
     objective = network("float32")
-    manifold = Manifold(objective, 5)
+    manifold = objective.manifold(5)
     w = manifold.theta + 0.1 * normal(5)
     exact = objective.theta.double() + matrix(manifold, objective.n) @ (w - manifold.theta)
     error = (manifold.point(w).double() - exact).abs()
@@ -128,14 +128,14 @@ def test_float32_manifold_rounds_once():
 
 def test_every_trial_and_seed_is_another_manifold():
     objective = network()
-    drawn = [Manifold(objective, 5, seed=seed, trial=trial).theta for seed in (0, 1) for trial in (0, 1, 2)]
+    drawn = [objective.manifold(5, seed=seed, trial=trial).theta for seed in (0, 1) for trial in (0, 1, 2)]
     assert len({tuple(w.tolist()) for w in drawn}) == 6
-    assert torch.equal(Manifold(objective, 5, seed=1, trial=2).theta, drawn[-1])
+    assert torch.equal(objective.manifold(5, seed=1, trial=2).theta, drawn[-1])
 
 
 def test_unit_columns_have_length_one():
     objective = network()
-    manifold = Manifold(objective, 6, distribution="unit")
+    manifold = objective.manifold(6, distribution="unit")
     w0 = manifold.theta
     for j in range(6):
         step = torch.zeros(6, dtype=torch.float64)
@@ -157,7 +157,7 @@ def test_as_many_columns_as_parameters(region):
     objective = Objective(Bare(x), (torch.zeros(1, 1), torch.zeros(1)), loss=loss, precision="float64")
     s = fast_sharpness(objective, subspace=n, trials=3, epsilon=1e-3, region=region)
     for trial, value in enumerate(s.values):
-        manifold = Manifold(objective, n, trial=trial)
+        manifold = objective.manifold(n, trial=trial)
         a = matrix(manifold, n)
         w0 = torch.linalg.solve(a, x)
         half_width = box(region, w0, 1e-3).half_width()
@@ -174,7 +174,7 @@ def test_a_quadratic_has_its_maximum_at_the_best_vertex():
     objective = quadratic(torch.zeros(n, dtype=torch.float64), root @ root.T)
     s = fast_sharpness(objective, subspace=p, trials=2, epsilon=epsilon, restarts=30)
     for trial, value in enumerate(s.values):
-        a = matrix(Manifold(objective, p, trial=trial), n)
+        a = matrix(objective.manifold(p, trial=trial), n)
         vertices = epsilon * torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * p)
         largest = float(((vertices @ a.T @ root).square().sum(1) / 2).max())
         assert value == pytest.approx(100 * largest, rel=1e-12)
@@ -192,7 +192,7 @@ def test_the_point_is_on_the_manifold_and_its_coordinates_in_the_box(method, dis
     assert float(objective.loss(s.point)) == s.max_loss
     best = int(np.argmax(s.values))
     assert s.values[best] == 100 * (s.max_loss - s.base_loss) / (1 + s.base_loss)
-    manifold = Manifold(objective, 7, seed=5, trial=best, distribution=distribution)
+    manifold = objective.manifold(7, seed=5, trial=best, distribution=distribution)
     a = matrix(manifold, objective.n)
     moved = s.point - objective.theta
     z = torch.linalg.lstsq(a, moved[:, None]).solution[:, 0]
@@ -283,12 +283,12 @@ def test_bad_input(options, error, message):
 )
 def test_bad_manifolds(options, error, message):
     with pytest.raises(error, match=message):
-        Manifold(network(), 3, **options)
+        network().manifold(3, **options)
 
 
 def test_a_manifold_of_a_manifold_is_refused():
-    with pytest.raises(ValueError, match="objective is a random manifold already"):
-        Manifold(Manifold(network(), 3), 2)
+    with pytest.raises(ValueError, match="this objective is on a part of the space already: pass the one that it was"):
+        network().manifold(3).manifold(2)
 
 
 def test_columns_that_depend_on_each_other_are_refused():
@@ -300,9 +300,9 @@ def test_columns_that_depend_on_each_other_are_refused():
         if float(a.double().det()) == 0:
             refused += 1
             with pytest.raises(ValueError, match="the 2 random columns do not span 2 dimensions of 2: choose"):
-                Manifold(objective, 2, seed=seed, distribution="rademacher")
+                objective.manifold(2, seed=seed, distribution="rademacher")
         else:
-            w0 = Manifold(objective, 2, seed=seed, distribution="rademacher").theta
+            w0 = objective.manifold(2, seed=seed, distribution="rademacher").theta
             torch.testing.assert_close(a.double() @ w0, objective.theta, rtol=1e-15, atol=1e-15)
     assert 0 < refused < 20
 
@@ -344,7 +344,7 @@ def test_memory_is_at_most_four_vectors(backend_name):
     with Allocated() as plain:
         objective.loss_and_gradient(objective.theta, out=torch.empty(n))
     with Allocated() as allocated:
-        manifold = Manifold(objective, p)
+        manifold = objective.manifold(p)
         manifold.loss_and_gradient(manifold.theta)
         manifold.point(manifold.theta)
     assert n < plain.peak / 4 < 10 * n

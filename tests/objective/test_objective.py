@@ -185,12 +185,12 @@ def test_a_selection_is_held_and_recorded(parameters):
 
 def test_gradients_are_accumulated_in_place():
     objective = Objective(seeded(dense), (normal(SAMPLES, 4), labels(SAMPLES)), batch_size=3)
-    places = [p.grad.data_ptr() for p in objective._flat.moving]
+    places = [p.grad.data_ptr() for p in objective._evaluator.flat.moving]
     first = objective.loss_and_gradient(objective.theta)[1]
     second = objective.loss_and_gradient(objective.theta)[1]
     assert torch.equal(first, second)
-    assert first.data_ptr() != second.data_ptr() != objective._flat.gradient.data_ptr()
-    assert [p.grad.data_ptr() for p in objective._flat.moving] == places
+    assert first.data_ptr() != second.data_ptr() != objective._evaluator.flat.gradient.data_ptr()
+    assert [p.grad.data_ptr() for p in objective._evaluator.flat.moving] == places
 
 
 # Batch-norm and batches.
@@ -461,7 +461,7 @@ def test_products_are_in_full_float32_whatever_was_set():
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"
         torch.backends.cuda.matmul.fp32_precision = "tf32"
         seen = []
-        handle = objective._flat.module.register_forward_hook(
+        handle = objective._evaluator.flat.module.register_forward_hook(
             lambda *_: seen.append(torch.backends.mkldnn.matmul.fp32_precision)
         )
         objective.loss_and_gradient(objective.theta)

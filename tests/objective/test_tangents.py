@@ -157,7 +157,10 @@ def test_forward_where_it_can_be_trusted(name, rule):
     objective = Objective(seeded(build), (normal(12, *shape, dtype=torch.float32), labels()))
     direction = normal(objective.n, seed=2, dtype=torch.float32)
     with tangents.differentiable():
-        assert tangents.choose(objective._flat, lambda: objective._inputs.clone(), direction) is rule
+        assert (
+            tangents.choose(objective._evaluator.flat, lambda: objective._evaluator.data.inputs.clone(), direction)
+            is rule
+        )
 
 
 def test_output_tangents_are_the_derivative_of_the_outputs():

@@ -17,6 +17,7 @@ from matplotlib.image import imread
 from lbgap import plotting
 from lbgap.landscape.plane import Plane
 from lbgap.plotting import page as pages
+from lbgap.status import status
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HEADLESS = (
@@ -37,19 +38,24 @@ def make_plane(test=True, change=None, **others):
         change(losses)
     evaluated = (np.arange(7)[:, None] % 2 == 0) & (np.arange(9) % 2 == 0)
     plane = Plane(
-        tuple(x),
-        tuple(y),
-        rows(losses),
-        None,
-        rows(losses + 0.5) if test else None,
-        None,
-        rows(evaluated),
-        (("SB", 0.0, 0.0), ("$LB$ <b>", 0.5, 0.25)),
-        None,
-        ("distance along $u$", "distance along $v$"),
-        int(evaluated.sum()),
-        {"loss": "cross_entropy", "batch_norm": "eval"},
+        value=float(losses.max()) - 1.0,
+        status=status("refined", evaluated=int(evaluated.sum()), points=63, tolerance=0.02),
+        settings={"loss": "cross_entropy", "batch_norm": "eval"},
+        evaluations=22.0,
+        seconds=0.0,
+        x=tuple(x),
+        y=tuple(y),
+        train_loss=rows(losses),
+        train_accuracy=None,
+        test_loss=rows(losses + 0.5) if test else None,
+        test_accuracy=None,
+        evaluated=rows(evaluated),
+        marks=(("SB", 0.0, 0.0), ("$LB$ <b>", 0.5, 0.25)),
         mark_loss=(1.0, 2.0),
+        path=None,
+        axes=("distance along $u$", "distance along $v$"),
+        eigenvalues=None,
+        explained=None,
     )
     return replace(plane, **others)
 
@@ -88,13 +94,13 @@ def test_marks_trajectory_and_evaluated_points_are_drawn_where_they_are():
     assert plane.path in places
     assert ((0.0, 0.0),) in places
     assert ((0.5, 0.25),) in places
-    dots = next(place for place in places if len(place) == plane.evaluations)
+    dots = next(place for place in places if len(place) == plane.evaluated_points)
     assert set(dots) == {(x, y) for x in plane.x[::2] for y in plane.y[::2]}
     assert legend(figure) == ["SB", r"\$LB\$ <b>", "trajectory", "evaluated (32% of the grid)"]
 
 
 def test_a_full_grid_shows_no_dots():
-    plane = make_plane(evaluated=((True,) * 9,) * 7, evaluations=63)
+    plane = make_plane(evaluated=((True,) * 9,) * 7)
     assert not any("evaluated" in text for text in legend(plotting.plot_plane(plane)))
 
 

@@ -15,14 +15,29 @@ from matplotlib.text import Text
 
 from lbgap import Asymmetry, Density, plotting
 from lbgap.landscape import Line
+from lbgap.landscape.shape import shape_of
 from lbgap.measures import SharpnessCurve
+from lbgap.status import status
 
 inf, nan = math.inf, math.nan
 
 
 def make_line(train_loss, train_accuracy=None, test_loss=None, test_accuracy=None):
     alphas = tuple(-1 + 3 * index / (len(train_loss) - 1) for index in range(len(train_loss)))
-    return Line(alphas, train_loss, train_accuracy, test_loss, test_accuracy, {"loss": "cross_entropy"}, 0.0)
+    return Line(
+        value=1.0,
+        status=status("complete", points=len(alphas)),
+        settings={"loss": "cross_entropy"},
+        evaluations=4.0,
+        seconds=0.0,
+        alphas=alphas,
+        train_loss=train_loss,
+        train_accuracy=train_accuracy,
+        test_loss=test_loss,
+        test_accuracy=test_accuracy,
+        shape=shape_of(alphas, train_loss, (train_loss[1], train_loss[2]), 0.1),
+        test_shape=None,
+    )
 
 
 def full_line():

@@ -201,7 +201,7 @@ def _line(part: Part) -> dict[str, Any]:
     """Figures 3 and 7: the line and the curve through both minimizers, and how far they are from each other."""
     data = load(part.row, part.plan)
     small, large = (_trained_model(part, regime) for regime in ("SB", "LB"))
-    options: dict[str, Any] = {"test_data": data.test, "loss": data.loss}
+    options: dict[str, Any] = {"test_data": data.test, "loss": data.loss, "batch_norm": "batch"}
     trained = [pair for pair in zip(small.parameters(), large.parameters(), strict=True) if pair[0].requires_grad]
     square = sum(float((one.detach().double() - other.detach().double()).square().sum()) for one, other in trained)
     paths = {

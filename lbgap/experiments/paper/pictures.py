@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 
 from lbgap.experiments.paper.stored import Stored, parts_of, rows_of, runs_of, seeds_of, sharpness
 from lbgap.experiments.paper.treated import Treated, treated
-from lbgap.landscape import Line
+from lbgap.landscape import Line, Shape
 from lbgap.measures.asymmetry import Asymmetry
 from lbgap.measures.hessian.density import Density
 from lbgap.plotting import BLUE, VERMILION, label_points, plot_asymmetry, plot_densities, plot_line
+from lbgap.status import Status
 
 REGIMES = (("SB", BLUE, "o-"), ("LB", VERMILION, "s--"))
 
@@ -228,7 +229,17 @@ def _finite(values: Any) -> Any:
 def _line(stored: dict[str, Any]) -> Line:
     kept = ("alphas", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
     values: dict[str, Any] = {name: None if stored[name] is None else _finite(stored[name]) for name in kept}
-    return Line(**values, settings=stored["settings"], seconds=stored["seconds"])
+    tested = stored["test_shape"]
+    return Line(
+        **values,
+        value=_finite(stored["value"]),
+        status=Status(stored["status_name"], stored["status"]),
+        settings=stored["settings"],
+        evaluations=stored["evaluations"],
+        seconds=stored["seconds"],
+        shape=Shape(**_finite(stored["shape"])),
+        test_shape=None if tested is None else Shape(**_finite(tested)),
+    )
 
 
 def _density(stored: dict[str, Any]) -> Density:

@@ -13,9 +13,10 @@ from lbgap.losses import Loss
 from lbgap.objective.products import general
 from lbgap.objective.products.engine import Engine
 from lbgap.objective.products.output import check_kind
+from lbgap.samples import Batch
 from lbgap.system.device import first_line
 
-Batches = Callable[[], Iterable[general.Batch]]
+Batches = Callable[[], Iterable[Batch]]
 CHUNK_BYTES = 2**28  # of the engine's copies of the vectors and of their products, which it keeps
 COPIES = 4
 SMALLEST_CHUNK, LARGEST_CHUNK = 8, 64
@@ -132,7 +133,7 @@ class Products:
         self.way = "engine"
         return self._engine
 
-    def _compare(self, batch: general.Batch, kind: str) -> bool:
+    def _compare(self, batch: Batch, kind: str) -> bool:
         """Compare the engine with the general way, both in float64, in every parameter.
 
         The engine, which cuts batches further, meets the samples in pieces: these must not depend on each other.
@@ -150,9 +151,10 @@ class Products:
         vectors = torch.randn(TRIED_VECTORS, len(flat.theta), dtype=torch.float64, generator=generator)
         vectors = vectors.to(flat.theta.device)
         found, expected = torch.zeros_like(vectors), torch.zeros_like(vectors)
-        pieces = zip(inputs.clone().split(TRIED_PIECE), targets.clone().split(TRIED_PIECE), strict=True)
+        pairs = zip(inputs.clone().split(TRIED_PIECE), targets.clone().split(TRIED_PIECE), strict=True)
+        pieces = (Batch(*pair) for pair in pairs)
         Engine(flat, self._loss, self._backend).add_products(pieces, vectors, found, kind)
-        general.add_products(flat, self._loss, (inputs, targets), vectors, expected, kind)
+        general.add_products(flat, self._loss, Batch(inputs, targets), vectors, expected, kind)
         if not expected.isfinite().all():
             return False
         for name, one, other in zip(flat.names, _parts(flat, found), _parts(flat, expected), strict=True):
@@ -165,9 +167,9 @@ def _parts(flat: FlatModule, vectors: Tensor) -> list[Tensor]:
     return list(vectors.split([parameter.numel() for parameter in flat.moving], 1))
 
 
-def _rounding(engine: Engine, batch: general.Batch, vectors: Tensor, kind: str) -> float:
+def _rounding(engine: Engine, batch: Batch, vectors: Tensor, kind: str) -> float:
     """Relative error that bfloat16 makes in one product over a few samples."""
-    batch = (batch[0][:MEASURED_SAMPLES], batch[1][:MEASURED_SAMPLES])
+    batch = batch.rows(slice(MEASURED_SAMPLES))
     vector = vectors[torch.linalg.vector_norm(vectors, dim=1).argmax()][None]
     exact, rounded = torch.zeros_like(vector), torch.zeros_like(vector)
     engine.add_products([batch], vector, exact, kind)
@@ -213,3 +215,36 @@ def check(vectors: Tensor, like: Tensor, kind: str) -> None:
         )
     if not vectors.sum().isfinite() and not (finite := vectors.isfinite().all(1)).all():  # the sum is one quick pass
         raise ValueError(f"vectors must be finite, but row {int((~finite).nonzero()[0])} holds NaN or infinity")
+
+
+def check_batches(by_batch: bool, batch_size: int, samples: int, kind: str) -> None:
+    """Refuse products of a loss whose samples are coupled by the statistics of their batches.
+
+    Args:
+        by_batch: Whether there are such statistics.
+        batch_size: Samples in a micro-batch.
+        samples: All of them.
+        kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
+
+    Raises:
+        ValueError: They are, by those of a part of the samples; or the kind needs each sample by itself.
+    """
+    if by_batch and batch_size < samples:
+        raise ValueError(
+            "products with second derivatives need a loss that is a mean over single samples, but with "
+            f"batch_norm='batch' {samples} samples in micro-batches of {batch_size} are coupled by their "
+            "statistics: use batch_norm='eval', or a batch_size that holds all samples"
+        )
+    if by_batch and kind == "fisher":
+        raise ValueError("kind='fisher' needs the gradient of each sample, got batch_norm='batch': use 'eval'")
+
+
+def check_finite(products: Tensor) -> None:
+    """Refuse products ``(k, n)`` that hold NaN or infinity.
+
+    Raises:
+        FloatingPointError: One does; the message says which.
+    """
+    if not products.sum().isfinite() and not (finite := products.isfinite().all(1)).all():
+        bad = int((~finite).nonzero()[0])
+        raise FloatingPointError(f"the product with vector {bad} is NaN or infinite: check the model's weights")

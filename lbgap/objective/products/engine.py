@@ -23,8 +23,8 @@ from lbgap.objective import tangents
 from lbgap.objective.products.output import OutputCurvature
 from lbgap.objective.products.rules import Run
 from lbgap.objective.products.steps import Step, steps_of
+from lbgap.samples import Batch
 
-Batch = tuple[Tensor, Tensor]
 CPU_BATCH_BYTES = 96 * 2**20  # of a batch's values and tangents: half as much slows the products with bfloat16
 GPU_BATCH_BYTES = 2 * 2**30
 SMALLEST_BATCH = 32
@@ -96,7 +96,7 @@ class Engine:
         each = self._floats * (self._flat.theta.element_size() + run.k * run.dtype.itemsize)
         size = max(SMALLEST_BATCH, budget // each)
         size = math.ceil(len(inputs) / math.ceil(len(inputs) / size))
-        return zip(inputs.split(size), targets.split(size), strict=True)
+        return (Batch(*piece) for piece in zip(inputs.split(size), targets.split(size), strict=True))
 
     def _count(self, sample: Tensor) -> int:
         """Numbers in all values of one sample."""
@@ -105,7 +105,7 @@ class Engine:
             values.append(step.rule.forward(*(values[source] for source in step.sources))[0])
         return sum(value.numel() for value in values)
 
-    def _check_pieces(self, pieces: list[Batch], targets: Tensor) -> None:
+    def _check_pieces(self, pieces: list[tuple[Tensor, Tensor]], targets: Tensor) -> None:
         """Refuse a loss that is another one for pieces of a batch, such as a mean by the weights of classes.
 
         Args:
@@ -123,7 +123,7 @@ class Engine:
         if not (found - whole).norm() <= SAME_GRADIENT * whole.norm() and whole.isfinite().all():
             raise UnknownError("a loss whose terms depend on the other samples of a batch")
 
-    def _add(self, run: Run, inputs: Tensor, targets: Tensor, kind: str) -> Batch | None:
+    def _add(self, run: Run, inputs: Tensor, targets: Tensor, kind: str) -> tuple[Tensor, Tensor] | None:
         """One batch: values and their tangents forwards, gradients and their tangents backwards.
 
         Returns:

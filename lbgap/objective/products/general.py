@@ -11,9 +11,8 @@ from lbgap.flat import FlatModule
 from lbgap.losses import Loss
 from lbgap.objective import tangents
 from lbgap.objective.products.output import OutputCurvature
+from lbgap.samples import Batch
 from lbgap.system.device import first_line
-
-Batch = tuple[Tensor, Tensor]
 
 
 def add_products(flat: FlatModule, loss: Loss, batch: Batch, vectors: Tensor, out: Tensor, kind: str) -> None:
@@ -46,7 +45,7 @@ def add_products(flat: FlatModule, loss: Loss, batch: Batch, vectors: Tensor, ou
 def _hessian(flat: FlatModule, loss: Loss, batch: Batch, vectors: Tensor, out: Tensor, kind: str) -> None:
     """Differentiate ``<gradient, v>``, by Pearlmutter (1994); the graph of the gradient serves all vectors."""
     inputs, targets = batch
-    total, _ = loss.total(flat.module(inputs), targets)
+    total = loss.sums(flat.module(inputs), targets).total
     # From a one that has a gradient itself: a once_differentiable function would pass for a constant otherwise.
     one = torch.ones_like(total, requires_grad=True)
     slopes = torch.autograd.grad(total, flat.moving, one, create_graph=True, allow_unused=True)

@@ -72,7 +72,7 @@ class OutputCurvature:
     def _differentiate(self, output: Tensor, targets: Tensor) -> None:
         self._leaf = output.detach().requires_grad_()
         with torch.enable_grad():
-            total, _ = self._loss.total(self._leaf.view_as(self._leaf), targets)
+            total = self._loss.sums(self._leaf.view_as(self._leaf), targets).total
             # From a one that has a gradient itself: a once_differentiable loss would pass for a linear one otherwise.
             one = torch.ones_like(total, requires_grad=True)
             try:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lbgap import Objective, _extension, ops
+from lbgap.objective.passes import Evaluator
 from lbgap.objective.points import Combinations, Plan, Separate, make_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -134,10 +135,10 @@ def always(objective, monkeypatch):
 
 
 def never(monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise AssertionError("the plain way")
 
-    monkeypatch.setattr(Objective, "_pass", refuse)
+    monkeypatch.setattr(Evaluator, "values", refuse)
 
 
 class TestValues:
@@ -343,7 +344,7 @@ class TestChain:
         torch.testing.assert_close(losses, expected, rtol=1e-11, atol=0)
         assert set(calls) == {"chain_points"}
         assert objective.losses_way == "tile by tile"
-        assert objective._plans[spans].chain.widths == widths
+        assert objective._many._plans[spans].chain.widths == widths
 
     @pytest.mark.parametrize("name", NO_CHAINS)
     def test_other_networks_are_evaluated_layer_by_layer(self, name, calls, monkeypatch):
@@ -353,7 +354,7 @@ class TestChain:
         always(objective, monkeypatch)
         losses, _ = objective.combination_losses(coefficients, ends)
         torch.testing.assert_close(losses, expected, rtol=1e-11, atol=0)
-        assert objective._plans[True].chain is None
+        assert objective._many._plans[True].chain is None
         assert set(calls) == {"blend_points", "xent_points"}
 
     def test_a_layer_on_several_rows_of_a_sample_is_no_chain(self, monkeypatch):
@@ -364,7 +365,7 @@ class TestChain:
         ends, coefficients = ends_of(objective, 2), coefficients_of(4, 2)
         losses, _ = objective.combination_losses(coefficients, ends)
         torch.testing.assert_close(losses, plain(objective, coefficients @ ends), rtol=1e-11, atol=0)
-        assert objective._plans[True].chain is None
+        assert objective._many._plans[True].chain is None
 
     @pytest.mark.parametrize("options", [{"backend": "torch"}, {"loss": "mse"}, {"precision": "mixed"}])
     def test_what_the_op_does_not_do_is_left_to_the_layers(self, options, calls, monkeypatch):
@@ -381,7 +382,7 @@ class TestChain:
         assert "backend" not in options or not calls
 
     def test_work_counts_its_products(self):
-        plan = make_plan(objective_of("relu in place")._flat, make_data()[0][:4].double(), True)
+        plan = make_plan(objective_of("relu in place")._evaluator.flat, make_data()[0][:4].double(), True)
         found = plan.chain_work(k=100, j=2, samples=1000, batches=2)
         first, last, blend = 6 * 5, 5 * 3, 2 * 5
         assert found.products == 2 * (1000 * (2 * first + 100 * (blend + last)) + 100 * 2 * 2 * (15 + 3))
@@ -401,7 +402,7 @@ class TestChain:
         ],
     )
     def test_it_is_chosen_where_it_counts_less_than_the_plain_loop(self, k, j, samples, chosen):
-        plan = make_plan(objective_of("relu in place")._flat, make_data()[0][:4].double(), True)
+        plan = make_plan(objective_of("relu in place")._evaluator.flat, make_data()[0][:4].double(), True)
         source = Combinations(torch.zeros(k, j).double(), torch.zeros(j, 1))
         assert plan.better(source, samples, 1, 1, True) == chosen
         assert (plan.chain_work(k, j, samples, 1).total < plan.plain_work(k, samples, 1).total) == chosen
@@ -410,7 +411,7 @@ class TestChain:
 class TestChoice:
     def plan(self, name, spans=True):
         objective = objective_of(name)
-        return make_plan(objective._flat, make_data(name)[0][:4].double(), spans)
+        return make_plan(objective._evaluator.flat, make_data(name)[0][:4].double(), spans)
 
     def test_work_counts_the_products(self):
         plan = self.plan("gelu tanh")
@@ -474,7 +475,7 @@ class TestFallback:
         ends, coefficients = ends_of(objective, 2), coefficients_of(64, 2)
         losses, _ = objective.combination_losses(coefficients, ends)
         torch.testing.assert_close(losses, plain(objective, coefficients @ ends), rtol=1e-11, atol=0)
-        return objective._plans[True]
+        return objective._many._plans[True]
 
     def test_what_has_no_rule_takes_the_plain_way(self):
         assert "sin" in self.plans(Unusual())

@@ -272,7 +272,7 @@ def test_a_model_that_keeps_what_passes_through_it():
     objective = built(model=Keeping())
     objective.hvp(objective.theta, vectors_for(objective, 1))
     assert objective.hvp_way == "engine"
-    assert isinstance(objective._flat.module.kept, torch.Tensor)
+    assert isinstance(objective._evaluator.flat.module.kept, torch.Tensor)
 
 
 class OnceOnly(torch.autograd.Function):

@@ -1,0 +1,103 @@
+"""A minimizer as the caller gives it: a module with data, or an objective to which all of that belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lbgap.flat import name_patterns
+from lbgap.measures.call import as_objective
+from lbgap.objective import Objective
+
+MODES = ("eval", "batch", "freeze", "recalibrate")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A minimizer, and how its loss is evaluated.
+
+    Attributes:
+        module: The minimizer; of an objective, a copy of what it evaluates.
+        objective: The objective, where the caller passed one.
+        batch_norm: One of :data:`MODES`.
+        options: The other keywords of an :class:`lbgap.Objective` of this loss.
+    """
+
+    module: nn.Module
+    objective: Objective | None
+    batch_norm: str
+    options: Mapping[str, Any]
+
+    @property
+    def within(self) -> str:
+        """What an objective calls the mode of batch-norm: all but ``"batch"`` are statistics that it is given."""
+        return "batch" if self.batch_norm == "batch" else "eval"
+
+    @property
+    def bare(self) -> bool:
+        """Whether the module has been stripped of batch-norm's running statistics, which enter no value."""
+        return self.objective is not None and self.batch_norm == "batch"
+
+    def objectives(self, data: Any, test_data: Any) -> list[Objective]:
+        """The loss on the training data, and on the test data if there are any.
+
+        Args:
+            data: The training data; None with an objective.
+            test_data: The test data, or None.
+
+        Raises:
+            ValueError: As :class:`lbgap.Objective`.
+            TypeError: Likewise; or a module came without data.
+        """
+        options = {**self.options, "batch_norm": self.within}
+        first = self.objective
+        if first is None:
+            first = as_objective(self.module, data, options)
+        elif first.batch_size == first.samples:
+            options["batch_size"] = None  # all samples at once: so are those of the test data, where they can be
+        return [first] if test_data is None else [first, Objective(self.module, test_data, **options)]
+
+
+def take(
+    minimizer: nn.Module | Objective,
+    data: Any,
+    batch_norm: str | None,
+    options: Mapping[str, Any],
+    default: str = "eval",
+) -> Given:
+    """Tell a module from an objective, and find out how its loss is evaluated.
+
+    Args:
+        minimizer: The one or the other.
+        data: What the caller passed as training data.
+        batch_norm: One of :data:`MODES`, or None.
+        options: The other keywords of an :class:`lbgap.Objective`; None where the caller gave none.
+        default: The mode of batch-norm where the caller gave none.
+
+    Raises:
+        ValueError: There is no such mode; or an objective came together with data or options that belong to it, or is
+            the loss on a part of the space.
+        TypeError: ``parameters`` names none.
+    """
+    if isinstance(minimizer, Objective):
+        objective = as_objective(minimizer, data, {"batch_norm": batch_norm, **options})
+        return Given(objective.model(), objective, objective.batch_norm, objective.options())
+    mode = default if batch_norm is None else batch_norm
+    check_batch_norm(mode)
+    own = {name: value for name, value in options.items() if value is not None}
+    if not isinstance(own.get("parameters", ""), str):
+        own["parameters"] = name_patterns(own["parameters"])  # which may be read only once
+    return Given(minimizer, None, mode, own)
+
+
+def check_batch_norm(batch_norm: str) -> None:
+    """Refuse a mode of batch-norm that is none.
+
+    Raises:
+        ValueError: It is not one of :data:`MODES`.
+    """
+    if batch_norm not in MODES:
+        raise ValueError(f"batch_norm must be {', '.join(map(repr, MODES[:-1]))} or 'recalibrate', got {batch_norm!r}")

@@ -1,0 +1,98 @@
+"""Derivatives of an objective along directions of its parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lbgap.objective import tangents
+from lbgap.objective.held import Held
+
+
+class Directional(Held):
+    """What an objective knows of directions in the space of all parameters."""
+
+    def output_tangents(self, theta: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of all samples, and their derivatives along one direction: ``J d`` without forming J.
+
+        By forward-mode differentiation, which costs about two evaluations of the loss and no memory for a backward
+        pass; where a layer has no forward rule, or a wrong one, by differentiating a backward pass.
+
+        Args:
+            theta: ``(n,)``.
+            direction: ``(n,)``, d.
+
+        Returns:
+            The outputs, ``(samples, ...)``, and ``d/dt output(theta + t d)`` at t = 0, of the same shape.
+
+        Raises:
+            ValueError: ``theta`` or ``direction`` has the wrong shape, dtype or device, or the model can be
+                differentiated in neither way.
+        """
+        pairs = self._along(theta, direction, lambda output, tangent, _: torch.stack((output, tangent), 1))
+        return pairs[:, 0], pairs[:, 1]
+
+    def directional_derivatives(self, theta: Tensor, direction: Tensor) -> Tensor:
+        """Derivative of every sample's loss along one direction: ``<d, grad l_i(theta)>``, no gradient formed.
+
+        One pass of :meth:`output_tangents`, then ``<dl_i/d output_i, J_i d>``. A callable loss takes part as it is,
+        provided that it is a mean of one term a sample, which is tried out on a few.
+
+        Args:
+            theta: ``(n,)``.
+            direction: ``(n,)``, d.
+
+        Returns:
+            ``(samples,)`` float64; their mean is ``<d, gradient>``.
+
+        Raises:
+            ValueError: An argument has the wrong shape, dtype or device, the model can be differentiated in neither way,
+                or the term of a sample in a callable loss depends on the others of its batch.
+            FloatingPointError: A derivative is NaN or infinite.
+        """
+        each = self._along(theta, direction, tangents.derivative_of(self._evaluator.loss))
+        if not each.isfinite().all():
+            bad = int((~each.isfinite()).nonzero()[0])
+            raise FloatingPointError(
+                f"the derivative of the loss of sample {bad} is {float(each[bad])}: check its input and target, and "
+                "the model's weights"
+            )
+        return each
+
+    @torch.inference_mode(False)
+    def curvatures(self, theta: Tensor, vectors: Tensor) -> Tensor:
+        """Second derivatives of the loss along vectors: ``v' H v`` by differentiating the gradient once more.
+
+        Only the parameters in which a vector is not zero take part, so that vectors within one layer are cheap. The
+        gradient counts as one pass over the data, and so does each vector.
+
+        Args:
+            theta: ``(n,)``.
+            vectors: ``(k, n)``.
+
+        Returns:
+            ``(k,)`` float64.
+
+        Raises:
+            ValueError: ``theta`` or ``vectors`` has the wrong shape, dtype or device, or the model cannot be
+                differentiated twice.
+            FloatingPointError: A second derivative is NaN or infinite.
+        """
+        if vectors.dim() != 2:
+            raise ValueError(f"vectors must be (k, {self.n}), got shape {tuple(vectors.shape)}")
+        self.coordinates.check_complete()
+        for vector in vectors:
+            self.coordinates.check(vector, "vectors")
+        self._begin(theta, 1 + len(vectors))
+        total = self._evaluator.curvatures(vectors)
+        if not total.isfinite().all():
+            raise FloatingPointError("a second derivative of the loss is NaN or infinite: check the model's weights")
+        return total
+
+    @torch.inference_mode(False)
+    def _along(self, theta: Tensor, direction: Tensor, reduce: tangents.Reduce) -> Tensor:
+        """One pass along a direction."""
+        self.coordinates.check_complete()
+        self.coordinates.check(direction, "direction")
+        self._begin(theta)
+        return self._evaluator.along(direction, reduce)

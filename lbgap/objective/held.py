@@ -1,0 +1,209 @@
+"""What an objective holds, and what it says of itself."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from lbgap.objective.coordinates import Coordinates
+from lbgap.objective.passes import Evaluator
+from lbgap.objective.points.many import Many
+from lbgap.objective.products.choose import Products
+from lbgap.samples import Batch
+from lbgap.system.device import first_line
+from lbgap.system.files import digest
+
+
+class Held:
+    """A loss as a function of coordinates: where it is, who evaluates it, and how many samples were evaluated.
+
+    Attributes:
+        coordinates: What it is a function of: all parameters that may move, some of them, or a random manifold.
+        classes: Number of classes if the targets are class indices and the output ``(batch, classes)``, else
+            None.
+        parameters: Which parameters may move, as they were chosen.
+        batch_norm: ``"eval"`` or ``"batch"``.
+        precision: As it was asked for.
+        backend: ``"native"`` or ``"torch"``: who runs the ops of a measure.
+        evaluated: Samples evaluated so far, those of parts included.
+    """
+
+    coordinates: Coordinates
+    classes: int | None
+    parameters: str | tuple[str, ...]
+    batch_norm: str
+    precision: str
+    backend: str
+    evaluated: int
+    _evaluator: Evaluator
+    _products: Products
+    _many: Many
+    _losses_way: str
+    _whole: Held | None  # what this was made of
+
+    @property
+    @torch.inference_mode(False)
+    def theta(self) -> Tensor:
+        """The minimizer: the model's parameters, flat, or its coordinates: a fresh ``(n,)`` tensor."""
+        return self.coordinates.centre.clone()
+
+    @property
+    def n(self) -> int:
+        """Number of parameters that may move, or of coordinates."""
+        return self.coordinates.n
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of ``theta`` and of gradients."""
+        return self.coordinates.centre.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is."""
+        return self._evaluator.device
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return self._evaluator.samples
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a micro-batch (the last may hold fewer); halved where memory runs out."""
+        return self._evaluator.batch_size
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what was not done as asked, e.g. why mixed precision fell back."""
+        return self._evaluator.notes
+
+    @property
+    def mixed(self) -> bool:
+        """Whether :meth:`direction` runs in bfloat16, and so is less exact than :meth:`loss_and_gradient`."""
+        return self._evaluator.bfloat16
+
+    @property
+    def evaluations(self) -> float:
+        """Passes over the data so far; those of a part count by its share."""
+        return self.evaluated / self.samples
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether the loss of a sample depends on the batch that it is evaluated in."""
+        return self._evaluator.by_batch
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether statistics of batch-norm enter the output."""
+        return self._evaluator.flat.has_batch_norm
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters that may move, in the order of ``theta``."""
+        return self.coordinates.names
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the values of this objective depend on, ready for JSON."""
+        evaluator = self._evaluator
+        flat = str(evaluator.flat.theta.dtype).removeprefix("torch.")
+        return {
+            "loss": evaluator.loss.name,
+            "parameters": self.parameters if isinstance(self.parameters, str) else list(self.parameters),
+            "samples": self.samples,
+            "batch_norm": self.batch_norm if self.has_batch_norm else "none in the model",
+            "batch_size": self.batch_size,
+            "precision": self.precision,
+            "directions": "bfloat16" if self.mixed else flat,
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "backend": self.backend,
+            "data": "streamed" if evaluator.is_streamed else "resident",
+            "graph": evaluator.graphs.status,
+            "notes": list(self.notes),
+            **self.coordinates.settings(),
+        }
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """Name the parts of a vector ``(n,)`` that belong to each parameter: views in the parameters' shapes.
+
+        Raises:
+            ValueError: This is the loss on a part of the space, whose vectors have no such parts.
+        """
+        if not self.coordinates.complete:
+            raise ValueError("only vectors of the full space have a part for each parameter: pass the objective of it")
+        return dict(zip(self.names, self._evaluator.flat.parts(vector), strict=True))
+
+    def point(self, coordinates: Tensor) -> Tensor:
+        """The parameters at some coordinates: ``(n,)`` or ``(k, n)`` to a fresh vector or rows of all parameters."""
+        return self.coordinates.full(coordinates)
+
+    def few(self) -> Batch:
+        """A fresh copy of some 32 samples, for trying something out."""
+        return self._evaluator.few()
+
+    def digest(self) -> str:
+        """SHA-256 of all samples as they are evaluated, in hexadecimal: tells these data from others."""
+        return digest(self._evaluator.data)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def model(self) -> nn.Module:
+        """Copy what is evaluated, at the minimizer: dropout off, parameters in the objective's precision.
+
+        Raises:
+            ValueError: This is the loss on a part of the space, or the model keeps something that cannot be copied.
+        """
+        values, replica = self.split(self.theta), self._evaluator.flat.module
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                replica(self.few().inputs)  # what it keeps of a pass has no graph from now on, and can be copied
+            module = copy.deepcopy(replica)
+        except Exception as error:
+            raise ValueError(
+                f"what the Objective evaluates cannot be copied ({first_line(error)}): pass model and data in its place"
+            ) from error
+        parameters = dict(module.named_parameters())
+        for name, value in values.items():
+            parameters[name].copy_(value)
+        return module
+
+    def options(self) -> dict[str, Any]:
+        """The keywords with which an objective of another model or other data is the same function of these."""
+        loss = self._evaluator.loss
+        return {
+            "loss": loss.name if loss.function is None else loss.function,
+            "parameters": self.parameters,
+            "precision": self.precision,
+            "batch_size": self.batch_size,
+            "device": self.device,
+            "backend": self.backend,
+        }
+
+    # How it is done.
+
+    def _beside(self, *, evaluator: Evaluator | None = None, coordinates: Coordinates | None = None) -> Self:
+        """The same function, otherwise evaluated or in other coordinates; what it evaluates counts here too."""
+        other = object.__new__(type(self))
+        other.coordinates = coordinates or self.coordinates
+        other._evaluator = evaluator or self._evaluator
+        other.parameters, other.batch_norm, other.precision = self.parameters, self.batch_norm, self.precision
+        other.backend, other.classes = self.backend, self.classes
+        other._products, other._many = self._products, self._many
+        other._whole, other._losses_way, other.evaluated = self, self._losses_way, 0
+        return other
+
+    @torch.inference_mode(False)
+    def _begin(self, theta: Tensor, passes: int = 1) -> None:
+        """Give the replica these parameters, and count the passes that follow."""
+        self.coordinates.check(theta, "theta")
+        with torch.no_grad():
+            self.coordinates.write(theta, self._evaluator.flat.theta)
+        self._count(self.samples * passes)
+
+    def _count(self, samples: int) -> None:
+        self.evaluated += samples
+        if self._whole is not None:
+            self._whole._count(samples)

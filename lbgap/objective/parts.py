@@ -1,0 +1,184 @@
+"""The same function on fewer samples, on some parameters, or on a random manifold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from lbgap.checks import whole
+from lbgap.objective.coordinates import RandomManifold, SomeParameters
+from lbgap.objective.held import Held
+
+
+class Parts(Held):
+    """What an objective can be narrowed to; all parts share its replica, and their evaluations count there too."""
+
+    @torch.inference_mode(False)
+    def subset(self, samples: int) -> Self | None:
+        """Take fewer samples, spread evenly over the data.
+
+        Args:
+            samples: How many, at most all.
+
+        Returns:
+            The objective, which shares this one's replica and whose evaluations also count here, by its share; or None
+            where it would be another function: the statistics of an evaluation batch depend on who else is in it.
+
+        Raises:
+            ValueError: ``samples`` is less than one or more than all.
+            TypeError: ``samples`` is not a whole number.
+        """
+        chosen = spread(samples, self.samples)
+        return None if self.by_batch else self._beside(evaluator=self._evaluator.part(chosen))
+
+    @torch.inference_mode(False)
+    def sample(self, samples: int, seed: int = 0) -> Self:
+        """Take samples drawn at random, as many of each class as it has of all; else like :meth:`subset`.
+
+        Args:
+            samples: How many, at most all.
+            seed: Of the draw.
+
+        Raises:
+            ValueError: ``samples`` is less than one or more than all, or the loss depends on the batches
+                (``batch_norm="batch"``).
+            TypeError: ``samples`` is not a whole number.
+        """
+        samples = whole("samples", samples, 1, self.samples + 1)
+        if self.by_batch:
+            raise ValueError(
+                "samples needs a loss that is a mean over single samples, got batch_norm='batch', under which fewer "
+                "samples are another function: use batch_norm='eval'"
+            )
+        classes = None if self.classes is None else self._evaluator.data.targets
+        chosen = drawn(samples, seed, self.samples, classes)
+        return self._beside(evaluator=self._evaluator.part(chosen))
+
+    @torch.inference_mode(False)
+    def part(self, chosen: Tensor) -> Self:
+        """Take these samples; else like :meth:`subset`.
+
+        With ``batch_norm="batch"`` it is that of a batch of them, with its own statistics.
+
+        Args:
+            chosen: Their indices, ``(samples,)`` int64, in the order in which they are evaluated.
+
+        Raises:
+            ValueError: It is empty, or an index is out of range; or with ``batch_norm="batch"`` there is only one
+                sample, or more than fit into one batch.
+        """
+        check_chosen(chosen, self.samples, self.batch_size if self.by_batch else None)
+        return self._beside(evaluator=self._evaluator.part(chosen))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def some(self, names: Iterable[str]) -> Self:
+        """Let only some parameters move, the others resting at the minimizer.
+
+        Args:
+            names: Of the parameters.
+
+        Raises:
+            ValueError: A name is none of ``names``, or this is the loss on a part of the space already.
+        """
+        self._check_full()
+        chosen = SomeParameters(self._evaluator.flat, self.coordinates.centre, list(names))
+        return self._beside(coordinates=chosen)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def manifold(self, subspace: int, *, seed: int = 0, trial: int = 0, distribution: str = "normal") -> Self:
+        """Move on a random manifold of a few dimensions; see :class:`~lbgap.objective.coordinates.RandomManifold`.
+
+        Args:
+            subspace: Number of its dimensions p, from 1 to n.
+            seed: Of its random matrix.
+            trial: Every trial of a seed is another matrix.
+            distribution: Of the entries: ``"normal"``, ``"uniform"``, ``"rademacher"`` or ``"unit"``.
+
+        Raises:
+            ValueError: A number is out of range, the distribution is not known, the columns drawn do not span p
+                dimensions, or this is the loss on a part of the space already.
+            TypeError: A number is not whole.
+        """
+        self._check_full()
+        drawn = RandomManifold(
+            self._evaluator.flat,
+            self.coordinates.centre,
+            subspace,
+            seed=seed,
+            trial=trial,
+            distribution=distribution,
+            backend=self.backend,
+        )
+        return self._beside(coordinates=drawn)
+
+    def _check_full(self) -> None:
+        if not self.coordinates.complete:
+            raise ValueError("this objective is on a part of the space already: pass the one that it was made of")
+
+
+def spread(samples: int, total: int) -> Tensor:
+    """Samples spread evenly over the data.
+
+    Args:
+        samples: How many, at most all.
+        total: How many there are.
+
+    Returns:
+        Their indices, ``(samples,)`` int64 on the CPU.
+
+    Raises:
+        ValueError: ``samples`` is less than one or more than all.
+        TypeError: It is not a whole number.
+    """
+    samples = whole("samples", samples, 1, total + 1)
+    return torch.arange(samples, device="cpu") * total // samples
+
+
+def drawn(samples: int, seed: int, total: int, classes: Tensor | None) -> Tensor:
+    """Samples drawn at random, as many of each class as it has of all.
+
+    Args:
+        samples: How many, at most all.
+        seed: Of the draw.
+        total: How many there are.
+        classes: Of all samples, ``(total,)``; None where there are none.
+
+    Returns:
+        Their indices, ascending, ``(samples,)`` int64 on the CPU.
+
+    Raises:
+        ValueError: ``samples`` is less than one or more than all, or the seed is negative.
+        TypeError: One of them is not a whole number.
+    """
+    samples = whole("samples", samples, 1, total + 1)
+    generator = torch.Generator().manual_seed(whole("seed", seed, 0))
+    order = torch.randperm(total, generator=generator, device="cpu")
+    if classes is not None:
+        # Sorted by class, the order inside a class random: evenly spread places hold each class by its share.
+        order = order[classes.cpu()[order].argsort(stable=True)]
+        order = order[(torch.arange(samples, device="cpu") * total + total // 2) // samples]
+    return order[:samples].sort().values
+
+
+def check_chosen(chosen: Tensor, total: int, fitting: int | None) -> None:
+    """Refuse indices of which no part can be made.
+
+    Args:
+        chosen: Should be ``(samples,)``, below ``total``.
+        total: How many samples there are.
+        fitting: How many a batch with statistics of its own holds; None where batches have none.
+
+    Raises:
+        ValueError: There are none, one is out of range, or they make no batch with statistics of its own.
+    """
+    if chosen.dim() != 1 or not len(chosen) or not 0 <= int(chosen.min()) <= int(chosen.max()) < total:
+        raise ValueError(f"chosen must be one or more indices below {total}, got {chosen.tolist()[:5]}")
+    if fitting is not None and not 2 <= len(chosen) <= fitting:
+        raise ValueError(
+            f"batch_norm='batch' needs 2 to batch_size = {fitting} samples for their own statistics, got {len(chosen)}"
+        )

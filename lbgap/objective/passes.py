@@ -1,0 +1,331 @@
+"""How a loss is evaluated: passes of a private replica over samples in micro-batches, on the device that they need.
+
+The evaluator knows neither coordinates nor minimizers: whoever calls it has written the parameters into its replica.
+It sees samples as a :class:`~lbgap.samples.Batch`, which knows its size, and a loss as sums and their weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from lbgap.flat import FlatModule
+from lbgap.losses import Loss
+from lbgap.objective import tangents
+from lbgap.objective.cuda_graphs import Graphs
+from lbgap.samples import Batch, resident, streamed
+from lbgap.system import device as hardware
+
+BATCH_NORM_BATCH = 5000  # what the paper's authors evaluate with
+PROBE_SAMPLES = 32
+HALVED, STREAMED = "out of memory: ", "the data stay on the host: "  # how notes begin
+
+Result = TypeVar("Result")
+
+
+class Evaluator:
+    """A replica, the samples that it is evaluated on, and how.
+
+    On a GPU the data are resident where they fit, and streamed from the host otherwise; a gradient that is evaluated
+    again is one CUDA graph where the model allows it; and where memory runs out the micro-batch is halved and the pass
+    repeated.
+
+    Attributes:
+        flat: The replica.
+        loss: The loss.
+        data: All samples.
+        weight: Of all samples, which the sum of the loss is divided by.
+        by_batch: Whether the loss of a sample depends on the batch that it is evaluated in.
+        bfloat16: Whether gradients that only choose a direction run in bfloat16.
+        batch_size: Samples in a micro-batch (the last may hold fewer); halved where memory runs out.
+        few_samples: How many samples are enough to try something out; halved likewise.
+        overwrites: Whether model or loss write into their inputs, so that each batch is copied.
+        device: Where everything is.
+        notes: Sentences on what was not done as asked.
+        graphs: The CUDA graphs of gradients.
+        is_streamed: Whether the data stay on the host.
+    """
+
+    def __init__(
+        self,
+        flat: FlatModule,
+        loss: Loss,
+        data: Batch,
+        notes: list[str],
+        *,
+        by_batch: bool = False,
+        bfloat16: bool = False,
+        whole: Evaluator | None = None,
+    ) -> None:
+        """Take the samples to the device where they fit, else to where it can fetch them from.
+
+        Args:
+            flat: The replica.
+            loss: The loss.
+            data: All samples.
+            notes: Takes sentences on what was not done as asked.
+            by_batch: Whether the statistics of a batch enter the loss of its samples.
+            bfloat16: Whether directions run in bfloat16.
+            whole: The evaluator that these samples are a part of; it shares what is known of memory.
+        """
+        self.flat, self.loss, self.notes, self.by_batch, self.bfloat16 = flat, loss, notes, by_batch, bfloat16
+        self.device = flat.theta.device
+        self._whole = whole
+        self.is_streamed = not hardware.fit(data, self.device, flat.theta.dtype)
+        self.data = Batch(*(self._placed(part) for part in data))
+        none = "cpu" if self.device.type == "cpu" else None if self.device.type == "cuda" else "no CUDA device"
+        if self.is_streamed:
+            none = "the data are streamed"
+            self.note(STREAMED, f"they are too large for {self.device} and are copied there batch by batch")
+        self.graphs = Graphs(self.device, notes, none)
+        self.weight = loss.weight(self.data.targets)
+        self.few_samples = self.batch_size = PROBE_SAMPLES
+        self.overwrites = False
+        if whole is not None:
+            self.few_samples, self.overwrites = whole.few_samples, whole.overwrites
+            self.batch_size = min(whole.batch_size, self.samples)
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return self.data.size
+
+    def part(self, chosen: Tensor) -> Evaluator:
+        """Evaluate these samples alone, ``(samples,)`` int64, with the same replica."""
+        return Evaluator(
+            self.flat,
+            self.loss,
+            self.data.rows(chosen.to(self.data.inputs.device)),
+            self.notes,
+            by_batch=self.by_batch,
+            bfloat16=self.bfloat16,
+            whole=self,
+        )
+
+    def few(self) -> Batch:
+        """A fresh copy of a few samples on the device, for trying something out."""
+        return Batch(*(part[: self.few_samples].to(self.device, copy=True) for part in self.data))
+
+    def batches(self) -> Iterator[Batch]:
+        """The micro-batches of a pass, in order."""
+        on_device = (
+            streamed(self.data, self.batch_size, self.device)
+            if self.is_streamed
+            else resident(self.data, self.batch_size)
+        )
+        for batch in on_device:
+            yield batch.clone() if self.overwrites else batch
+
+    # Passes at the replica's parameters.
+
+    def values(self, *, accuracy: bool = False) -> tuple[Tensor, Tensor]:
+        """Evaluate the loss, and the accuracy if asked for.
+
+        Returns:
+            Each batch's share of the mean loss, ``(batches,)`` float64; and its number of correct samples, or an empty
+            tensor.
+        """
+
+        def sweep() -> tuple[Tensor, Tensor]:
+            shares, correct = [], []
+            with torch.no_grad(), self.exact():
+                for batch in self.batches():
+                    output, _, value = self._output(self.loss, batch)
+                    shares.append(value / self.weight)
+                    if accuracy:
+                        correct.append((output.argmax(1) == batch.targets).sum(dtype=torch.float64))
+            return torch.stack(shares), torch.stack(correct) if accuracy else torch.empty(0)
+
+        return self.within_memory(sweep)
+
+    def gradient(self, *, rough: bool = False, loss: Loss | None = None) -> tuple[Tensor, Tensor]:
+        """Evaluate the loss and its gradient, which is left in ``flat.gradient``.
+
+        Args:
+            rough: Whether it only chooses a direction, and may run in bfloat16.
+            loss: Another loss, for a start or two: not worth a graph.
+
+        Returns:
+            Each batch's share of the mean loss, ``(batches,)`` float64; and 1.0 if the gradient is finite, else 0.0.
+        """
+        bfloat16 = rough and self.bfloat16
+        work = functools.partial(self._slopes, loss or self.loss, bfloat16)
+
+        def sweep() -> tuple[Tensor, ...]:
+            if loss is not None:
+                return work()
+            dtype = torch.bfloat16 if bfloat16 else self.flat.theta.dtype
+            return self.graphs.run((self.batch_size, bfloat16), work, self.flat.gradient, dtype)
+
+        shares, finite = self.within_memory(sweep)
+        return shares, finite
+
+    def along(self, direction: Tensor, reduce: tangents.Reduce) -> Tensor:
+        """What is made of the outputs of each batch, their derivatives along a direction and the targets, joined."""
+
+        def sweep() -> Tensor:
+            found = []
+            with self.exact(), self.context(False), tangents.differentiable():
+                tangent_of = tangents.choose(self.flat, lambda: self.few().inputs, direction)
+                for batch in self.batches():
+                    found.append(reduce(*tangent_of(self.flat, batch.inputs, direction), batch.targets))
+            return torch.cat(found)
+
+        return self.within_memory(sweep)
+
+    def curvatures(self, vectors: Tensor) -> Tensor:
+        """Second derivatives of the mean loss along vectors ``(k, n)``: ``(k,)`` float64."""
+        parts = [self.flat.parts(vector) for vector in vectors]
+
+        def sweep() -> Tensor:
+            total = torch.zeros(len(vectors), dtype=torch.float64, device=self.device)
+            with self.exact(), self.context(False), tangents.differentiable():
+                for batch in self.batches():
+                    sums = self.loss.sums(self.flat.module(batch.inputs), batch.targets)
+                    total += tangents.curvatures(sums.total / self.weight, self.flat.moving, parts)
+            return total
+
+        return self.within_memory(sweep)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """The statistics of batch-norm over all samples: name of each buffer to its value."""
+        with self.exact(), self.context(False):
+            parts = self.data.inputs.tensor_split(math.ceil(self.samples / BATCH_NORM_BATCH))
+            return self.flat.statistics(part.to(self.device, copy=self.overwrites) for part in parts)
+
+    def _slopes(self, loss: Loss, bfloat16: bool) -> tuple[Tensor, Tensor]:
+        shares = []
+        self.flat.gradient.zero_()
+        with torch.enable_grad(), self.exact():
+            for batch in self.batches():
+                _, total, value = self._output(loss, batch, bfloat16)
+                with self.context(False):
+                    torch.autograd.backward(total / self.weight, inputs=self.flat.moving)
+                shares.append(value / self.weight)
+        return torch.stack(shares), self.flat.gradient.isfinite().all().double()
+
+    def _output(self, loss: Loss, batch: Batch, bfloat16: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """The output of a batch, its summed loss with a graph, and in float64."""
+        with self.context(bfloat16):
+            output = self.flat.module(batch.inputs)
+        with self.context(False):
+            output = output.to(self.flat.theta.dtype) if output.is_floating_point() else output
+            sums = loss.sums(output, batch.targets)
+            return output, sums.total, sums.exact
+
+    # What a pass is judged by.
+
+    def mean(self, shares: Tensor) -> Tensor:
+        """Add the batches up, 0-d float64.
+
+        Raises:
+            FloatingPointError: The sum is NaN or infinite; the message names the first batch that has one.
+        """
+        value = shares.sum()
+        if not math.isfinite(hardware.read(value[None])[0]):
+            bad = int((~shares.isfinite()).nonzero()[0]) if not shares.isfinite().all() else 0
+            first, last = bad * self.batch_size, min((bad + 1) * self.batch_size, self.samples) - 1
+            raise FloatingPointError(
+                f"the loss is {float(shares[bad])} in samples {first}..{last} (batch {bad + 1} of {len(shares)}): "
+                "check their inputs and targets, and the model's weights"
+            )
+        return value
+
+    def refuse_gradient(self, value: float, shares: Tensor) -> None:
+        """Say where the last gradient, or its loss, is not finite.
+
+        Raises:
+            FloatingPointError: Always.
+        """
+        self.mean(shares)
+        parts = zip(self.flat.names, (parameter.grad for parameter in self.flat.moving), strict=True)
+        bad = next(name for name, part in parts if part is None or not part.isfinite().all())
+        raise FloatingPointError(
+            f"the loss is {value}, but its gradient with respect to {bad!r} is NaN or infinite: look for a "
+            "square root or a logarithm at zero in the model or the loss"
+        )
+
+    def set_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        """Give the replica other buffers.
+
+        Args:
+            buffers: Name to value; those not named stay as they are.
+
+        Raises:
+            ValueError: The model has no such buffer, or one of another shape.
+        """
+        own = dict(self.flat.module.named_buffers())
+        for name, value in buffers.items():
+            if name not in own or own[name].shape != value.shape:
+                raise ValueError(f"the model has no buffer {name!r} of shape {tuple(value.shape)}")
+            with torch.no_grad():
+                own[name].copy_(value)
+
+    # Precision and memory.
+
+    @contextlib.contextmanager
+    def exact(self) -> Iterator[None]:
+        """Products in full float32, by kernels that repeat their bits, whatever the caller allows."""
+        with hardware.full_float32(self.device.type), hardware.repeatable(self.device.type):
+            yield
+
+    def context(self, bfloat16: bool) -> torch.autocast:
+        """The precision of one pass, whatever the caller's autocast is."""
+        # Inside a caller's autocast its cache would outlive the pass, and with it the parameters of another point.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False)
+
+    def within_memory(self, work: Callable[[], Result]) -> Result:
+        """Do all of some work, with smaller micro-batches once more wherever the device's memory is too small for it.
+
+        Raises:
+            MemoryError: They cannot be smaller.
+        """
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                pass  # on leaving this block the error lets go of all tensors of the work
+            self._empty()
+            if self.by_batch:
+                raise MemoryError(
+                    f"a batch of {self.batch_size} samples does not fit in the memory of {self.device}, and with "
+                    "batch_norm='batch' another size is another function: pass a smaller batch_size, or "
+                    "batch_norm='eval'"
+                )
+            if self.batch_size == 1:
+                raise MemoryError(
+                    f"not even one sample fits in the memory of {self.device}: free some of it, pass device='cpu', or "
+                    "evaluate a smaller model"
+                )
+            self._shrink(self.batch_size // 2)
+
+    def note(self, beginning: str, rest: str) -> None:
+        """Write down a fact, in place of what an earlier note of this beginning said."""
+        kept = [note for note in self.notes if not note.startswith(beginning)]
+        self.notes[:] = [*kept, beginning + rest]  # in place: parts share the list
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
+        dtype = self.flat.theta.dtype if tensor.is_floating_point() else None
+        return hardware.pinned(tensor, dtype) if self.is_streamed else tensor.to(self.device, dtype)
+
+    def _empty(self) -> None:
+        """Free the memory of graphs, also of what this is a part of, and what torch keeps."""
+        self.graphs.drop()
+        if self._whole is not None:
+            self._whole._empty()
+        hardware.release(self.device)
+
+    def _shrink(self, batch_size: int) -> None:
+        """Make micro-batches no larger than this, also those of what this is a part of."""
+        self.batch_size = min(self.batch_size, batch_size)
+        self.few_samples = min(self.few_samples, batch_size)
+        self.note(HALVED, f"micro-batches were halved, to {batch_size} samples")
+        if self._whole is not None:
+            self._whole._shrink(batch_size)
