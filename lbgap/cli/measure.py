@@ -67,7 +67,9 @@ def average(
     sigma: Annotated[float, Option(help="Standard deviation of the noise.")] = 0.01,
     draws: Draws = 20,
     adaptive: Adaptive = False,
-    antithetic: Annotated[bool, Option(help="Use each draw in both directions.")] = True,
+    antithetic: Annotated[
+        bool, Option(" /--no-antithetic", help="Use each draw in one direction alone.", show_default=False)
+    ] = True,
     tolerance: Annotated[float | None, Option(help="Standard error to stop at.", show_default="all draws")] = None,
     seed: Seed = 0,
 ) -> None:

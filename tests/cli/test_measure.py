@@ -129,7 +129,7 @@ OPTIONS = {
 }
 SETTINGS = {**KEYWORDS, "radius": "epsilon", "samples": "searched"}  # where settings have another name
 UNSAID = {("ball", "adaptive"), ("sharpness-curve", "epsilons")}  # in so many words: region and epsilon have them
-NAMED = {"distances": "--distance", "epsilons": "--epsilon"}
+NAMED = {"distances": "--distance", "epsilons": "--epsilon", "antithetic": "--no-antithetic"}
 
 
 def as_arguments(options):
@@ -138,7 +138,7 @@ def as_arguments(options):
     for name, value in options.items():
         option = NAMED.get(name, f"--{name.replace('_', '-')}")
         if isinstance(value, bool):
-            typed.append(option if value else option.replace("--", "--no-"))
+            typed.append(option if value or "no-" in option else option.replace("--", "--no-"))
         else:
             typed += [text for each in (value if isinstance(value, list) else [value]) for text in (option, str(each))]
     return typed
