@@ -59,7 +59,11 @@ def _command(name: str) -> Any:
     module = importlib.import_module(f"lbgap.cli.{COMMANDS[name]}")
     if name == "measure":
         group: Any = typer.main.get_group(
-            typer.Typer(name=name, no_args_is_help=True, help="Measure minimizers otherwise than by Keskar's box.")
+            typer.Typer(
+                name=name,
+                no_args_is_help=True,
+                help="Measure minimizers on their training data, by a command for each measure.",
+            )
         )
         group.commands = _Lazy(module.MEASURES, lambda measure: _made(measure, module.MEASURES[measure].call()))
         return group

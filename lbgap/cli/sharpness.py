@@ -245,12 +245,12 @@ def _tables(
     epsilons = list(dict.fromkeys(epsilons))
     named = ((name, groups.get(name, name), objective) for name, _, objective in objectives)
 
-    def told(step: str) -> None:
+    def report(step: str) -> None:
         if errors().is_terminal:
             errors().print(f"[dim]{escape(step)}[/]", highlight=False)
 
     restarts = RESTARTS if restarts is None else restarts
-    found = paper_tables(named, epsilons=epsilons, restarts=restarts, seed=seed, told=told)
+    found = paper_tables(named, epsilons=epsilons, restarts=restarts, seed=seed, told=report)
     path = fresh(out, "sharpness").with_suffix(".json")
     files.write_json(path, found.to_dict())
     show(as_json, found.to_dict(), *table_parts(found.groups, found.seconds, restarts), "", _written([path]))

@@ -134,8 +134,8 @@ def _work(store: Store, folder: Path, workers: int, data_dir: Path | None, again
         store.refill(again=again)
         job = Job(store.where, store.name, folder.absolute(), data_dir or Path(store.facts["data_dir"]))
         try:
-            with resumable("the same command"), _bar(len(store.trials)) as told:
-                run(job, min(workers, len(store.trials)), store.facts["threads"], told)
+            with resumable("the same command"), _bar(len(store.trials)) as report:
+                run(job, min(workers, len(store.trials)), store.facts["threads"], report)
         finally:
             found = table.rows(store.definition, store.rows())
             path = table.write(found, folder)
@@ -184,7 +184,7 @@ def _bar(total: int) -> Iterator[Callable[[dict[int, str]], None]]:
         task = progress.add_task("trials", total=total)
         begun = False
 
-        def told(states: dict[int, str]) -> None:
+        def report(states: dict[int, str]) -> None:
             nonlocal begun
             count = Counter(states.values())
             done = count["complete"] + count["failed"]
@@ -194,7 +194,7 @@ def _bar(total: int) -> Iterator[Callable[[dict[int, str]], None]]:
                 begun = True
             progress.update(task, completed=done, description=what)
 
-        yield told
+        yield report
 
 
 def _plan(definition: Definition) -> list[Table | str]:
