@@ -39,7 +39,7 @@ HIDDEN = {"measure", "versions", "notes", "threads", "directions", "batch_size"}
 
 
 @dataclass(frozen=True)
-class Measure:
+class Command:
     """One command ``lbgap measure NAME``.
 
     Attributes:
@@ -77,7 +77,7 @@ class Measure:
         return call
 
 
-MEASURES: dict[str, Measure] = {}
+MEASURES: dict[str, Command] = {}
 
 
 def measure(
@@ -93,14 +93,14 @@ def measure(
         function: The function in ``lbgap`` that measures.
         *columns: Of the table, beside the loss, the evaluations and the time; one row a result.
         rows: All rows of a result, where these columns are not enough.
-        split: As of :class:`Measure`; by default a result is its only part.
-        draw: As of :class:`Measure`.
+        split: As of :class:`Command`; by default a result is its only part.
+        draw: As of :class:`Command`.
     """
 
     def enter(declared: Callable[..., None]) -> Callable[..., None]:
         name = declared.__name__.replace("_", "-")
         shown = rows or (lambda found: [_row(found, columns)])
-        MEASURES[name] = Measure(name, function, declared, shown, split, draw)
+        MEASURES[name] = Command(name, function, declared, shown, split, draw)
         return declared
 
     return enter
@@ -114,7 +114,7 @@ def _more(name: str) -> str:
 
 
 def _run(
-    measure: Measure,
+    measure: Command,
     own: dict[str, Any],
     runs: Runs = None,
     parameters: Parameters = "all",
@@ -157,7 +157,7 @@ def _run(
     _report(measure, found, out, as_json)
 
 
-def _report(measure: Measure, found: list[tuple[str, str, float, Any]], out: Path, as_json: bool) -> None:
+def _report(measure: Command, found: list[tuple[str, str, float, Any]], out: Path, as_json: bool) -> None:
     """Write the results and the figures, and print the table."""
     from lbgap.system import files
 
