@@ -182,10 +182,7 @@ def density(
     max_products: MaxProducts = 320,
     seed: Seed = 0,
 ) -> None:
-    """Estimate the density of all eigenvalues of the Hessian, and draw it.
-
-    Also writes density.png and .svg.
-    """
+    """Estimate the density of all eigenvalues of the Hessian, and draw it."""
 
 
 @measure("positive_mass", ("large", "value"), ERROR, ("sum of\nlarge", "sum"), ("negative\nshare", "negative_share"))
@@ -225,8 +222,7 @@ def asymmetry(
 ) -> None:
     """Measure the sharpness on both sides of minimizers, along eigenvectors and random directions.
 
-    The table is of the largest distance. Also writes a figure asymmetry for
-    each minimizer.
+    The table is of the largest distance; each minimizer has a figure.
     """
 
 
@@ -257,7 +253,4 @@ def sharpness_curve(
     region: Region = "keskar",
     seed: Seed = 0,
 ) -> None:
-    """Measure the sharpness at several sizes of the box, and draw it.
-
-    Also writes sharpness-curve.png and .svg.
-    """
+    """Measure the sharpness at several sizes of the box, and draw it."""

@@ -73,8 +73,17 @@ class Command:
         merged = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (first, *own, *shared)]
         call.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
         call.__annotations__ = {each.name: each.annotation for each in merged}
-        call.__doc__ = f"{inspect.getdoc(self.declared)}\n\n{_more(self.name)}"
+        call.__doc__ = f"{inspect.getdoc(self.declared)}\n\n{self._more()}"
         return call
+
+    def _more(self) -> str:
+        """What the help of every measure says."""
+        written = f"{self.name}.json{'' if self.draw is None else ', .png and .svg'}"
+        return (
+            "Give run folders, or a model of your own by --model, --weights and --data.\n"
+            f"Writes {written} into --out; earlier results are kept,\n"
+            f"the next one is {self.name}-2.json."
+        )
 
 
 MEASURES: dict[str, Command] = {}
@@ -104,13 +113,6 @@ def measure(
         return declared
 
     return enter
-
-
-def _more(name: str) -> str:
-    return (
-        "Give run folders, or a model of your own by --model, --weights and --data.\n"
-        f"Writes {name}.json into --out; earlier results are kept, the next one is\n{name}-2.json."
-    )
 
 
 def _run(
