@@ -46,7 +46,7 @@ class Directional(Held):
             ``(samples,)`` float64; their mean is ``<d, gradient>``.
 
         Raises:
-            ValueError: An argument has the wrong shape, dtype or device, the model can be differentiated in neither way,
+            ValueError: An argument has the wrong shape, dtype or device, the model has no such derivatives,
                 or the term of a sample in a callable loss depends on the others of its batch.
             FloatingPointError: A derivative is NaN or infinite.
         """
