@@ -31,7 +31,7 @@ def words(known: str, text: str = "{}.", *, name: str | None = None, **details: 
 
 Runs = Annotated[list[Path] | None, typer.Argument(help="Folders made by lbgap train.", show_default=False)]
 ModelPath = Annotated[
-    str | None, typer.Option("--model", help="Your own network: package.module:callable.", show_default=False)
+    str | None, typer.Option("--model", help="Your own network, as module:callable.", show_default=False)
 ]
 Weights = Annotated[
     list[Path] | None,
