@@ -2,9 +2,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# A process a core with one thread (tests/conftest.py); one that has none left takes tests from another.
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.cu csrc/cuda/*.cuh)
 
-.PHONY: demo test lint types docs bench cuda-compile gpu test-gpu sanitize-gpu bench-gpu clean
+.PHONY: demo test test-full lint types docs bench cuda-compile gpu test-gpu sanitize-gpu bench-gpu clean
 
 # pip 25 and older read PIP_CONSTRAINT for builds, newer ones PIP_BUILD_CONSTRAINT; here nothing is isolated.
 .venv/.installed: pyproject.toml setup.py constraints.txt tools/nvcc.py $(SOURCES)
@@ -17,7 +19,11 @@ demo: .venv/.installed
 	$(BIN)/lbgap demo
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+# Every combination of the parameters of the ops, where `make test` tries each pair of values.
+test-full: .venv/.installed
+	$(BIN)/python -m pytest $(PARALLEL) --full
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lbgap import _extension, datasets
-from lbgap.measures.sharpness import versions
+from lbgap.result import versions
 from lbgap.system import device as hardware
 
 LIMITS = pytest.StashKey[dict[str, float]]()

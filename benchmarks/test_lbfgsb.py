@@ -143,7 +143,7 @@ def with_lbgap(valley: Valley, found: Found, skipped: int, timed: int) -> Callab
         synchronise(x.device)
         with CLOCK.stopped():
             assert solution.iterations == timed
-            found.value, found.evaluations = solution.value, solution.evaluations
+            found.value, found.evaluations = solution.value, solution.gradients
             # A line search that goes on waits once more for each of its evaluations; the target is without those.
             further = valley.evaluations - evaluations - timed
             found.waits = (run.synchronisations - before - further) / timed

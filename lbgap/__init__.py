@@ -10,7 +10,9 @@ __all__ = [
     "Density",
     "Diagonal",
     "Eigenvalues",
+    "LayerSharpness",
     "Line",
+    "LinearOperator",
     "Measure",
     "Objective",
     "Plane",
@@ -67,11 +69,12 @@ if TYPE_CHECKING:
     from lbgap.measures.hessian.mass import positive_mass
     from lbgap.measures.hessian.stability import edge_of_stability
     from lbgap.measures.hessian.trace import hessian_trace
-    from lbgap.measures.layer_sharpness import layer_sharpness
+    from lbgap.measures.layer_sharpness import LayerSharpness, layer_sharpness
     from lbgap.measures.pac_bayes import pac_bayes_sigma
     from lbgap.measures.sharpness import Sharpness, fast_sharpness
     from lbgap.measures.sharpness_curve import SharpnessCurve, sharpness_curve
     from lbgap.objective import Objective
+    from lbgap.operators import LinearOperator
     from lbgap.result import Measure
     from lbgap.sweeps import read_sweep
     from lbgap.training import Run, read_run, remedies, train, train_together
@@ -80,6 +83,7 @@ else:
     _HOMES = {
         "landscape": ("Connection", "Line", "Plane", "Shape", "connect", "curve", "line", "plane"),
         "objective": ("Objective",),
+        "operators": ("LinearOperator",),
         "sweeps": ("read_sweep",),
         "training": ("Run", "read_run", "remedies", "train", "train_together"),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from lbgap.status import Status
 
 _OF_THE_OBJECTIVE = {
     *("measure", "versions", "loss", "parameters", "n", "samples", "batch_norm", "batch_size", "precision"),
-    *("directions", "device", "threads", "backend", "notes"),
+    *("directions", "device", "threads", "backend", "data", "graph", "notes"),
 }
 
 
@@ -20,12 +21,15 @@ _OF_THE_OBJECTIVE = {
 class Result:
     """What everything that measures returns, whatever else belongs to it.
 
+    ``print`` shows a few lines: what was found, what belongs to it, on what and at what cost, the status and notes. A
+    result with more to say replaces ``_headline`` and ``_numbers``.
+
     Attributes:
         value: The number that answers the question; each result says which one that is.
         status: Why the work ended, how far the value is to be trusted, and what to try for a better one; its ``name``
             is for programs.
         settings: Everything that the result depends on.
-        evaluations: Passes over the data.
+        evaluations: Passes over the data: a loss or a gradient is one, one over a part of the data counts by its share.
         seconds: Wall-clock time of the call.
     """
 
@@ -39,65 +43,77 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but large tensors, ready for JSON; NaN and infinity become None."""
-        kept = {one.name: plain(getattr(self, one.name)) for one in fields(self) if one.name not in self.apart}
-        return {**kept, "status_name": self.status.name}
+        shared = [one.name for one in fields(Result)]
+        own = [one.name for one in fields(self) if one.name not in shared]
+        kept = (name for name in ("value", *own, "evaluations", "seconds", "status") if name not in self.apart)
+        record = {name: plain(getattr(self, name)) for name in kept}
+        return {**record, "status_name": self.status.name, "settings": plain(self.settings)}
+
+    def __str__(self) -> str:
+        """A few lines: the value, what belongs to it, how it was found, and how far it is to be trusted."""
+        lines = (*self._numbers(), self._cost(), self.status, *(f"note: {note}" for note in self._notes()))
+        return "\n".join((self._headline(), *(f"  {line}" for line in lines)))
 
     def __repr__(self) -> str:
         """One line: the value and the name of the status; ``print`` shows more."""
         return f"{type(self).__name__}(value={self.value:.6g}, status={self.status.name!r})"
 
+    def _headline(self) -> str:
+        """What was measured, and its value."""
+        return f"{self.settings.get('measure', type(self).__name__)}: {self.value:.6g}"
 
-@dataclass(frozen=True, eq=False)
-class Measure:
+    def _numbers(self) -> list[str]:
+        """Lines of further numbers and settings."""
+        return []
+
+    def _cost(self) -> str:
+        """On what the value was measured, and what that took."""
+        s, of_model = self.settings, "samples" in self.settings
+        forms = {"n": "{:,} parameters" if of_model else "{:,} rows", "samples": "{:,} samples"}
+        forms["batch_norm"] = "batch-norm {}"
+        said = [form.format(s[name]) for name, form in forms.items() if name in s]
+        said += [f"{self.evaluations:.4g} evaluations"] * (of_model or "n" not in s)
+        precision = s.get("precision", s.get("dtype"))
+        where = [f"{precision} on {s['device']}"] if precision and "device" in s else []
+        return ", ".join((*said, f"{self.seconds:.2f} s", *where))
+
+    def _notes(self) -> list[str]:
+        """What the objective has to say of the way in which it was evaluated."""
+        return list(self.settings.get("notes", ()))
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Measure(Result):
     """The value of a measure at a minimizer, with everything that it depends on.
 
     Attributes:
         value: The measure; NaN where it does not exist, in which case ``status`` says why.
         standard_error: Of ``value`` over random draws; NaN where nothing is random.
-        base_loss: Mean loss at the minimizer.
-        evaluations: Passes over the data.
-        status: How far the value is to be trusted, and what to try for a better one.
+        base_loss: Mean loss at the minimizer; NaN of what has none, such as a matrix.
         details: Further numbers of this measure by name.
-        settings: Everything that the result depends on.
-        seconds: Wall-clock time of the call.
     """
 
-    value: float
-    standard_error: float
+    standard_error: float = math.nan
     base_loss: float
-    evaluations: float
-    status: str
-    details: dict[str, Any] = field(repr=False)
-    settings: dict[str, Any] = field(repr=False)
-    seconds: float
+    details: dict[str, Any] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON; NaN and infinity become None."""
-        return {name: plain(getattr(self, name)) for name in self.__dataclass_fields__}
-
-    def __str__(self) -> str:
-        """A few lines: the value, how it was found, and what else belongs to it."""
-        s = self.settings
+    def _headline(self) -> str:
         error = "" if math.isnan(self.standard_error) else f" +- {self.standard_error:.2g} (standard error)"
-        own = ", ".join(f"{name} {_short(value)}" for name, value in s.items() if name not in _OF_THE_OBJECTIVE)
-        numbers = ", ".join(
-            f"{name} {_short(value)}" for name, value in self.details.items() if isinstance(value, int | float)
-        )
-        return "\n".join(
-            (
-                f"{s['measure']}: {self.value:.6g}{error}, at a loss of {self.base_loss:.6g}",
-                f"  {own}",
-                *([f"  {numbers}"] if numbers else []),
-                f"  {s['n']:,} parameters, {s['samples']:,} samples, batch-norm {s['batch_norm']}, "
-                f"{self.evaluations:.4g} evaluations, {self.seconds:.2f} s, {s['precision']} on {s['device']}",
-                f"  {self.status}",
-                *(f"  note: {note}" for note in s["notes"]),
-            )
-        )
+        loss = "" if math.isnan(self.base_loss) else f", at a loss of {self.base_loss:.6g}"
+        return f"{super()._headline()}{error}{loss}"
+
+    def _numbers(self) -> list[str]:
+        given = {name: value for name, value in self.settings.items() if value is not None}
+        own = {name: value for name, value in given.items() if name not in _OF_THE_OBJECTIVE}
+        numbers = {name: value for name, value in self.details.items() if isinstance(value, int | float)}
+        return [named(each) for each in (own, numbers) if each]
 
 
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def named(numbers: dict[str, Any]) -> str:
+    """Names and values in one line."""
+    return ", ".join(
+        f"{name} {f'{value:.6g}' if isinstance(value, float) else value}" for name, value in numbers.items()
+    )
 
 
 def own_version() -> str | None:
@@ -118,9 +134,11 @@ def plain(value: Any) -> Any:
     """Turn a value into what JSON knows; NaN and infinity become None."""
     if isinstance(value, Result):
         return value.to_dict()
+    if isinstance(value, Status):
+        return str(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]

@@ -1,5 +1,10 @@
 """What several test files share: small trained networks, made once a session."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is there: processes that share the cores have one thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import random
 import signal
 import sys
@@ -15,10 +20,19 @@ from lbgap.cli.app import main
 from lbgap.datasets import mnist1d
 from lbgap.networks import mlp
 from lbgap.system import processes
+from tests import pairs
 
 # A shell ignores Ctrl-C in what it starts in the background, and its children inherit that: tests send it on purpose.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="every combination of parameters, not every pair of values")
+
+
+def pytest_generate_tests(metafunc):
+    pairs.generate(metafunc)
 
 
 @pytest.fixture(scope="module")

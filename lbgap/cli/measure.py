@@ -70,7 +70,9 @@ def average(
     antithetic: Annotated[
         bool, Option(" /--no-antithetic", help="Use each draw in one direction alone.", show_default=False)
     ] = True,
-    tolerance: Annotated[float | None, Option(help="Standard error to stop at.", show_default="all draws")] = None,
+    relative_error: Annotated[
+        float | None, Option(help="Standard error to stop at, as a share.", show_default="all draws")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Average the rise of the loss over Gaussian noise on the parameters."""

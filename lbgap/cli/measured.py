@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from lbgap.cli.minimizers import by_name, load_minimizers
 from lbgap.cli.options import (
-    KEYWORDS,
     AsJson,
     Backend,
     BatchNorm,
@@ -147,7 +146,7 @@ def _run(
         "backend": backend,
     }
     function = getattr(lbgap, measure.function)
-    keywords = {KEYWORDS.get(name, name): value for name, value in own.items()}
+    keywords = dict(own)
     if {"progress", "search"} & inspect.signature(function).parameters.keys():
         keywords["progress"] = errors().is_terminal
     found = []

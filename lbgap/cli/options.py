@@ -82,5 +82,3 @@ Threshold = Annotated[
 Steps = Annotated[int, typer.Option(help="Products for each probe of the density.")]
 RelativeError = Annotated[float, typer.Option(help="Standard error to stop at, as a share.")]
 Draws = Annotated[int, typer.Option(help="Random draws, at most where a standard error ends them.")]
-
-KEYWORDS = {"max_products": "most", "max_basis": "room"}  # where a function in lbgap has another word for an option

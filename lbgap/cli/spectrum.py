@@ -10,7 +10,6 @@ import typer
 
 from lbgap.cli.minimizers import by_name, load_minimizers
 from lbgap.cli.options import (
-    KEYWORDS,
     AsJson,
     Backend,
     BatchNorm,
@@ -104,8 +103,8 @@ def spectrum(
         "device": device,
         "backend": backend,
     }
-    products = {KEYWORDS["max_products"]: max_products}
-    shared: dict[str, Any] = {"kind": kind, **products, "seed": seed, "progress": errors().is_terminal}
+    progress = errors().is_terminal
+    shared: dict[str, Any] = {"kind": kind, "max_products": max_products, "seed": seed, "progress": progress}
     limits: dict[str, Any] = {"steps": steps, "relative_error": relative_error}
     found: list[Spectrum] = []
     for name, module, samples in minimizers:
@@ -134,7 +133,7 @@ def _judge(
 ) -> None:
     """Check all numbers before any run is read."""
     from lbgap.checks import positive, whole
-    from lbgap.measures.hessian.probes import check_limits
+    from lbgap.measures.hessian.call import check_limits
 
     check_limits(kind, max_products, 0)
     whole("top", top, 1)

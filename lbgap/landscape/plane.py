@@ -277,9 +277,9 @@ def _status(losses: Rows, mark_loss: Sequence[float], evaluated: int, tolerance:
     every = [loss for row in losses for loss in row]
     bad = sum(not math.isfinite(loss) for loss in every)
     if not any(map(math.isfinite, mark_loss)):
-        return status("minimizer_not_finite")
+        return status("not_finite.minimizer")
     if bad:
-        return status("points_not_finite", bad=bad, points=len(every))
+        return status("not_finite.points", bad=bad, points=len(every))
     if tolerance is None:
         return status("complete", points=len(every))
     return status("refined", evaluated=evaluated, points=len(every), tolerance=tolerance)

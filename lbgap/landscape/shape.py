@@ -83,11 +83,11 @@ def status_of(shape: Shape, losses: Sequence[float]) -> Status:
         losses: At its points.
     """
     if any(width is not None and math.isnan(width) for width in (shape.small_inner, shape.large_inner)):
-        return status("minimizer_not_finite")
+        return status("not_finite.minimizer")
     if math.isnan(shape.barrier):
         return status("nothing_between")
     bad = sum(not math.isfinite(loss) for loss in losses)
-    return status("points_not_finite" if bad else "complete", bad=bad, points=len(losses))
+    return status("not_finite.points" if bad else "complete", bad=bad, points=len(losses))
 
 
 def _width(points: Sequence[tuple[float, float]], rise: float) -> float | None:

@@ -1,4 +1,4 @@
 """Maximise an objective inside a region: ``search`` from several starts, ``region`` the box, else one method a module.
 
-Every method is ``maximise(objective, region, *, start, base, iterations, visited) -> Maximum``.
+Every method is ``maximise(objective, region, *, start, base, iterations, report) -> Maximum``.
 """

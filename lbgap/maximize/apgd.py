@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from lbgap.maximize.climb import ENDED, NOT_FINITE, Climb, Maximum, Visited, look, starting_point, stuck
+from lbgap.maximize.climb import Climb, Listener, Maximum, evaluate, starting_point, stuck
 from lbgap.maximize.region import Box
 from lbgap.objective import Objective
+from lbgap.status import status
 
 ITERATIONS = 30
 MOMENTUM = 0.75
@@ -34,7 +35,7 @@ def maximise(
     start: Tensor | None = None,
     base: float | None = None,
     iterations: int = ITERATIONS,
-    visited: Visited | None = None,
+    report: Listener | None = None,
 ) -> Maximum:
     """Climb by steps of ``step * r * sign(g)`` (r the half-widths), the first of twice the half-width.
 
@@ -47,7 +48,7 @@ def maximise(
         start: ``(n,)``; the centre by default.
         base: The loss at the centre; not used.
         iterations: Gradients at most; the point after the last is evaluated too.
-        visited: Called with ``(evaluations, value)`` of every point.
+        report: Called with ``(evaluations, value)`` of every point.
 
     Returns:
         The best point visited.
@@ -55,7 +56,7 @@ def maximise(
     Raises:
         FloatingPointError: The loss is NaN or infinite at the start.
     """
-    climb = Climb(objective, region, visited)
+    climb = Climb(objective, region, report)
     point = starting_point(region, start)
     half_width = region.half_width()
     previous, gradient, best_gradient, move, new = (torch.empty_like(point) for _ in range(5))
@@ -64,11 +65,11 @@ def maximise(
     for iteration in range(iterations):
         exact = start is None and iteration == 0
         try:
-            value, gap, flips = look(objective, region, point, gradient, new, rough=not exact)
+            value, gap, flips = evaluate(objective, region, point, gradient, new, rough=not exact)
         except FloatingPointError as error:
             if iteration == 0:
                 raise
-            return climb.finish(NOT_FINITE.format(error))
+            return climb.finish(status("not_finite", error=error))
         better = climb.visit(point, value)
         if better:
             climb.gap = gap
@@ -95,4 +96,4 @@ def maximise(
             move.add_(point, alpha=1 - MOMENTUM).sub_(previous, alpha=1 - MOMENTUM)
             region.step(point, move, 1.0, out=new)
         previous, point, new = point, new, previous
-    return climb.finish(ENDED.format(iterations), last=point)
+    return climb.finish(status("limit.gradients", gradients=iterations), last=point)

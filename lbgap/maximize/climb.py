@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,16 +13,8 @@ from torch import Tensor
 
 from lbgap.maximize.region import Box
 from lbgap.objective import Objective
+from lbgap.status import Status, status
 from lbgap.system import device as hardware
-
-FIXED = "converged after {} gradients: the point is the vertex that its own gradient points to"
-NO_GRADIENT = "could not move: the gradient is exactly zero; try restarts, or precision='float64'"
-NARROW = (
-    "could not move: wherever the gradient is not zero the region is narrower than the spacing of the numbers; try a "
-    "larger epsilon, or precision='float64'"
-)
-NOT_FINITE = "stopped at a point without a finite loss: {}"
-ENDED = "stopped after {} gradients, the limit: more iterations may find a larger value"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +26,7 @@ class Maximum:
         value: The loss there, evaluated once more by :meth:`lbgap.objective.Objective.loss`.
         history: ``(evaluations, value)`` of every point visited, in order. With ``precision="mixed"`` these values
             come from bfloat16 and only ``value`` is good to more than two or three digits.
-        evaluations: Passes over the data of the objective that was climbed.
+        evaluations: Passes over the data; one over a part of them counts by its share, in ``history`` too.
         gap: Frank-Wolfe gap ``max_v <g, v - y>`` at ``point``: zero at a stationary point, and an upper bound on
             what is missing where the loss is concave. NaN where the gradient was not evaluated.
         status: Why it stopped, and what to try if it should have gone on.
@@ -46,12 +39,12 @@ class Maximum:
     history: tuple[tuple[float, float], ...]
     evaluations: float
     gap: float
-    status: str
+    status: Status
     samples: int
     start: str = "centre"
 
 
-Visited = Callable[[float, float], None]
+Listener = Callable[[float, float], None]  # called with (evaluations, value) of every point that is visited
 
 
 class Region(Protocol):
@@ -71,9 +64,9 @@ class Climb:
         gap: The Frank-Wolfe gap there, once the maximiser knows it.
     """
 
-    def __init__(self, objective: Objective, region: Region, visited: Visited | None) -> None:
+    def __init__(self, objective: Objective, region: Region, report: Listener | None) -> None:
         self._objective = objective
-        self._visited = visited
+        self._report = report
         self._first = objective.evaluated
         self._history: list[tuple[float, float]] = []
         self.best = torch.empty_like(region.centre)
@@ -84,19 +77,19 @@ class Climb:
         """Note the value at a point just evaluated; says whether it is the best yet."""
         evaluation = self._evaluations()
         self._history.append((evaluation, value))
-        if self._visited is not None:
-            self._visited(evaluation, value)
+        if self._report is not None:
+            self._report(evaluation, value)
         better = value > self.value
         if better:
             self.value = value
             self.best.copy_(point)
         return better
 
-    def finish(self, status: str, last: Tensor | None = None) -> Maximum:
+    def finish(self, ended: Status, last: Tensor | None = None) -> Maximum:
         """Evaluate the best point once more, in full precision.
 
         Args:
-            status: Why the search stopped.
+            ended: Why the search stopped.
             last: Where it would have gone next: evaluated too, in full precision.
         """
         self.value = float(self._objective.loss(self.best))
@@ -104,12 +97,12 @@ class Climb:
             try:
                 value = float(self._objective.loss(last))
             except FloatingPointError as error:
-                status = NOT_FINITE.format(error)
+                ended = status("not_finite", error=error)
             else:
                 if self.visit(last, value):
                     self.gap = math.nan
         history, samples = tuple(self._history), self._objective.samples
-        return Maximum(self.best, self.value, history, self._evaluations(), self.gap, status, samples)
+        return Maximum(self.best, self.value, history, self._evaluations(), self.gap, ended, samples)
 
     def _evaluations(self) -> float:
         return (self._objective.evaluated - self._first) / self._objective.samples
@@ -136,7 +129,7 @@ def enqueue(
     return torch.cat([report, region.vertex(point, gradient, out=vertex)])
 
 
-def look(
+def evaluate(
     objective: Objective, region: Box, point: Tensor, gradient: Tensor, vertex: Tensor, *, rough: bool
 ) -> tuple[float, float, float]:
     """Enqueue as :func:`enqueue`, and wait for it: the only time in an iteration that the host waits for the device.
@@ -161,8 +154,37 @@ def starting_point(region: Box, start: Tensor | None) -> Tensor:
     return point
 
 
-def stuck(gradient: Tensor, start: Tensor | None, iteration: int) -> str:
+def stuck(gradient: Tensor, start: Tensor | None, iteration: int) -> Status:
     """Why no coordinate moves at a point where the step along the gradient leads nowhere."""
     if iteration > 1 or (start is not None and gradient.any()):
-        return FIXED.format(iteration)
-    return NARROW if gradient.any() else NO_GRADIENT
+        return status("converged.vertex", gradients=iteration)
+    return status("rounding.box") if gradient.any() else status("no_gradient")
+
+
+def from_start(objective: Objective, name: str, start: Tensor | None, climb: Callable[..., Maximum]) -> Maximum:
+    """Climb from one start; a start whose loss is not finite is a result too, unless it is the centre.
+
+    Args:
+        objective: What is climbed.
+        name: Of the start.
+        start: Where; None for the centre.
+        climb: Called with the objective and ``start``.
+
+    Raises:
+        FloatingPointError: The loss is NaN or infinite at the centre.
+    """
+    first = objective.evaluated
+    try:
+        return dataclasses.replace(climb(objective, start=start), start=name)
+    except FloatingPointError as error:
+        if start is None:
+            raise
+        evaluations = (objective.evaluated - first) / objective.samples
+        ended = status("not_finite.start", error=error)
+        return Maximum(start, -math.inf, (), evaluations, math.nan, ended, objective.samples, name)
+
+
+def of_part(found: Maximum, share: float) -> Maximum:
+    """A maximum over a part of the data, whose passes count by its share of the data."""
+    history = tuple((evaluations * share, value) for evaluations, value in found.history)
+    return dataclasses.replace(found, evaluations=found.evaluations * share, history=history)

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from lbgap import ops, reference
-from lbgap.maximize.climb import NOT_FINITE, Climb, Maximum, Visited, starting_point, stuck
+from lbgap.maximize.climb import Climb, Listener, Maximum, starting_point, stuck
 from lbgap.maximize.region import Box
 from lbgap.maximize.wolfe import Trial, line_search
 from lbgap.objective import Objective
+from lbgap.status import Status, status
 
 ITERATIONS = 20
 HISTORY = 10
 SCALINGS = ("box", "paper")
 GRADIENT_TOLERANCE, VALUE_TOLERANCE = 1e-5, 2.2e-9  # SciPy's
-TOO_SMALL = "could not move: the gradient is too small for scaling='paper'; try scaling='box'"
 
 Matrix = npt.NDArray[np.float64]
 
@@ -34,16 +34,16 @@ class Solution:
     Attributes:
         value: The function where it ended.
         iterations: Steps taken.
-        evaluations: Of the function with its gradient.
+        gradients: How often the function was evaluated, with its gradient.
         projected_gradient: Largest coordinate of ``|P(x - g) - x|`` where it was last known.
         status: Why it ended.
     """
 
     value: float
     iterations: int
-    evaluations: int
+    gradients: int
     projected_gradient: float
-    status: str
+    status: Status
 
 
 class History:
@@ -74,7 +74,7 @@ class History:
         return self._y[: len(self.order)]
 
     def append(self, run: Any, x_new: Tensor, x: Tensor, g_new: Tensor, g: Tensor) -> Tensor:
-        """Write the next pair; :meth:`accept` is told of the products."""
+        """Write the next pair; :meth:`accept` takes their products."""
         self._row = self.order[0] if len(self.order) == len(self._s) else len(self.order)
         count = max(len(self.order), self._row + 1)
         products: Tensor = run.history_append(x_new, x, g_new, g, self._s[:count], self._y[:count], self._row)
@@ -163,7 +163,7 @@ class Minimiser:
         self.x, self._z, self._trial = x, torch.empty_like(x), torch.empty_like(x)
         self._g, self._g_new = torch.empty_like(x), torch.empty_like(x)
         self._history = History(x, min(history, max(len(x), 1)))
-        self._evaluations = 0
+        self._gradients = 0
         self.synchronisations = 0
         self.value = self._evaluate(self.x, self._g)
 
@@ -185,11 +185,11 @@ class Minimiser:
         for taken in range(iterations):
             projected, weights = self._direction()
             if projected <= gradient_tolerance:
-                return self._ended(taken, projected, "converged: no coordinate has a projected gradient left")
+                return self._ended(taken, projected, status("converged.gradient"))
             before = self.value
             if not self._search(weights, first=taken == 0):
                 if not self._history.order:
-                    return self._ended(taken, projected, "ended: no lower value along the gradient, rounding hides it")
+                    return self._ended(taken, projected, status("rounding.line"))
                 self._history.forget()
                 continue
             # Without a tolerance rounding alone ends the search: the model may mislead, as where no step is found.
@@ -199,8 +199,8 @@ class Minimiser:
                 continue
             again = False
             if before - self.value <= value_tolerance * max(abs(before), abs(self.value), 1.0):
-                return self._ended(taken + 1, projected, "converged: the last step gained nothing")
-        return self._ended(iterations, projected, "stopped at the limit of iterations")
+                return self._ended(taken + 1, projected, status("converged.step"))
+        return self._ended(iterations, projected, status("limit.iterations"))
 
     @property
     def gradient(self) -> Tensor:
@@ -212,11 +212,11 @@ class Minimiser:
         """A vector ``(n,)`` that is free between calls."""
         return self._z
 
-    def _ended(self, taken: int, projected: float, status: str) -> Solution:
-        return Solution(self.value, taken, self._evaluations, projected, status)
+    def _ended(self, taken: int, projected: float, ended: Status) -> Solution:
+        return Solution(self.value, taken, self._gradients, projected, ended)
 
     def _evaluate(self, point: Tensor, gradient: Tensor) -> float:
-        self._evaluations += 1
+        self._gradients += 1
         return self._function(point, gradient)
 
     def _host(self, *tensors: Tensor) -> list[Matrix]:
@@ -323,7 +323,7 @@ def maximise(
     base: float | None = None,
     iterations: int = ITERATIONS,
     scaling: str = "box",
-    visited: Visited | None = None,
+    report: Listener | None = None,
 ) -> Maximum:
     """Maximise with L-BFGS-B. Values are always computed in the objective's full precision.
 
@@ -335,7 +335,7 @@ def maximise(
         iterations: Steps at most; each takes one or more gradients.
         scaling: ``"box"``: the loss is scaled so that the first steepest step is as long as the diagonal of the box;
             ``"paper"``: it is not, as in SciPy, and near a minimizer the first step is tiny.
-        visited: Called with ``(evaluations, value)`` of every point.
+        report: Called with ``(evaluations, value)`` of every point.
 
     Returns:
         The best point visited.
@@ -343,7 +343,7 @@ def maximise(
     Raises:
         FloatingPointError: The loss is NaN or infinite at the start.
     """
-    climb = Climb(objective, region, visited)
+    climb = Climb(objective, region, report)
     x = starting_point(region, start)
     scale = 1.0
 
@@ -374,14 +374,21 @@ def maximise(
     except FloatingPointError as error:
         if climb.value == -math.inf:
             raise
-        return climb.finish(NOT_FINITE.format(error))
+        return climb.finish(status("not_finite", error=error))
     gradient = run.gradient
     gap, flips = region.vertex(run.x, gradient.neg_(), out=run.scratch).tolist()
     if torch.equal(run.x, climb.best):
         climb.gap = gap / scale
-    status = f"L-BFGS-B {solution.status} ({solution.iterations} iterations, {solution.evaluations} gradients)"
+    ended = status(
+        "*.lbfgsb",
+        name=solution.status.name,
+        ended=solution.status,
+        iterations=solution.iterations,
+        gradients=solution.gradients,
+    )
     if solution.iterations == 0:
-        status += f"; {TOO_SMALL if scaling == 'paper' and flips else stuck(gradient, start, 1)}"
+        why = status("too_small.scaling") if scaling == "paper" and flips else stuck(gradient, start, 1)
+        ended = status("*.because", name=why.name, ended=ended, why=why)
     elif solution.iterations == iterations:
-        status += ": more iterations may find a larger value"
-    return climb.finish(status)
+        ended = status("*.more", name=solution.status.name, ended=ended)
+    return climb.finish(ended)

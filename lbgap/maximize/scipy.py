@@ -8,12 +8,13 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from lbgap.maximize.climb import NO_GRADIENT, NOT_FINITE, Climb, Maximum, Visited, starting_point
+from lbgap.maximize.climb import Climb, Listener, Maximum, starting_point
 from lbgap.maximize.region import Box
 from lbgap.objective import Objective
+from lbgap.status import status
 
 ITERATIONS = 10
-TOO_SMALL = "could not move: the gradient is too small for SciPy's defaults; try method='vertex'"
+NAMES = {0: "converged", 1: "limit"}  # of SciPy's statuses; 2 is a line search that found nothing
 
 Vector = npt.NDArray[np.float64]
 
@@ -25,7 +26,7 @@ def maximise(
     start: Tensor | None = None,
     base: float | None = None,
     iterations: int = ITERATIONS,
-    visited: Visited | None = None,
+    report: Listener | None = None,
 ) -> Maximum:
     """Maximise with ``scipy.optimize.minimize(method="L-BFGS-B")`` on the displacement from the centre.
 
@@ -38,7 +39,7 @@ def maximise(
         start: ``(n,)``; the centre by default.
         base: The loss at the centre; not used.
         iterations: Iterations of L-BFGS-B at most; each takes one or more gradients.
-        visited: Called with ``(evaluations, value)`` of every point.
+        report: Called with ``(evaluations, value)`` of every point.
 
     Returns:
         The best point visited; the status holds SciPy's own message.
@@ -46,7 +47,7 @@ def maximise(
     Raises:
         FloatingPointError: The loss is NaN or infinite at the start.
     """
-    climb = Climb(objective, region, visited)
+    climb = Climb(objective, region, report)
     point = starting_point(region, start)
     gradient, vertex = torch.empty_like(point), torch.empty_like(point)
     centre = region.centre.double()
@@ -73,8 +74,15 @@ def maximise(
     except FloatingPointError as error:
         if climb.value == -np.inf:
             raise
-        return climb.finish(NOT_FINITE.format(error))
-    status = f"SciPy: {result.message} ({result.nit} iterations, {result.nfev} gradients)"
+        return climb.finish(status("not_finite", error=error))
+    ended = status(
+        "*.scipy",
+        name=NAMES.get(result.status, "given_up"),
+        message=result.message,
+        iterations=result.nit,
+        gradients=result.nfev,
+    )
     if result.nfev == 1:
-        status += f"; {TOO_SMALL if gradient.any() else NO_GRADIENT}"
-    return climb.finish(status)
+        why = status("too_small.scipy") if gradient.any() else status("no_gradient")
+        ended = status("*.because", name=why.name, ended=ended, why=why)
+    return climb.finish(ended)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from lbgap.checks import whole
 from lbgap.maximize import apgd, lbfgsb, scipy, vertex
-from lbgap.maximize.climb import Maximum, Visited
+from lbgap.maximize.climb import Listener, Maximum, from_start, of_part
 from lbgap.maximize.region import Box
 from lbgap.objective import Objective
 
@@ -135,7 +134,7 @@ def maximise(
     seed: int = 0,
     scaling: str | None = None,
     also: Sequence[Start] = (),
-    visited: Visited | None = None,
+    report: Listener | None = None,
 ) -> Iterator[Maximum]:
     """Maximise from every start, the centre first.
 
@@ -158,7 +157,7 @@ def maximise(
         seed: Of the random starts.
         scaling: See :func:`lbgap.maximize.lbfgsb.maximise`.
         also: Names and points of further starts, right behind the centre; they do not scout either.
-        visited: Called with ``(evaluations, value)`` of every point.
+        report: Called with ``(evaluations, value)`` of every point.
 
     Returns:
         One maximum for each climb, as it ends; those of scouts have fewer ``samples``. One that could not start,
@@ -174,7 +173,7 @@ def maximise(
     samples = scout_samples(objective, method, restarts, scout)
     few = objective.subset(samples) if samples else None
     base = float(objective.loss(region.centre)) if base is None else base
-    shared: dict[str, Any] = {"region": region, "base": base, "visited": visited}
+    shared: dict[str, Any] = {"region": region, "base": base, "report": report}
     shared |= {} if scaling is None else {"scaling": scaling}
     climb = functools.partial(METHODS[method], iterations=iterations, **shared)
     ways = starts(few or objective, region, restarts, seed)
@@ -192,7 +191,7 @@ def _refined(objective: Objective, climbs: Iterator[Maximum], climb: Callable[..
         yield found
         if found.samples == objective.samples and found.value > highest:
             highest = found.value
-            yield _from(objective, f"{found.start}, refined", found.point, climb)
+            yield from_start(objective, f"{found.start}, refined", found.point, climb)
 
 
 def _climbs(
@@ -205,10 +204,10 @@ def _climbs(
 ) -> Iterator[Maximum]:
     """Climb from the first starts; from every other on a few samples, and then on all where that leads higher."""
     for start in first:
-        yield _from(objective, *start, climb)
+        yield from_start(objective, *start, climb)
     if few is None:
         for start in ways:
-            yield _from(objective, *start, climb)
+            yield from_start(objective, *start, climb)
         return
     scouting = functools.partial(
         vertex.maximise,
@@ -219,22 +218,9 @@ def _climbs(
     )
     highest = -math.inf
     for name, point in ways:
-        scout = _from(few, name, point, scouting)
+        scout = of_part(from_start(few, name, point, scouting), few.samples / objective.samples)
         yield scout
         value = float(objective.losses(scout.point[None]))
         if highest < value < math.inf:
             highest = value
-            yield _from(objective, name, scout.point, climb)
-
-
-def _from(objective: Objective, name: str, point: Tensor | None, climb: Callable[..., Maximum]) -> Maximum:
-    """Climb from one start; a start whose loss is not finite is a result too, unless it is the centre."""
-    first = objective.evaluated
-    try:
-        return dataclasses.replace(climb(objective, start=point), start=name)
-    except FloatingPointError as error:
-        if point is None:
-            raise
-        evaluations = (objective.evaluated - first) / objective.samples
-        status = f"could not start: {error}"
-        return Maximum(point, -math.inf, (), evaluations, math.nan, status, objective.samples, name)
+            yield from_start(objective, name, scout.point, climb)

@@ -7,14 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from lbgap.maximize.climb import ENDED, NOT_FINITE, Climb, Maximum, Visited, look, starting_point, stuck
+from lbgap.maximize.climb import Climb, Listener, Maximum, evaluate, starting_point, stuck
 from lbgap.maximize.region import Box
 from lbgap.objective import Objective
+from lbgap.status import status
 
 ITERATIONS = 20
 TOLERANCE = 5e-4
-PROMISE = "converged after {} gradients: the next vertex promises less than {:g} % more"
-GAIN = "converged after {} gradients: the last vertex gained less than {:g} %"
 
 
 def maximise(
@@ -25,7 +24,7 @@ def maximise(
     base: float | None = None,
     iterations: int = ITERATIONS,
     tolerance: float = TOLERANCE,
-    visited: Visited | None = None,
+    report: Listener | None = None,
 ) -> Maximum:
     """Jump from vertex to vertex of the box along the gradient.
 
@@ -44,7 +43,7 @@ def maximise(
         base: The loss at the centre, from which the rise counts; the loss at the start by default.
         iterations: Gradients at most; the vertex after the last is evaluated too.
         tolerance: Share of the rise that is not worth another gradient.
-        visited: Called with ``(evaluations, value)`` of every point.
+        report: Called with ``(evaluations, value)`` of every point.
 
     Returns:
         The best point visited.
@@ -52,18 +51,18 @@ def maximise(
     Raises:
         FloatingPointError: The loss is NaN or infinite at the start.
     """
-    climb = Climb(objective, region, visited)
+    climb = Climb(objective, region, report)
     point = starting_point(region, start)
     gradient, vertex = torch.empty_like(point), torch.empty_like(point)
     rough = objective.mixed
     for iteration in range(1, iterations + 1):
         exact = not rough or (start is None and iteration == 1)
         try:
-            value, gap, flips = look(objective, region, point, gradient, vertex, rough=not exact)
+            value, gap, flips = evaluate(objective, region, point, gradient, vertex, rough=not exact)
         except FloatingPointError as error:
             if iteration == 1:
                 raise
-            return climb.finish(NOT_FINITE.format(error))
+            return climb.finish(status("not_finite", error=error))
         base = value if base is None else base
         gain = value - climb.value
         better = climb.visit(point, value)
@@ -72,15 +71,15 @@ def maximise(
         point, vertex = vertex, point
         enough = tolerance * (climb.value - base)
         if better and flips == 0:
-            status = stuck(gradient, start, iteration)
+            ended = stuck(gradient, start, iteration)
         elif gap < enough:
-            status = PROMISE.format(iteration, 100 * tolerance)
+            ended = status("converged.gap", gradients=iteration, percent=100 * tolerance)
         elif gain < enough:
-            status = GAIN.format(iteration, 100 * tolerance)
+            ended = status("converged.gain", gradients=iteration, percent=100 * tolerance)
         else:
             continue
         if not (rough and (climb.gap > enough or climb.value < 2 * base)):
-            return climb.finish(status)
+            return climb.finish(ended)
         rough, climb.value = False, -math.inf  # the best point is evaluated anew
         point.copy_(climb.best)
-    return climb.finish(ENDED.format(iterations), last=point)
+    return climb.finish(status("limit.gradients", gradients=iterations), last=point)

@@ -57,8 +57,8 @@ def line_search(
             low, high = now, low if now.slope * (high.step - low.step) >= 0 else high
         if high is None:
             grown = _cubic(start, low)
-            least, most = (factor * low.step for factor in GROWTH)
-            step = min(grown if least <= grown <= most else most, longest)
+            shortest, furthest = (factor * low.step for factor in GROWTH)
+            step = min(grown if shortest <= grown <= furthest else furthest, longest)
         else:
             inside, width = _cubic(low, high), abs(high.step - low.step)
             first = min(low.step, high.step)

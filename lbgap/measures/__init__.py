@@ -13,7 +13,7 @@ from lbgap.measures.hessian.eigenvalues import Eigenvalues, eigenvalues
 from lbgap.measures.hessian.mass import positive_mass
 from lbgap.measures.hessian.stability import edge_of_stability
 from lbgap.measures.hessian.trace import hessian_trace
-from lbgap.measures.layer_sharpness import layer_sharpness
+from lbgap.measures.layer_sharpness import LayerSharpness, layer_sharpness
 from lbgap.measures.pac_bayes import pac_bayes_sigma
 from lbgap.measures.sharpness import Sharpness, fast_sharpness
 from lbgap.measures.sharpness_curve import SharpnessCurve, sharpness_curve
@@ -24,6 +24,7 @@ __all__ = [
     "Density",
     "Diagonal",
     "Eigenvalues",
+    "LayerSharpness",
     "Measure",
     "Sharpness",
     "SharpnessCurve",

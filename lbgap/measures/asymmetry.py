@@ -6,30 +6,32 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from lbgap.checks import flag, positive, whole
+from lbgap.checks import positive, whole
 from lbgap.measures.call import Call, Options, call
 from lbgap.measures.draws import normals
 from lbgap.measures.hessian.eigenvalues import eigenvalues
 from lbgap.objective import Objective
-from lbgap.result import plain
-from lbgap.system.progress import evaluations_bar
+from lbgap.result import Result
+from lbgap.status import Status, status
+from lbgap.system.progress import Report, check_progress, evaluations_bar
 
 LARGEST = 1 << 26  # numbers in points that are evaluated in one call, at most
 LADDER = 13  # distances unless the caller gives them, from a thousandth of |x| to |x|
 ROUNDING = 16  # in units of epsilon and of the loss: a rise below it is none
 
 
-@dataclass(frozen=True, eq=False)
-class Asymmetry:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Asymmetry(Result):
     """The loss on both sides of a minimizer x, along unit vectors d at distances r: ``f(x + r d)`` and ``f(x - r d)``.
 
     Attributes:
+        value: Mean of ``|index|`` over the directions, from 0, the sides are alike, to 1, the loss rises on one only.
         names: Of the directions.
         distances: Ascending, in units of the parameters.
         ahead: ``f(x + r d)`` for each direction and distance; infinite or NaN where it overflows.
@@ -39,45 +41,27 @@ class Asymmetry:
         indices: ``(ahead - behind) / (ahead + behind)`` of the sharpnesses, from -1 to 1; 0 where neither side rises.
         index: Mean of the indices of each direction over the distances at which the loss rises on a side; 0 without.
         base_loss: f(x).
-        evaluations: Passes over the data, as the objective counts them.
-        status: What to try where the distances do not fit.
-        settings: Everything that the result depends on.
-        seconds: Wall-clock time of the call.
     """
 
     names: tuple[str, ...]
-    distances: tuple[float, ...] = field(repr=False)
-    ahead: tuple[tuple[float, ...], ...] = field(repr=False)
-    behind: tuple[tuple[float, ...], ...] = field(repr=False)
-    sharpness_ahead: tuple[tuple[float, ...], ...] = field(repr=False)
-    sharpness_behind: tuple[tuple[float, ...], ...] = field(repr=False)
-    indices: tuple[tuple[float, ...], ...] = field(repr=False)
+    distances: tuple[float, ...]
+    ahead: tuple[tuple[float, ...], ...]
+    behind: tuple[tuple[float, ...], ...]
+    sharpness_ahead: tuple[tuple[float, ...], ...]
+    sharpness_behind: tuple[tuple[float, ...], ...]
+    indices: tuple[tuple[float, ...], ...]
     index: tuple[float, ...]
     base_loss: float
-    evaluations: float
-    status: str
-    settings: dict[str, Any] = field(repr=False)
-    seconds: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON; NaN and infinity become None."""
-        return {name: plain(getattr(self, name)) for name in self.__dataclass_fields__}
-
-    def __str__(self) -> str:
-        """A line for each direction: its index, and the sharpness of either side at the largest distance."""
-        sides = zip(self.names, self.index, self.sharpness_ahead, self.sharpness_behind, strict=True)
-        s = self.settings
-        return "\n".join(
-            (
-                f"asymmetry of a minimizer, at a loss of {self.base_loss:.6g}, up to a distance of "
-                f"{self.distances[-1]:.4g}",
-                *(f"  {name}: index {i:+.3f}, {a[-1]:.4g} % ahead, {b[-1]:.4g} % behind" for name, i, a, b in sides),
-                f"  {s['n']:,} parameters, {s['samples']:,} samples, batch-norm {s['batch_norm']}, "
-                f"{self.evaluations:.4g} evaluations, {self.seconds:.2f} s, {s['precision']} on {s['device']}",
-                f"  {self.status}",
-                *(f"  note: {note}" for note in s["notes"]),
-            )
+    def _headline(self) -> str:
+        return (
+            f"asymmetry of a minimizer: {self.value:.6g}, at a loss of {self.base_loss:.6g}, up to a distance of "
+            f"{self.distances[-1]:.4g}"
         )
+
+    def _numbers(self) -> list[str]:
+        sides = zip(self.names, self.index, self.sharpness_ahead, self.sharpness_behind, strict=True)
+        return [f"{name}: index {i:+.3f}, {a[-1]:.4g} % ahead, {b[-1]:.4g} % behind" for name, i, a, b in sides]
 
 
 def asymmetry(
@@ -89,7 +73,7 @@ def asymmetry(
     random: int = 3,
     distances: Sequence[float] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: Report = False,
     **options: Unpack[Options],
 ) -> Asymmetry:
     """Measure how differently the loss rises on the two sides of a minimizer.
@@ -107,7 +91,8 @@ def asymmetry(
         random: How many random directions to add, "random 1" and so on.
         distances: Above zero and increasing; by default 13 from a thousandth of the length of x to that length.
         seed: Of random directions and of the start of the eigenvectors.
-        progress: Show progress bars on standard error.
+        progress: True for bars on standard error, or a function that is called with each
+            :class:`~lbgap.system.progress.Progress`.
         options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
             in :func:`lbgap.fast_sharpness`.
 
@@ -128,26 +113,28 @@ def asymmetry(
     top = whole("top", top, 0)
     random = whole("random", random, 0)
     seed = whole("seed", seed, 0)
-    flag("progress", progress)
+    check_progress(progress)
     ladder = None if distances is None else _increasing(distances)
-    with call("asymmetry", model, data, options) as this:
-        chosen = _directions(this, directions or {}, top, random, seed, progress)
+    with call("asymmetry", model, data, options) as task:
+        chosen = _directions(task, directions or {}, top, random, seed, progress)
         if ladder is None:
-            length = float(this.centre.double().norm()) or 1.0
+            length = float(task.centre.double().norm()) or 1.0
             ladder = [length * 10 ** (-3 + 3 * step / (LADDER - 1)) for step in range(LADDER)]
-        base = float(this.objective.loss(this.centre))
+        base = float(task.objective.loss(task.centre))
         if base <= -1:
             raise ValueError(
                 f"sharpness divides by 1 + loss, and the loss at the minimizer is {base:g}: add a constant"
             )
-        with evaluations_bar("asymmetry", 2 * len(ladder) * len(chosen), progress) as visited:
-            sides = [_losses(this, direction, ladder, visited) for direction in chosen.values()]
-        floor = ROUNDING * torch.finfo(this.objective.dtype).eps * abs(base)
+        with evaluations_bar("asymmetry", 2 * len(ladder) * len(chosen), progress) as report:
+            sides = [_losses(task, direction, ladder, report) for direction in chosen.values()]
+        floor = ROUNDING * torch.finfo(task.objective.dtype).eps * abs(base)
         sharp = [[_one_sided(losses, base, floor) for losses in pair] for pair in sides]
         indices = [tuple(_index(a, b) for a, b in zip(ahead, behind, strict=True)) for ahead, behind in sharp]
         still = [name for name, pair in zip(chosen, sharp, strict=True) if not pair[0][-1] and not pair[1][-1]]
         own = {"directions": list(chosen), "distances": ladder, "top": top, "random": random, "seed": seed}
+        index = tuple(_mean_index(i, *pair) for i, pair in zip(indices, sharp, strict=True))
         return Asymmetry(
+            value=statistics.fmean(map(abs, index)),
             names=tuple(chosen),
             distances=tuple(ladder),
             ahead=tuple(tuple(pair[0]) for pair in sides),
@@ -155,12 +142,12 @@ def asymmetry(
             sharpness_ahead=tuple(pair[0] for pair in sharp),
             sharpness_behind=tuple(pair[1] for pair in sharp),
             indices=tuple(indices),
-            index=tuple(_mean_index(i, *pair) for i, pair in zip(indices, sharp, strict=True)),
+            index=index,
             base_loss=base,
-            evaluations=this.evaluations,
+            evaluations=task.evaluations,
             status=_status(still),
-            settings=this.settings(own),
-            seconds=this.seconds,
+            settings=task.settings(own),
+            seconds=task.seconds,
         )
 
 
@@ -178,7 +165,7 @@ def _increasing(distances: Sequence[float]) -> list[float]:
 
 
 def _directions(
-    this: Call, given: Mapping[str, Tensor], top: int, random: int, seed: int, progress: bool
+    task: Call, given: Mapping[str, Tensor], top: int, random: int, seed: int, progress: Any
 ) -> dict[str, Tensor]:
     """Unit vectors by name.
 
@@ -190,19 +177,19 @@ def _directions(
         raise TypeError("directions must map names to tensors (n,), such as {'to LB': other - x}")
     found: dict[str, Tensor] = {str(name): vector.detach() for name, vector in given.items()}
     for name, vector in found.items():
-        if vector.shape != this.centre.shape:
-            raise ValueError(f"direction {name!r} must be ({len(this.centre)},), got {tuple(vector.shape)}")
+        if vector.shape != task.centre.shape:
+            raise ValueError(f"direction {name!r} must be ({len(task.centre)},), got {tuple(vector.shape)}")
     added: dict[str, Tensor] = {}
     if top:
-        vectors = eigenvalues(this.objective, k=top, seed=seed, progress=progress).vectors
+        vectors = eigenvalues(task.objective, k=top, seed=seed, progress=progress).vectors
         added |= {f"top {index + 1}": oriented(vector) for index, vector in enumerate(vectors)}
-    added |= {f"random {i + 1}": vector for i, vector in zip(range(random), normals(this.centre, seed), strict=False)}
+    added |= {f"random {i + 1}": vector for i, vector in zip(range(random), normals(task.centre, seed), strict=False)}
     twice = [name for name in found if name in added]
     if twice:
         raise ValueError(f"the name {twice[0]!r} is that of a direction which is added: give it another")
     if not (found := {**found, **added}):
         raise ValueError("asymmetry needs a direction: give directions, top or random")
-    return {name: _unit(name, vector.to(this.centre)) for name, vector in found.items()}
+    return {name: _unit(name, vector.to(task.centre)) for name, vector in found.items()}
 
 
 def _unit(name: str, vector: Tensor) -> Tensor:
@@ -217,15 +204,15 @@ def oriented(vector: Tensor) -> Tensor:
     return vector * vector[vector.abs().argmax()].sign()
 
 
-def _losses(this: Call, direction: Tensor, ladder: list[float], visited: Any) -> tuple[list[float], list[float]]:
+def _losses(task: Call, direction: Tensor, ladder: list[float], report: Any) -> tuple[list[float], list[float]]:
     """The loss ahead and behind at each distance."""
-    steps = torch.tensor([*ladder, *(-distance for distance in ladder)]).to(this.centre)
+    steps = torch.tensor([*ladder, *(-distance for distance in ladder)]).to(task.centre)
     found: list[float] = []
     for part in steps.split(max(1, LARGEST // len(direction))):
-        values = this.objective.losses(torch.addcmul(this.centre, part[:, None], direction)).tolist()
+        values = task.objective.losses(torch.addcmul(task.centre, part[:, None], direction)).tolist()
         found += values
-        for value in values if visited is not None else ():
-            visited(0, value)
+        for value in values if report is not None else ():
+            report(0, value)
     return found[: len(ladder)], found[len(ladder) :]
 
 
@@ -251,7 +238,5 @@ def _mean_index(indices: tuple[float, ...], ahead: tuple[float, ...], behind: tu
     return statistics.fmean([i for i, a, b in zip(indices, ahead, behind, strict=True) if a or b] or [0.0])
 
 
-def _status(still: list[str]) -> str:
-    if not still:
-        return "along each direction the loss rises on a side"
-    return f"the loss rises on neither side along {', '.join(still)}: try larger distances"
+def _status(still: list[str]) -> Status:
+    return status("no_rise.sides", names=", ".join(still)) if still else status("complete.sides")

@@ -8,11 +8,10 @@ from torch import nn
 
 from lbgap.checks import flag, positive, whole
 from lbgap.measures.call import Options, call
-from lbgap.measures.draws import mean_and_error, normals
+from lbgap.measures.draws import ended, known, mean_and_error, normals
 from lbgap.objective import Objective
 from lbgap.result import Measure
-
-FEWEST = 8  # draws before a standard error is believed
+from lbgap.system.progress import Report, check_progress, products_bar
 
 
 def average_sharpness(
@@ -23,8 +22,9 @@ def average_sharpness(
     draws: int = 20,
     adaptive: bool = False,
     antithetic: bool = True,
-    tolerance: float | None = None,
+    relative_error: float | None = None,
     seed: int = 0,
+    progress: Report = False,
     **options: Unpack[Options],
 ) -> Measure:
     """Measure how much the loss rises on average under Gaussian noise on the parameters.
@@ -41,12 +41,14 @@ def average_sharpness(
         model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`.
         data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
         sigma: Standard deviation of the noise, in units of the parameters; with ``adaptive`` relative to them.
-        draws: Independent draws, two or more; with ``tolerance`` at most.
+        draws: Independent draws at most, two or more.
         adaptive: Scale the noise by the parameters.
         antithetic: Use each draw in both directions, two evaluations.
-        tolerance: Stop after eight draws or more once the standard error is at most this, in units of the loss.
-            Stopping on the error makes the value, and more so the error, slightly too small.
+        relative_error: Stop after eight draws or more once the standard error is at most this share of the mean; None
+            for all draws. Stopping on the error makes the value, and more so the error, slightly too small.
         seed: Of the noise.
+        progress: True for a bar on standard error, or a function that is called with each
+            :class:`~lbgap.system.progress.Progress`.
         options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
             in :func:`lbgap.fast_sharpness`.
 
@@ -71,18 +73,21 @@ def average_sharpness(
         "draws": draws,
         "adaptive": adaptive,
         "antithetic": antithetic,
-        "tolerance": None if tolerance is None else positive("tolerance", tolerance, "1e-3"),
+        "relative_error": None if relative_error is None else positive("relative_error", relative_error, "0.05"),
         "seed": seed,
     }
     flag("adaptive", adaptive)
     flag("antithetic", antithetic)
-    with call("average_sharpness", model, data, options) as this:
-        objective, centre = this.objective, this.centre
+    check_progress(progress)
+    with (
+        call("average_sharpness", model, data, options) as task,
+        products_bar("average sharpness", draws, progress, "draws") as report,
+    ):
+        objective, centre = task.objective, task.centre
         base = float(objective.loss(centre))
         noise = normals(centre, seed)
         rises: list[float] = []
-        status = f"{draws} draws"
-        while len(rises) < draws:
+        while len(rises) < draws and not known(rises, own["relative_error"]):
             u = own["sigma"] * next(noise) * (centre if adaptive else 1)
             points = (centre + u, centre - u) if antithetic else (centre + u,)
             try:
@@ -91,13 +96,13 @@ def average_sharpness(
                 raise FloatingPointError(
                     f"under noise, in draw {len(rises) + 1} (try a smaller sigma), {error}"
                 ) from error
-            if tolerance is not None and len(rises) >= FEWEST and mean_and_error(rises)[1] <= tolerance:
-                status = f"{len(rises)} draws: the standard error is below the tolerance {tolerance:g}"
-                break
-        else:
-            if tolerance is not None:
-                status = f"{draws} draws, the limit: the standard error is above the tolerance; try more draws"
+            report(1)
         value, spread = mean_and_error(rises)
-        return this.result(
-            value, standard_error=spread, base_loss=base, status=status, own=own, details={"rises": rises}
+        return task.result(
+            value,
+            standard_error=spread,
+            base_loss=base,
+            status=ended(rises, own["relative_error"]),
+            own=own,
+            details={"rises": rises},
         )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -13,20 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.checks import flag, positive, whole
-from lbgap.maximize.climb import ENDED, NO_GRADIENT, NOT_FINITE, Climb, Maximum, Visited
+from lbgap.maximize.climb import Climb, Listener, Maximum, from_start
 from lbgap.measures.call import Call, Options, call
 from lbgap.measures.draws import normals
 from lbgap.measures.sharpness import Sharpness, entry, loss_at_minimizer, or_centre, phi
 from lbgap.objective import Objective
-from lbgap.system.progress import evaluations_bar
+from lbgap.status import status
+from lbgap.system.progress import Report, check_progress, evaluations_bar
 
 TOLERANCE = 5e-4
 SHORTEST_STEP = 1e-3  # in radii
 FAR = 1e6  # in radii; beyond it a step is the gradient's direction itself
-GAP = "converged after {} gradients: the ball promises less than {:g} % more to first order"
-SHORT = "converged after {} gradients: no step up to {:g} radii leads higher"
-STILL = "converged after {} gradients: the next step does not change the point"
-NARROW = "could not move: the ball is narrower than the spacing of the numbers; try a larger radius or float64"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +63,7 @@ def ball_sharpness(
     iterations: int = 20,
     restarts: int = 0,
     seed: int = 0,
-    progress: bool = False,
+    progress: Report = False,
     **options: Unpack[Options],
 ) -> Sharpness:
     """Measure how much the loss can rise in a Euclidean ball around a minimizer.
@@ -90,7 +86,8 @@ def ball_sharpness(
         iterations: Gradients at most from each start.
         restarts: Starts beside the minimizer: random points on the sphere.
         seed: Of these points.
-        progress: Show a progress bar on standard error.
+        progress: True for a bar on standard error, or a function that is called with each
+            :class:`~lbgap.system.progress.Progress`.
         options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
             in :func:`lbgap.fast_sharpness`.
 
@@ -113,6 +110,7 @@ def ball_sharpness(
     iterations = whole("iterations", iterations, 1)
     restarts = whole("restarts", restarts, 0)
     seed = whole("seed", seed, 0)
+    check_progress(progress)
     own = {
         "region": "adaptive l2" if adaptive else "l2",
         "epsilon": radius,
@@ -122,17 +120,17 @@ def ball_sharpness(
         "restarts": restarts,
         "seed": seed,
     }
-    with call("ball_sharpness", model, data, options) as this:
-        ball = Ball(this.centre, radius, this.centre.abs() + eta if adaptive else None)
-        with evaluations_bar("sharpness", (restarts + 1) * iterations, progress) as visited:
-            return _search(this, ball, own, visited)
+    with call("ball_sharpness", model, data, options) as task:
+        ball = Ball(task.centre, radius, task.centre.abs() + eta if adaptive else None)
+        with evaluations_bar("sharpness", (restarts + 1) * iterations, progress) as report:
+            return _search(task, ball, own, report)
 
 
-def _search(this: Call, ball: Ball, own: dict[str, Any], visited: Visited | None) -> Sharpness:
+def _search(task: Call, ball: Ball, own: dict[str, Any], report: Listener | None) -> Sharpness:
     """Climb from every start and keep the highest."""
-    base = loss_at_minimizer(this.objective)
-    climb = functools.partial(ascend, this.objective, ball, base=base, iterations=own["iterations"], visited=visited)
-    climbs = [_from(climb, name, u) for name, u in _starts(ball, own["restarts"], own["seed"])]
+    base = loss_at_minimizer(task.objective)
+    climb = functools.partial(ascend, ball=ball, base=base, iterations=own["iterations"], report=report)
+    climbs = [from_start(task.objective, name, u, climb) for name, u in _starts(ball, own["restarts"], own["seed"])]
     best = or_centre(max(climbs, key=lambda found: found.value), ball.centre, base)
     value = phi(best.value, base)
     return Sharpness(
@@ -142,13 +140,13 @@ def _search(this: Call, ball: Ball, own: dict[str, Any], visited: Visited | None
         base_loss=base,
         max_loss=best.value,
         point=best.point,
-        evaluations=this.evaluations,
+        evaluations=task.evaluations,
         history=best.history,
         gap=best.gap,
         status=best.status,
         starts=tuple(map(entry, climbs)),
-        settings=this.settings(own),
-        seconds=this.seconds,
+        settings=task.settings(own),
+        seconds=task.seconds,
     )
 
 
@@ -160,24 +158,14 @@ def _starts(ball: Ball, restarts: int, seed: int) -> Iterator[tuple[str, Tensor 
         yield f"random {index}", u * (ball.radius / _norm(u))
 
 
-def _from(climb: Callable[..., Maximum], name: str, start: Tensor | None) -> Maximum:
-    """Climb from one start; one whose loss is not finite is a result too, unless it is the centre."""
-    try:
-        return dataclasses.replace(climb(start=start), start=name)
-    except FloatingPointError as error:
-        if start is None:
-            raise
-        return Maximum(start, -math.inf, (), 1.0, math.nan, f"could not start: {error}", 0, name)
-
-
 def ascend(
     objective: Objective,
-    ball: Ball,
     *,
+    ball: Ball,
     start: Tensor | None = None,
     base: float,
     iterations: int,
-    visited: Visited | None = None,
+    report: Listener | None = None,
 ) -> Maximum:
     """Climb in u along the normalised gradient ``T g / |T g|``, projecting onto the ball, from the best point yet.
 
@@ -192,12 +180,12 @@ def ascend(
         start: u, ``(n,)``; zero, the centre, by default.
         base: The loss at the centre, from which the rise counts.
         iterations: Gradients at most; the point after the last is evaluated too.
-        visited: Called with ``(evaluations, value)`` of every point.
+        report: Called with ``(evaluations, value)`` of every point.
 
     Raises:
         FloatingPointError: The loss is NaN or infinite at the start.
     """
-    climb = Climb(objective, ball, visited)
+    climb = Climb(objective, ball, report)
     u = torch.zeros_like(ball.centre) if start is None else start
     best, up, step = u, u, ball.radius
     for iteration in range(1, iterations + 1):
@@ -208,25 +196,27 @@ def ascend(
         except FloatingPointError as error:
             if iteration == 1:
                 raise
-            return climb.finish(NOT_FINITE.format(error))
+            return climb.finish(status("not_finite", error=error))
         if climb.visit(point, float(value)):
             slope = ball.scaled(gradient)
             steepness = _norm(slope)
             climb.gap = ball.radius * steepness - float((slope.double() * u.double()).sum())
             if steepness == 0:
-                return climb.finish(NO_GRADIENT if iteration == 1 else GAP.format(iteration, 0))
+                flat = status("converged.ball", gradients=iteration, percent=0)
+                return climb.finish(status("no_gradient") if iteration == 1 else flat)
             if climb.gap <= TOLERANCE * (climb.value - base):
-                return climb.finish(GAP.format(iteration, 100 * TOLERANCE))
+                return climb.finish(status("converged.ball", gradients=iteration, percent=100 * TOLERANCE))
             best, up = u, slope / steepness
             step = step if iteration == 1 else min(2 * step, FAR * ball.radius)
         else:
             step = min(step, ball.radius) / 4
             if step < SHORTEST_STEP * ball.radius:
-                return climb.finish(SHORT.format(iteration, 4 * step / ball.radius))
+                return climb.finish(status("converged.short", gradients=iteration, radii=4 * step / ball.radius))
         u = ball.project(best + step * up)
         if torch.equal(ball.point(u), climb.best):
-            return climb.finish(NARROW if iteration == 1 and start is None else STILL.format(iteration))
-    return climb.finish(ENDED.format(iterations), last=ball.point(u))
+            still = status("converged.still", gradients=iteration)
+            return climb.finish(status("rounding.ball") if iteration == 1 and start is None else still)
+    return climb.finish(status("limit.gradients", gradients=iterations), last=ball.point(u))
 
 
 def _norm(vector: Tensor) -> float:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from lbgap.checks import positive, whole
 from lbgap.measures.call import Options, call
-from lbgap.measures.draws import mean_and_error
+from lbgap.measures.draws import ended, known, mean_and_error
 from lbgap.objective import Objective
 from lbgap.result import Measure
+from lbgap.status import status
+from lbgap.system.progress import Report, check_progress, products_bar
 
-FEWEST = 8  # draws before a standard error is believed
 POPULATIONS = ("data", "distribution")
 
 
@@ -27,6 +28,7 @@ def batch_sharpness(
     relative_error: float | None = 0.05,
     draws: int = 200,
     seed: int = 0,
+    progress: Report = False,
     **options: Unpack[Options],
 ) -> Measure:
     """Measure the curvature that mini-batches see along their own gradients.
@@ -44,6 +46,8 @@ def batch_sharpness(
             for all draws. Stopping on the error makes it slightly too small.
         draws: Batches at most, two or more.
         seed: Of the batches.
+        progress: True for a bar on standard error, or a function that is called with each
+            :class:`~lbgap.system.progress.Progress`.
         options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
             in :func:`lbgap.fast_sharpness`.
 
@@ -64,23 +68,26 @@ def batch_sharpness(
         True
     """
     batch, relative_error, draws, seed = _check(batch, relative_error, draws, seed)
-    with call("batch_sharpness", model, data, options) as this:
+    check_progress(progress)
+    with (
+        call("batch_sharpness", model, data, options) as task,
+        products_bar("batch sharpness", draws, progress, "batches") as report,
+    ):
         quotients: list[float] = []
         squares: list[float] = []
-        base = float(this.objective.loss(this.centre))
-        known = False
-        for part in _batches(this.objective, batch, 1, draws, seed):
-            gradient = part.loss_and_gradient(this.centre)[1]
+        base = float(task.objective.loss(task.centre))
+        for part in _batches(task.objective, batch, 1, draws, seed):
+            gradient = part.loss_and_gradient(task.centre)[1]
             length = float(gradient.double().norm())
             squares.append(length**2)
             if not length:
                 quotients.append(math.nan)
                 break
             unit = gradient / length  # products with a tiny vector would lose its direction
-            product = part.hvp(this.centre, unit[None])[0]
+            product = part.hvp(task.centre, unit[None])[0]
             quotients.append(float((unit.double() * product.double()).sum() / unit.double().square().sum()))
-            known = _known(quotients, relative_error)
-            if known or batch == this.objective.samples:
+            report(1)
+            if known(quotients, relative_error) or batch == task.objective.samples:
                 break
         value, error = mean_and_error(quotients) if len(quotients) > 1 else (quotients[0], math.nan)
         weighted = math.fsum(q * s for q, s in zip(quotients, squares, strict=True))
@@ -91,12 +98,12 @@ def batch_sharpness(
         }
         own = {"batch": batch, "relative_error": relative_error, "draws": draws, "seed": seed}
         if math.isnan(value):
-            status = "the gradient of a batch is exactly zero: there is no direction; try float64 or a larger batch"
-        elif batch == this.objective.samples:
-            status = "exact, to rounding: the batch is all of the data"
+            why = status("no_gradient.batch")
+        elif batch == task.objective.samples:
+            why = status("exact.batch")
         else:
-            status = _status(len(quotients), error, value, relative_error, known)
-        return this.result(value, standard_error=error, base_loss=base, status=status, own=own, details=details)
+            why = ended(quotients, relative_error)
+        return task.result(value, standard_error=error, base_loss=base, status=why, own=own, details=details)
 
 
 def noise_scale(
@@ -108,6 +115,7 @@ def noise_scale(
     relative_error: float | None = 0.05,
     draws: int = 200,
     seed: int = 0,
+    progress: Report = False,
     **options: Unpack[Options],
 ) -> Measure:
     """Measure the gradient noise scale: the batch size at which noise and signal of a gradient are equal.
@@ -128,6 +136,8 @@ def noise_scale(
             it; None for all draws. Stopping on the error makes it slightly too small.
         draws: Batches at most, two or more.
         seed: Of the batches.
+        progress: True for a bar on standard error, or a function that is called with each
+            :class:`~lbgap.system.progress.Progress`.
         options: ``loss``, ``parameters``, ``batch_norm`` (not ``"batch"``), ``precision``, ``batch_size``, ``device``
             and ``backend``, as in :func:`lbgap.fast_sharpness`.
 
@@ -149,35 +159,36 @@ def noise_scale(
     if population not in POPULATIONS:
         raise ValueError(f"population must be 'data' or 'distribution', got {population!r}")
     batch, relative_error, draws, seed = _check(batch, relative_error, draws, seed)
-    with call("noise_scale", model, data, options) as this:
-        objective, total = this.objective, this.objective.samples
+    check_progress(progress)
+    with (
+        call("noise_scale", model, data, options) as task,
+        products_bar("noise scale", draws, progress, "batches") as report,
+    ):
+        objective, total = task.objective, task.objective.samples
         if objective.by_batch:
             raise ValueError(
                 "noise_scale needs samples whose gradients do not depend on each other: use batch_norm='eval'"
             )
-        base, mean = objective.loss_and_gradient(this.centre)
+        base, mean = objective.loss_and_gradient(task.centre)
         traces: list[float] = []
-        known = False
         for part in _batches(objective, batch, 0, draws, seed):
-            away = part.loss_and_gradient(this.centre)[1].double() - mean.double()
+            away = part.loss_and_gradient(task.centre)[1].double() - mean.double()
             traces.append(float(away.square().sum()) / (1 / batch - 1 / total))
-            known = _known(traces, relative_error)
-            if known:
+            report(1)
+            if known(traces, relative_error):
                 break
         trace, error = mean_and_error(traces)
         of_data = float(mean.double().square().sum())
         squared = of_data if population == "data" else of_data - trace / total
         exists = squared > 0
-        status = _status(len(traces), error, trace, relative_error, known, " of tr(Sigma)")
-        if not exists:
-            status = "the squared gradient cannot be told from zero: give more data, or population='data'"
+        why = ended(traces, relative_error, " of tr(Sigma)") if exists else status("no_gradient.noise")
         # The derivative of the ratio in tr(Sigma), which |G|^2 depends on for the distribution.
         slope = 1 / squared if population == "data" and exists else of_data / squared**2 if exists else math.nan
-        return this.result(
+        return task.result(
             trace / squared if exists else math.nan,
             standard_error=slope * error,
             base_loss=float(base),
-            status=status,
+            status=why,
             own={
                 "batch": batch,
                 "population": population,
@@ -206,27 +217,10 @@ def _batches(objective: Objective, batch: int, spare: int, draws: int, seed: int
     Raises:
         ValueError: A batch is as large as the data where none may be, or larger.
     """
-    most = objective.samples - 1 + spare
-    if batch > most:
-        raise ValueError(f"batch must be between 1 and {most}, got {batch}")
+    largest = objective.samples - 1 + spare
+    if batch > largest:
+        raise ValueError(f"batch must be between 1 and {largest}, got {batch}")
     generator = torch.Generator().manual_seed(seed)
     for _ in range(draws):
         chosen: Tensor = torch.randperm(objective.samples, generator=generator, device="cpu")[:batch].sort().values
         yield objective.part(chosen)
-
-
-def _known(values: list[float], relative_error: float | None) -> bool:
-    """Whether a mean is known as well as was asked."""
-    if relative_error is None or len(values) < FEWEST:
-        return False
-    mean, error = mean_and_error(values)
-    return error <= relative_error * abs(mean)
-
-
-def _status(draws: int, error: float, value: float, asked: float | None, known: bool, what: str = "") -> str:
-    size = f"the standard error{what} is {100 * error / abs(value) if value else math.inf:.2g} %"
-    if known:
-        return f"{draws} draws: {size}, within the {100 * (asked or 0):g} % asked for"
-    if asked is None:
-        return f"{draws} draws, all that were asked for: {size}"
-    return f"{draws} draws, the limit: {size}; try more draws"

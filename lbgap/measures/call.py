@@ -16,6 +16,8 @@ from lbgap.flat import Selection
 from lbgap.losses import LossFunction
 from lbgap.objective import Objective
 from lbgap.result import Measure, versions
+from lbgap.status import Status
+from lbgap.system.progress import Report, check_progress
 
 
 class Options(TypedDict, total=False):
@@ -41,14 +43,14 @@ class Search(Options, total=False):
     samples: int | None
     region: str
     seed: int
-    progress: bool
+    progress: Report
 
 
 def separate(measure: str, search: Search) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keywords that belong to the objective, and the rest.
 
     Raises:
-        TypeError: A keyword is neither.
+        TypeError: A keyword is neither, or ``progress`` is no way to report it.
     """
     unknown = [name for name in search if name not in Search.__annotations__]
     if unknown:
@@ -56,6 +58,7 @@ def separate(measure: str, search: Search) -> tuple[dict[str, Any], dict[str, An
             f"{measure}() got an unexpected keyword argument {unknown[0]!r}: beside its own it takes "
             + ", ".join(Search.__annotations__)
         )
+    check_progress(search.get("progress", False))
     own = {name: value for name, value in search.items() if name in Options.__annotations__}
     return own, {name: value for name, value in search.items() if name not in own}
 
@@ -102,13 +105,22 @@ class Call:
         details: dict[str, Any],
         standard_error: float = math.nan,
     ) -> Measure:
-        """The result, with what the call knows about itself."""
+        """The result, with what the call knows about itself.
+
+        Args:
+            value: The number that answers the question.
+            base_loss: Mean loss at the minimizer.
+            status: How far the value is to be trusted.
+            own: The keywords of the measure.
+            details: Further numbers by name.
+            standard_error: Of the value; NaN where nothing is random.
+        """
         return Measure(
             value=value,
             standard_error=standard_error,
             base_loss=base_loss,
             evaluations=self.evaluations,
-            status=status,
+            status=status if isinstance(status, Status) else Status("estimate", status),
             details=details,
             settings=self.settings(own),
             seconds=self.seconds,
@@ -119,9 +131,18 @@ class Call:
 def call(measure: str, model: nn.Module | Objective, data: Any, options: Options) -> Iterator[Call]:
     """Build the objective, or take the one passed, and run the measure without recording gradients.
 
+    Args:
+        measure: Its name.
+        model: A module or an objective.
+        data: The data; None with an objective.
+        options: Keywords of the objective.
+
+    Yields:
+        The call, which knows the objective, the minimizer and the cost so far.
+
     Raises:
-        ValueError: As :func:`lbgap.measures.call.as_objective`.
-        TypeError: Likewise; or an option that no measure has.
+        ValueError: An objective came together with data or options that belong to it.
+        TypeError: A module came without data, or an option is one that no measure has.
     """
     unknown = [name for name in options if name not in Options.__annotations__]
     if unknown:

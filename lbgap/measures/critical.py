@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Unpack
 
 import torch
@@ -12,6 +13,8 @@ from lbgap.checks import positive, whole
 from lbgap.measures.call import Call, Options, call
 from lbgap.objective import Objective
 from lbgap.result import Measure
+from lbgap.status import Status, status
+from lbgap.system.progress import Report, check_progress, products_bar
 
 
 def critical_sharpness(
@@ -22,6 +25,7 @@ def critical_sharpness(
     initial: float | None = None,
     tolerance: float = 0.02,
     doublings: int = 30,
+    progress: Report = False,
     **options: Unpack[Options],
 ) -> Measure:
     """Find the longest step along the update direction that does not raise the loss, as a sharpness.
@@ -41,6 +45,8 @@ def critical_sharpness(
             Polyak step away, ``f(x) / |<g, d>|``, comes back to f(x), so that a quadratic is bracketed at once.
         tolerance: Relative width of the bracket at which the bisection ends; eta_c is its middle.
         doublings: Doublings or halvings at most.
+        progress: True for a bar on standard error, or a function that is called with each
+            :class:`~lbgap.system.progress.Progress`.
         options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
             in :func:`lbgap.fast_sharpness`.
 
@@ -68,16 +74,22 @@ def critical_sharpness(
     }
     if direction is not None and not isinstance(direction, Tensor):
         raise TypeError(f"direction must be a tensor (n,), got {type(direction).__name__}: use torch.cat of flat parts")
-    with call("critical_sharpness", model, data, options) as this:
-        base, gradient = this.objective.loss_and_gradient(this.centre)
-        d = -gradient if direction is None else _checked(direction, this.centre)
+    check_progress(progress)
+    bisections = math.ceil(max(0.0, -math.log2(own["tolerance"])))
+    with (
+        call("critical_sharpness", model, data, options) as task,
+        products_bar("critical sharpness", 3 + doublings + bisections, progress, "evaluations") as report,
+    ):
+        base, gradient = task.objective.loss_and_gradient(task.centre)
+        report(1)
+        d = -gradient if direction is None else _checked(direction, task.centre)
         slope = float((gradient.double() * d.double()).sum())
-        below, above, status, dip = _bracket(this, float(base), d, slope, own)
+        below, above, why, dip = _bracket(task, float(base), d, slope, own, report)
         step = below / 2 + above / 2
-        return this.result(
+        return task.result(
             2 / step if step else math.inf,
             base_loss=float(base),
-            status=status,
+            status=why,
             own=own,
             details={
                 "step": step,
@@ -99,21 +111,24 @@ def _checked(direction: Tensor, centre: Tensor) -> Tensor:
     return direction
 
 
-def _bracket(this: Call, base: float, d: Tensor, slope: float, own: dict[str, Any]) -> tuple[float, float, str, float]:
+def _bracket(
+    task: Call, base: float, d: Tensor, slope: float, own: dict[str, Any], report: Callable[[int], None]
+) -> tuple[float, float, Status, float]:
     """A step that does not raise the loss and a longer one that does, the status, and the largest fall seen."""
     dip = 0.0
 
     def rises(step: float) -> bool:
         nonlocal dip
-        value = float(this.objective.losses((this.centre + step * d)[None]))
+        value = float(task.objective.losses((task.centre + step * d)[None]))
         dip = max(dip, base - value)
+        report(1)
         return not value <= base  # neither does a loss that is not finite count as lower
 
     if slope == 0 and own["direction"] != "given":
-        return math.nan, math.nan, "the gradient is exactly zero: there is no direction; give one", dip
+        return math.nan, math.nan, status("no_gradient.direction"), dip
     if slope > 0:
-        return 0.0, 0.0, "the loss rises at once along this direction: turn it round for a step that lowers it", dip
-    step = own["initial"] or _first(this, base, d, slope)
+        return 0.0, 0.0, status("rises"), dip
+    step = own["initial"] or _first(task, base, d, slope, report)
     below, above = 0.0, math.inf
     for _ in range(own["doublings"] + 1):
         if rises(step):
@@ -124,34 +139,24 @@ def _bracket(this: Call, base: float, d: Tensor, slope: float, own: dict[str, An
             break
         step = step / 2 if above < math.inf else step * 2
     if above == math.inf:
-        return (
-            math.nan,
-            math.nan,
-            f"no step up to {below:g} raises the loss: try more doublings, or a larger initial",
-            dip,
-        )
+        return math.nan, math.nan, status("no_rise.steps", largest=below), dip
     if not below:
-        return (
-            0.0,
-            0.0,
-            f"every step down to {above:g} raises the loss: try precision='float64', or a smaller initial",
-            dip,
-        )
+        return 0.0, 0.0, status("rises.steps", smallest=above), dip
     while above / below - 1 > own["tolerance"]:
         middle = (below + above) / 2
         below, above = (below, middle) if rises(middle) else (middle, above)
-    status = f"bracketed to {100 * (above / below - 1):.2g} %"
-    if dip <= 10 * torch.finfo(this.objective.dtype).eps * abs(base):
-        status += "; but on the way the loss falls by no more than its rounding: try precision='float64'"
-    return below, above, status, dip
+    hidden = dip <= 10 * torch.finfo(task.objective.dtype).eps * abs(base)
+    key = "rounding.bracket" if hidden else "converged.bracket"
+    return below, above, status(key, percent=100 * (above / below - 1)), dip
 
 
-def _first(this: Call, base: float, d: Tensor, slope: float) -> float:
+def _first(task: Call, base: float, d: Tensor, slope: float, report: Callable[[int], None]) -> float:
     """Where the parabola through the loss and slope at x and the loss a Polyak step away comes back to f(x)."""
     polyak = abs(base / slope) if slope and base else 1.0
     if not 0 < torch.tensor(polyak, dtype=torch.float32).item() < math.inf:
         return 1.0
-    value = float(this.objective.losses((this.centre + polyak * d)[None]))
+    value = float(task.objective.losses((task.centre + polyak * d)[None]))
+    report(1)
     bend = value - base - slope * polyak
     step = -slope * polyak**2 / bend if bend > 0 and math.isfinite(bend) else polyak
     return step or polyak

@@ -1,4 +1,4 @@
-"""Random draws of measures, and the mean of what they give."""
+"""Random draws of measures, the mean of what they give, and the rule that ends it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from lbgap.status import Status, status
+
+FEWEST = 8  # draws before a standard error is believed
 
 
 def normals(centre: Tensor, seed: int) -> Iterator[Tensor]:
@@ -20,3 +24,27 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     """The mean of independent draws, two or more, and its standard error."""
     drawn = torch.tensor(values, dtype=torch.float64)
     return float(drawn.mean()), float(drawn.std()) / math.sqrt(len(values))
+
+
+def known(values: list[float], relative_error: float | None) -> bool:
+    """Whether the mean of draws is known as well as was asked; None asks for all draws."""
+    if relative_error is None or len(values) < FEWEST:
+        return False
+    mean, error = mean_and_error(values)
+    return error <= relative_error * abs(mean)
+
+
+def ended(values: list[float], relative_error: float | None, what: str = "") -> Status:
+    """Why a mean of draws, two or more, ended, and how well it is known.
+
+    Args:
+        values: The draws.
+        relative_error: What was asked for.
+        what: Of what the standard error is, where that is not the result's value.
+    """
+    mean, error = mean_and_error(values)
+    draws, percent = len(values), 100 * error / abs(mean) if mean else math.inf
+    if known(values, relative_error):
+        return status("converged.draws", draws=draws, what=what, percent=percent, asked=100 * (relative_error or 0))
+    key = "complete.draws" if relative_error is None else "limit.draws"
+    return status(key, draws=draws, what=what, percent=percent)

@@ -10,6 +10,8 @@ from torch import nn
 from lbgap.measures.call import Call, Options, call
 from lbgap.objective import Objective
 from lbgap.result import Measure
+from lbgap.status import status
+from lbgap.system.progress import Report, check_progress, products_bar
 
 LABELS = ("data", "model")
 
@@ -19,6 +21,7 @@ def fisher_rao_norm(
     data: Any = None,
     *,
     labels: str = "data",
+    progress: Report = False,
     **options: Unpack[Options],
 ) -> Measure:
     """Measure the Fisher-Rao norm of the parameters, squared.
@@ -35,6 +38,8 @@ def fisher_rao_norm(
         labels: Over what the expectation is. ``"data"``: the given pairs (the empirical Fisher matrix). ``"model"``:
             the inputs, and for each the labels that the model itself predicts, averaged exactly; needs
             ``cross_entropy`` with class indices.
+        progress: True for a bar on standard error, or a function that is called with each
+            :class:`~lbgap.system.progress.Progress`.
         options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
             in :func:`lbgap.fast_sharpness`. Parameters that may not move count as constants. A callable loss must be a
             mean of one term a sample.
@@ -56,32 +61,38 @@ def fisher_rao_norm(
     """
     if labels not in LABELS:
         raise ValueError(f"labels must be 'data' or 'model', got {labels!r}")
-    with call("fisher_rao_norm", model, data, options) as this:
-        loss_name = this.objective.settings()["loss"]
-        if labels == "model" and (this.objective.classes is None or loss_name != "cross_entropy"):
+    check_progress(progress)
+    with (
+        call("fisher_rao_norm", model, data, options) as task,
+        products_bar("Fisher-Rao norm", 2, progress, "steps") as report,
+    ):
+        loss_name = task.objective.settings()["loss"]
+        if labels == "model" and (task.objective.classes is None or loss_name != "cross_entropy"):
             raise ValueError(
                 "labels='model' needs cross_entropy with class indices, whose outputs are a distribution of labels; "
-                f"got the loss {loss_name!r}{'' if this.objective.classes else ' without classes'}: use labels='data'"
+                f"got the loss {loss_name!r}{'' if task.objective.classes else ' without classes'}: use labels='data'"
             )
-        base = float(this.objective.loss(this.centre))
-        value, details = (_of_pairs if labels == "data" else _of_predictions)(this)
-        return this.result(
+        base = float(task.objective.loss(task.centre))
+        report(1)
+        value, details = (_of_pairs if labels == "data" else _of_predictions)(task)
+        report(1)
+        return task.result(
             value,
             base_loss=base,
-            status="exact, to rounding",
+            status=status("exact"),
             own={"labels": labels},
             details={"norm": math.sqrt(value), **details},
         )
 
 
-def _of_pairs(this: Call) -> tuple[float, dict[str, Any]]:
-    each = this.objective.directional_derivatives(this.centre, this.centre)
+def _of_pairs(task: Call) -> tuple[float, dict[str, Any]]:
+    each = task.objective.directional_derivatives(task.centre, task.centre)
     return float(each.square().mean()), {"radial_slope": float(each.mean())}
 
 
-def _of_predictions(this: Call) -> tuple[float, dict[str, Any]]:
+def _of_predictions(task: Call) -> tuple[float, dict[str, Any]]:
     """The derivative of ``-log p_y`` along x is ``mean_p(t) - t_y``, t that of the logits: a variance of t."""
-    outputs, tangents = (part.double() for part in this.objective.output_tangents(this.centre, this.centre))
+    outputs, tangents = (part.double() for part in task.objective.output_tangents(task.centre, task.centre))
     probabilities = outputs.softmax(1)
     mean = (probabilities * tangents).sum(1, keepdim=True)
     value = float((probabilities * (tangents - mean).square()).sum(1).mean())

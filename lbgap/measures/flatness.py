@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Unpack
 
 import torch
@@ -14,6 +14,8 @@ from lbgap.measures.call import Call, Options, call
 from lbgap.measures.draws import mean_and_error
 from lbgap.objective import Objective
 from lbgap.result import Measure
+from lbgap.status import status
+from lbgap.system.progress import Report, check_progress, products_bar
 
 AT_ONCE = 16  # vectors that share one gradient
 LARGEST = 1 << 24  # numbers in them, at most
@@ -27,6 +29,7 @@ def relative_flatness(
     exact: bool | None = None,
     draws: int = 32,
     seed: int = 0,
+    progress: Report = False,
     **options: Unpack[Options],
 ) -> Measure:
     """Measure the relative flatness of a layer; small is flat.
@@ -48,6 +51,8 @@ def relative_flatness(
         exact: Take all products, or estimate. By default exact where that takes no more products than ``draws``.
         draws: Random z of the estimate, two or more.
         seed: Of these.
+        progress: True for a bar on standard error, or a function that is called with each
+            :class:`~lbgap.system.progress.Progress`.
         options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
             in :func:`lbgap.fast_sharpness`.
 
@@ -72,22 +77,25 @@ def relative_flatness(
         raise TypeError(f"exact must be True, False or None (whichever is cheaper), got {exact!r}")
     draws = whole("draws", draws, 2)
     seed = whole("seed", seed, 0)
-    with call("relative_flatness", model, data, options) as this:
-        name = _layer(this.objective, layer)
-        weight = this.objective.split(this.centre)[name]
+    check_progress(progress)
+    with call("relative_flatness", model, data, options) as task:
+        name = _layer(task.objective, layer)
+        weight = task.objective.split(task.centre)[name]
         factor = _factor(weight)
         products = factor.shape[1] * weight.shape[1]
         exact = products <= draws if exact is None else exact
-        base = float(this.objective.loss(this.centre))
-        found = _curvatures(this, name, _units(factor, weight) if exact else _signs(weight, draws, seed))
+        base = float(task.objective.loss(task.centre))
+        matrices = _units(factor, weight) if exact else _signs(weight, draws, seed)
+        with products_bar("relative flatness", products if exact else draws, progress) as report:
+            found = _curvatures(task, name, matrices, report)
         own = {"layer": name, "exact": exact, "draws": None if exact else draws, "seed": None if exact else seed}
         details = {"outputs": weight.shape[0], "inputs": weight.shape[1], "rank": factor.shape[1]}
         value, error = (math.fsum(found), math.nan) if exact else mean_and_error(found)
         if exact:
-            status = f"exact, to rounding: {products} Hessian-vector products"
+            why = status("exact.products", products=products)
         else:
-            status = f"estimated from {draws} draws; {products} products would be exact (exact=True)"
-        return this.result(value, standard_error=error, base_loss=base, status=status, own=own, details=details)
+            why = status("complete.estimate", draws=draws, products=products)
+        return task.result(value, standard_error=error, base_loss=base, status=why, own=own, details=details)
 
 
 def _layer(objective: Objective, layer: str | None) -> str:
@@ -130,18 +138,20 @@ def _signs(weight: Tensor, draws: int, seed: int) -> Iterator[Tensor]:
         yield weight @ (2 * bits - 1).to(weight)
 
 
-def _curvatures(this: Call, name: str, matrices: Iterator[Tensor]) -> list[float]:
+def _curvatures(task: Call, name: str, matrices: Iterator[Tensor], report: Callable[[int], None]) -> list[float]:
     """``z' H z`` for each z, several to a gradient."""
-    vectors = torch.zeros(max(1, min(AT_ONCE, LARGEST // len(this.centre))), len(this.centre)).to(this.centre)
-    parts = [this.objective.split(vector)[name] for vector in vectors]
+    vectors = torch.zeros(max(1, min(AT_ONCE, LARGEST // len(task.centre))), len(task.centre)).to(task.centre)
+    parts = [task.objective.split(vector)[name] for vector in vectors]
     found: list[float] = []
     filled = 0
     for matrix in matrices:
         parts[filled].copy_(matrix)
         filled += 1
         if filled == len(parts):
-            found += this.objective.curvatures(this.centre, vectors).tolist()
+            found += task.objective.curvatures(task.centre, vectors).tolist()
+            report(filled)
             filled = 0
     if filled:
-        found += this.objective.curvatures(this.centre, vectors[:filled]).tolist()
+        found += task.objective.curvatures(task.centre, vectors[:filled]).tolist()
+        report(filled)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import islice
 from typing import Any, Unpack
 
@@ -14,6 +15,8 @@ from lbgap.measures.call import Options, call
 from lbgap.measures.draws import mean_and_error, normals
 from lbgap.objective import Objective
 from lbgap.result import Measure
+from lbgap.status import Status, status
+from lbgap.system.progress import Report, check_progress, products_bar
 
 FIRST, SMALLEST, LARGEST = 0.1, 1e-8, 1e3  # sigma: tried first, and the range of the search
 APART = 1.2  # ratio to the sigma between which the slope is taken: far enough for errors that are counts
@@ -28,6 +31,7 @@ def pac_bayes_sigma(
     draws: int = 10,
     tolerance: float = 0.02,
     seed: int = 0,
+    progress: Report = False,
     **options: Unpack[Options],
 ) -> Measure:
     """Find the largest relative noise on the parameters that a classifier stands.
@@ -48,6 +52,8 @@ def pac_bayes_sigma(
         draws: Independent draws, two or more.
         tolerance: Relative width of the interval at which the bisection ends; the value is its lower end.
         seed: Of the noise.
+        progress: True for a bar on standard error, or a function that is called with each
+            :class:`~lbgap.system.progress.Progress`.
         options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
             in :func:`lbgap.fast_sharpness`.
 
@@ -79,29 +85,35 @@ def pac_bayes_sigma(
         "tolerance": positive("tolerance", tolerance, "0.02"),
         "seed": seed,
     }
-    with call("pac_bayes_sigma", model, data, options) as this:
-        if this.objective.classes is None:
+    check_progress(progress)
+    bisections = max(0, math.ceil(-math.log2(math.log2(1 + own["tolerance"]))))
+    sigmas = 4 + math.ceil(math.log2(FIRST / SMALLEST)) + bisections  # at most; four are beside the search itself
+    with (
+        call("pac_bayes_sigma", model, data, options) as task,
+        products_bar("PAC-Bayesian sigma", draws * sigmas, progress, "evaluations") as report,
+    ):
+        if task.objective.classes is None:
             raise ValueError(
                 "pac_bayes_sigma counts misclassified samples: it needs class indices as targets and an output "
                 "(batch, classes); for other models use average_sharpness"
             )
-        loss, accuracy = this.objective.loss_and_accuracy(this.centre)
+        loss, accuracy = task.objective.loss_and_accuracy(task.centre)
         error = 1 - float(accuracy) / 100
-        search = Search(this.objective, this.centre, own, error)
-        low, status = search.run()
+        search = Search(task.objective, task.centre, own, error, report)
+        low, why = search.run()
         noisy, spread = mean_and_error(search.errors(low))
         details = {
             "error": error,
             "noisy_error": noisy,
             "noisy_error_standard_error": spread,
             "inverse_square": low**-2 if low else math.inf,
-            "kl": _divergence(this.centre, low, own["eps"]),
+            "kl": _divergence(task.centre, low, own["eps"]),
         }
-        return this.result(
+        return task.result(
             low,
             standard_error=spread / search.slope(low) if 0 < low < LARGEST else math.nan,
             base_loss=float(loss),
-            status=status,
+            status=why,
             own=own,
             details=details,
         )
@@ -110,8 +122,10 @@ def pac_bayes_sigma(
 class Search:
     """The bisection, and the errors at all sigma tried so far."""
 
-    def __init__(self, objective: Objective, centre: Tensor, own: dict[str, Any], error: float) -> None:
-        self._objective, self._centre, self._own = objective, centre, own
+    def __init__(
+        self, objective: Objective, centre: Tensor, own: dict[str, Any], error: float, report: Callable[[int], None]
+    ) -> None:
+        self._objective, self._centre, self._own, self._report = objective, centre, own, report
         # Errors are counts over samples: half a sample keeps rounding from deciding where they meet the limit.
         self._limit: float = error + own["deviation"] + 0.5 / (objective.samples * own["draws"])
         self._found: dict[float, list[float]] = {}
@@ -123,28 +137,26 @@ class Search:
             draws = islice(normals(self._centre, self._own["seed"]), self._own["draws"])
             points = (self._centre + spread * draw for draw in draws)
             self._found[sigma] = [1 - float(self._objective.loss_and_accuracy(point)[1]) / 100 for point in points]
+            self._report(len(self._found[sigma]))
         return self._found[sigma]
 
-    def run(self) -> tuple[float, str]:
+    def run(self) -> tuple[float, Status]:
         """The largest sigma that is allowed, and how it was found."""
         low, high = FIRST, FIRST
         while self._allowed(high):
             if high >= LARGEST:
-                return (
-                    high,
-                    f"no sigma up to {high:g} raises the error by {self._own['deviation']:g}: at least this one",
-                )
+                return high, status("no_rise.sigma", largest=high, deviation=self._own["deviation"])
             low, high = high, 2 * high
         if high == FIRST and self._own["eps"] and not self._allowed(0.0):
-            return 0.0, f"the noise eps = {self._own['eps']:g} alone raises the error by more: try a smaller eps"
+            return 0.0, status("rises.eps", eps=self._own["eps"])
         while low == high or not self._allowed(low):
             low, high = low / 2, low
             if low < SMALLEST:
-                return 0.0, f"even sigma = {high:g} raises the error by more: nothing in the range is allowed"
+                return 0.0, status("rises.sigma", smallest=high)
         while high / low - 1 > self._own["tolerance"]:
             middle = math.sqrt(low * high)
             low, high = (middle, high) if self._allowed(middle) else (low, middle)
-        return low, f"found to {100 * (high / low - 1):.2g} %: {high:.6g} already raises the error by more"
+        return low, status("converged.sigma", percent=100 * (high / low - 1), above=high)
 
     def slope(self, sigma: float) -> float:
         """Rise of the error per unit of sigma, from one sigma on either side; NaN where it does not rise."""

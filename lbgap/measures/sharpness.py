@@ -5,28 +5,28 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lbgap.flat import Selection
 from lbgap.losses import LossFunction
-from lbgap.maximize.climb import Maximum
+from lbgap.maximize.climb import Maximum, of_part
 from lbgap.maximize.region import Box, box
 from lbgap.maximize.search import check, check_scaling, maximise, scout_samples
-from lbgap.measures.call import as_objective
+from lbgap.measures.call import Call, Options, call
 from lbgap.objective import Objective
 from lbgap.objective.coordinates import RandomManifold, check_manifold
-from lbgap.result import plain, versions
-from lbgap.system.progress import evaluations_bar
+from lbgap.result import Result
+from lbgap.status import status
+from lbgap.system.progress import Report, check_progress, evaluations_bar
 
 
-@dataclass(frozen=True, eq=False)
-class Sharpness:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Sharpness(Result):
     """A certified lower bound on a sharpness: the loss really has this value at ``point``, inside the region.
 
     Attributes:
@@ -38,31 +38,24 @@ class Sharpness:
         max_loss: Mean loss at ``point``. On random manifolds this, ``point``, ``history``, ``gap`` and ``status`` are
             those of the trial with the largest phi.
         point: Where, ``(n,)`` in the full space, inside the region (on a manifold its coordinates are).
-        evaluations: Passes over the data, all of them; those over a part of the data count by its share.
         history: ``(evaluations, loss)`` of the points visited in the climb that found it; with
             ``precision="mixed"`` these are bfloat16 values.
         gap: Frank-Wolfe gap at ``point``: zero at a stationary point of the region.
-        status: Why the search stopped, and what to try for a larger value.
         starts: One entry a climb: its start, the loss reached, over how many samples, evaluations, gap and status.
-        settings: Everything that the result depends on.
-        seconds: Wall-clock time of the call.
         searched: Where the maximum was searched on a part of the data: how many ``samples``, and ``base_loss``,
             ``max_loss`` and ``value`` on them, larger than on all of the data as a maximum over a part over-fits it.
     """
 
-    value: float
+    apart: ClassVar[frozenset[str]] = frozenset({"point"})
+
     values: tuple[float, ...]
     standard_deviation: float
     base_loss: float
     max_loss: float
-    point: Tensor = field(repr=False)
-    evaluations: float
-    history: tuple[tuple[float, float], ...] = field(repr=False)
+    point: Tensor
+    history: tuple[tuple[float, float], ...]
     gap: float
-    status: str
-    starts: tuple[dict[str, Any], ...] = field(repr=False)
-    settings: dict[str, Any] = field(repr=False)
-    seconds: float
+    starts: tuple[dict[str, Any], ...]
     searched: dict[str, float] | None = None
 
     @property
@@ -72,51 +65,25 @@ class Sharpness:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the point, ready for JSON; NaN and infinity become None."""
-        keep = (
-            "value",
-            "values",
-            "standard_deviation",
-            "base_loss",
-            "max_loss",
-            "evaluations",
-            "history",
-            "gap",
-            "status",
-            "starts",
-            "settings",
-        )
-        result = {
-            "lower_bound": True,
-            **{name: getattr(self, name) for name in keep},
-            "seconds": self.seconds,
-            "searched": self.searched,
-        }
-        return {name: plain(value) for name, value in result.items()}
+        return {"lower_bound": True, **super().to_dict()}
 
-    def __str__(self) -> str:
-        """A few lines: the value as the lower bound it is, and how it was found."""
-        s = self.settings
-        starts = f"{s['restarts'] + 1} start{'s' if s['restarts'] else ''}"
+    def _headline(self) -> str:
         rise = f"the loss rises from {self.base_loss:.6g} to {self.max_loss:.6g}"
-        if "subspace" in s:
-            rise += f" at most\n  mean of {len(self.values)} random manifolds of {s['subspace']} dimensions, "
-            rise += f"{s['distribution']}; standard deviation {self.standard_deviation:.3g} %"
-        return "\n".join(
-            (
-                f"phi >= {self.value:.6g} %, a certified lower bound: {rise}",
-                f"  region {s['region']}, epsilon {s['epsilon']:g}, {s['n']:,} parameters, {s['samples']:,} samples, "
-                f"batch-norm {s['batch_norm']}",
-                f"  {s['method']}, {starts}, {self.evaluations:.4g} evaluations, {self.seconds:.2f} s, "
-                f"{s['precision']}, {s['backend']} backend on {s['device']}",
-                f"  {self.status}",
-                *([] if self.searched is None else [self._searched()]),
-                *(f"  note: {note}" for note in s["notes"]),
-            )
-        )
+        among = " at most" if "subspace" in self.settings else ""
+        return f"phi >= {self.value:.6g} %, a certified lower bound: {rise}{among}"
 
-    def _searched(self) -> str:
-        assert self.searched is not None
-        return f"  searched on {self.searched['samples']:,} samples, where phi is {self.searched['value']:.6g} %"
+    def _numbers(self) -> list[str]:
+        s = self.settings
+        lines = []
+        if "subspace" in s:
+            which = f"{len(self.values)} random manifolds of {s['subspace']} dimensions, {s['distribution']}"
+            lines.append(f"mean of {which}; standard deviation {self.standard_deviation:.3g} %")
+        starts = f"{s['restarts'] + 1} start{'s' if s['restarts'] else ''}"
+        lines.append(f"region {s['region']}, epsilon {s['epsilon']:g}, {s['method']}, {starts}, {s['backend']} backend")
+        if self.searched is not None:
+            part = self.searched
+            lines.append(f"searched on {part['samples']:,} samples, where phi is {part['value']:.6g} %")
+        return lines
 
 
 def fast_sharpness(
@@ -136,7 +103,7 @@ def fast_sharpness(
     trials: int | None = None,
     distribution: str | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: Report = False,
     loss: str | LossFunction | None = None,
     parameters: Selection | None = None,
     batch_norm: str | None = None,
@@ -177,7 +144,8 @@ def fast_sharpness(
         distribution: Of the entries of the random matrix: ``"normal"`` (default), ``"uniform"``, ``"rademacher"`` or
             ``"unit"``; the paper does not say.
         seed: Of the random starts, the random manifolds and the samples drawn.
-        progress: Show a progress bar on standard error.
+        progress: True for a bar on standard error, or a function that is called with each
+            :class:`~lbgap.system.progress.Progress`.
         loss: ``"cross_entropy"`` (default), ``"mse"`` or ``loss(output, target) -> mean over the batch``.
         parameters: Which may move: ``"all"`` (default), ``"weights"`` or name patterns such as ``"layer4.*"``.
         batch_norm: ``"eval"`` (default, running statistics) or ``"batch"`` (those of each evaluation batch).
@@ -203,8 +171,7 @@ def fast_sharpness(
         >>> s.max_loss >= s.base_loss
         True
     """
-    began = time.perf_counter()
-    options = {
+    options: Options = {
         "loss": loss,
         "parameters": parameters,
         "batch_norm": batch_norm,
@@ -220,90 +187,90 @@ def fast_sharpness(
     subspace, trials, distribution = check_manifold(subspace, trials, distribution)
     manifolds = {} if subspace is None else {"subspace": subspace, "trials": trials, "distribution": distribution}
     box(region, torch.zeros(1, dtype=torch.float64), epsilon, "torch")  # judged before any data are read
-    objective = as_objective(model, data, options)
-    if samples is not None and isinstance(objective.coordinates, RandomManifold):
-        raise ValueError("samples needs the objective that the random manifold was made of: pass that, with subspace")
-    if start is not None and not isinstance(start, Tensor):
+    check_progress(progress)
+    with call("sharpness", model, data, options) as task:
+        objective = task.objective
+        if samples is not None and isinstance(objective.coordinates, RandomManifold):
+            raise ValueError(
+                "samples needs the objective that the random manifold was made of: pass that, with subspace"
+            )
+        if start is not None:
+            _check_start(start, objective, subspace)
+        searched = objective if samples is None else objective.sample(samples, search["seed"])
+        given = None if start is None else start.detach().to(objective.theta)
+        return _measure(task, searched, region, epsilon, search, manifolds, given, progress)
+
+
+def _check_start(start: Tensor, objective: Objective, subspace: int | None) -> None:
+    """Refuse what is no point of the full space, or a point where random manifolds are searched."""
+    if not isinstance(start, Tensor):
         raise TypeError(f"start must be a tensor ({objective.n},), got {type(start).__name__}")
-    if start is not None and (subspace is not None or start.shape != (objective.n,)):
+    if subspace is not None or start.shape != (objective.n,):
         raise ValueError(
             f"start must be a point ({objective.n},) of the full space, got {tuple(start.shape)}"
             + (" with subspace" if subspace is not None else "")
         )
-    with torch.inference_mode(False), torch.no_grad():
-        few = None if samples is None else objective.sample(samples, search["seed"])
-        return _measure(objective, few, region, epsilon, search, manifolds, start, progress, began)
 
 
 def _measure(
-    objective: Objective,
-    few: Objective | None,
+    task: Call,
+    searched: Objective,
     region: str,
     epsilon: float,
     search: dict[str, Any],
     manifolds: dict[str, Any],
     start: Tensor | None,
-    progress: bool,
-    began: float,
+    progress: Report,
 ) -> Sharpness:
-    """Search as asked, and write down everything that the result depends on."""
-    first = objective.evaluated
-    searched = objective if few is None else few
-    scout = scout_samples(searched, search["method"], search["restarts"], search["scout"])
-    base_loss = loss_at_minimizer(objective)
-    base = base_loss if few is None else loss_at_minimizer(few)
-    tops: list[Maximum] = []
-    climbs: list[dict[str, Any]] = []
-    also = [] if start is None else [("given", start.detach().to(objective.theta))]
-    total = manifolds.get("trials", 1) * (search["restarts"] + 1 + len(also)) * search["iterations"]
-    with evaluations_bar("sharpness", total, progress) as visited:
-        for trial, space in enumerate(_spaces(searched, search["seed"], **manifolds)):
-            ball = box(region, space.theta, epsilon, objective.backend)
-            best: Maximum | None = None
-            for found in maximise(space, ball, base=base, also=also, visited=visited, **search):
-                climbs.append({**({"trial": trial} if manifolds else {}), **entry(found)})
-                if found.samples == searched.samples and (best is None or found.value > best.value):
-                    best = found
-            best = _certified(best, ball, base)
-            tops.append(_in_full_space(best, space, searched) if manifolds else best)
-    on_part = max(tops, key=lambda found: found.value)
-    if few is not None:
-        tops = [_on_all(found, objective, base_loss, few.samples) for found in tops]
-    top = max(tops, key=lambda found: found.value)
-    values = [phi(found.value, base_loss) for found in tops]
-    settings = {
-        "measure": "sharpness",
+    """Search on these samples, evaluate on all, and write down everything that the result depends on."""
+    objective, on_all = task.objective, searched is task.objective
+    own = {
         "region": region,
         "epsilon": float(epsilon),
         **search,
-        "scout": scout,
+        "scout": scout_samples(searched, search["method"], search["restarts"], search["scout"]),
         "searched": searched.samples,
-        "start": "given" if also else "centre",
-        **objective.settings(),
+        "start": "centre" if start is None else "given",
         **manifolds,
-        "versions": versions(),
     }
-    part = {
-        "samples": searched.samples,
-        "base_loss": base,
-        "max_loss": on_part.value,
-        "value": phi(on_part.value, base),
-    }
+    base_loss = loss_at_minimizer(objective)
+    base = base_loss if on_all else loss_at_minimizer(searched)
+    also = [] if start is None else [("given", start)]
+    total = manifolds.get("trials", 1) * (search["restarts"] + 1 + len(also)) * search["iterations"]
+    tops: list[Maximum] = []
+    climbs: list[dict[str, Any]] = []
+    with evaluations_bar("sharpness", total, progress) as report:
+        for trial, space in enumerate(_spaces(searched, search["seed"], **manifolds)):
+            around = box(region, space.theta, epsilon, objective.backend)
+            best: Maximum | None = None  # one point at a time is held beside it
+            for found in maximise(space, around, base=base, also=also, report=report, **search):
+                counted = found if on_all else of_part(found, searched.samples / objective.samples)
+                climbs.append({**({"trial": trial} if manifolds else {}), **entry(counted)})
+                if found.samples == searched.samples and (best is None or found.value > best.value):
+                    best = counted
+            best = _certified(best, around, base)
+            tops.append(_in_full_space(best, space, searched) if manifolds else best)
+    highest = max(each.value for each in tops)
+    part = {"samples": searched.samples, "base_loss": base, "max_loss": highest, "value": phi(highest, base)}
+    if not on_all:
+        tops = [_on_all(each, objective, base_loss, searched.samples) for each in tops]
+    top = max(tops, key=lambda each: each.value)
+    values = tuple(phi(each.value, base_loss) for each in tops)
     return Sharpness(
         value=statistics.fmean(values),
-        values=tuple(values),
+        values=values,
         standard_deviation=statistics.stdev(values) if len(values) > 1 else math.nan,
         base_loss=base_loss,
         max_loss=top.value,
         point=top.point,
-        evaluations=(objective.evaluated - first) / objective.samples,
         history=top.history,
         gap=top.gap,
-        status=top.status,
         starts=tuple(climbs),
-        settings=settings,
-        seconds=time.perf_counter() - began,
-        searched=None if few is None else part,
+        searched=None if on_all else part,
+        status=top.status,
+        settings=task.settings(own),
+        evaluations=task.evaluations,
+        seconds=task.seconds,
     )
 
 
@@ -348,23 +315,24 @@ def _on_all(found: Maximum, objective: Objective, base: float, samples: int) -> 
     value = float(objective.losses(found.point[None]))
     if base < value < math.inf:
         return dataclasses.replace(found, value=value)
-    why = "does not raise the loss on all of them" if math.isfinite(value) else f"has a loss of {value} on all of them"
-    status = f"the point found on {samples} samples {why}: search on more"
-    return dataclasses.replace(found, point=objective.theta, value=base, gap=math.nan, status=status)
+    if math.isfinite(value):
+        why = status("no_rise.samples", samples=samples)
+    else:
+        why = status("not_finite.samples", samples=samples, loss=value)
+    return dataclasses.replace(found, point=objective.theta, value=base, gap=math.nan, status=why)
 
 
 def entry(found: Maximum) -> dict[str, Any]:
     """What a result keeps of one climb."""
     kept = ("start", "samples", "evaluations", "gap", "status")
-    return {"loss": found.value, **{name: getattr(found, name) for name in kept}}
+    return {"loss": found.value, **{name: getattr(found, name) for name in kept}, "status_name": found.status.name}
 
 
 def or_centre(best: Maximum, centre: Tensor, base_loss: float) -> Maximum:
     """The largest maximum, or the centre where nothing larger was found."""
     if best.value > base_loss:
         return best
-    status = f"nothing larger than the loss at the minimizer was found: {best.status}"
-    return dataclasses.replace(best, point=centre, value=base_loss, status=status)
+    return dataclasses.replace(best, point=centre, value=base_loss, status=status("no_rise", ended=best.status))
 
 
 def _certified(best: Maximum | None, region: Box, base_loss: float) -> Maximum:

@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 import torch
@@ -18,44 +18,36 @@ from lbgap.measures.call import Search, as_objective, separate
 from lbgap.measures.sharpness import Sharpness, fast_sharpness
 from lbgap.objective import Objective
 from lbgap.objective.coordinates import RandomManifold
-from lbgap.result import plain
+from lbgap.result import Result
+from lbgap.status import status
 
 EPSILONS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
-FROM_SMALLER = "the largest loss found is that of the box before, which lies inside this one: {}"
 
 
-@dataclass(frozen=True, eq=False)
-class SharpnessCurve:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class SharpnessCurve(Result):
     """phi at each of several epsilons: certified lower bounds that never fall.
 
     Attributes:
+        value: phi in percent at the largest epsilon, to which ``status`` belongs, too.
         epsilons: Sizes of the box, increasing.
         values: phi in percent at each.
         results: The whole result at each.
-        evaluations: Passes over the data, all of them.
-        seconds: Wall-clock time of the call.
     """
 
     epsilons: tuple[float, ...]
     values: tuple[float, ...]
-    results: tuple[Sharpness, ...] = field(repr=False)
-    evaluations: float
-    seconds: float
+    results: tuple[Sharpness, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the points in parameter space, ready for JSON; NaN and infinity become None."""
-        return {
-            "lower_bound": True,
-            **{name: plain(getattr(self, name)) for name in ("epsilons", "values", "evaluations", "seconds")},
-            "results": [result.to_dict() for result in self.results],
-        }
+        return {"lower_bound": True, **super().to_dict()}
 
-    def __str__(self) -> str:
-        """A line an epsilon."""
-        head = f"sharpness curve: certified lower bounds, {self.evaluations:.4g} evaluations, {self.seconds:.2f} s"
-        return "\n".join(
-            (head, *(f"  epsilon {e:<8g} phi >= {v:.6g} %" for e, v in zip(self.epsilons, self.values, strict=True)))
-        )
+    def _headline(self) -> str:
+        return f"sharpness curve: certified lower bounds up to phi >= {self.value:.6g} %"
+
+    def _numbers(self) -> list[str]:
+        return [f"epsilon {e:<8g} phi >= {v:.6g} %" for e, v in zip(self.epsilons, self.values, strict=True)]
 
 
 def sharpness_curve(
@@ -110,7 +102,12 @@ def sharpness_curve(
             start = centre + (size / found[-1].settings["epsilon"]) * (found[-1].point - centre)
         now = fast_sharpness(objective, epsilon=size, start=start, **rest)
         found.append(now if not found or now.max_loss >= found[-1].max_loss else _from_smaller(now, found[-1]))
+    last = found[-1]
+    shared = {name: each for name, each in last.settings.items() if name != "start"}
     return SharpnessCurve(
+        value=last.value,
+        status=last.status,
+        settings={**shared, "measure": "sharpness_curve", "epsilon": list(map(float, sizes))},
         epsilons=tuple(map(float, sizes)),
         values=tuple(result.value for result in found),
         results=tuple(found),
@@ -122,6 +119,6 @@ def sharpness_curve(
 def _from_smaller(now: Sharpness, before: Sharpness) -> Sharpness:
     """The result in a larger box where the smaller one's point is still the best known."""
     kept = ("value", "values", "max_loss", "point", "history", "searched")
-    status = FROM_SMALLER.format(now.status)
+    ended = status("smaller_box", ended=now.status)
     # The gap known there is that of the smaller box.
-    return dataclasses.replace(now, status=status, gap=math.nan, **{name: getattr(before, name) for name in kept})
+    return dataclasses.replace(now, status=ended, gap=math.nan, **{name: getattr(before, name) for name in kept})

@@ -25,6 +25,8 @@ from lbgap.objective.passes import Evaluator
 from lbgap.objective.points.many import Many
 from lbgap.objective.points.source import Combinations, Separate, Source
 from lbgap.objective.products import choose as products
+from lbgap.objective.products.output import check_kind
+from lbgap.operators import LinearOperator
 from lbgap.samples import Batch, as_tensors
 from lbgap.system import device as hardware
 
@@ -381,6 +383,17 @@ class Objective(Parts, Directional):
         product = evaluator.within_memory(sweep)
         products.check_finite(product)
         return product
+
+    def operator(self, kind: str = "hessian") -> LinearOperator:
+        """The matrix of second derivatives at :attr:`theta`, as its products with vectors.
+
+        Args:
+            kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``, as in :meth:`hvp`; anything else is a ``ValueError``.
+        """
+        check_kind(kind)
+        theta = self.theta
+        multiply = torch.no_grad()(lambda vectors: self.hvp(theta, vectors, kind=kind))
+        return LinearOperator(multiply, self.n, self.dtype, self.device, kind)
 
     # How it is done.
 

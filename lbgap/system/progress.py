@@ -13,7 +13,7 @@ class Progress(NamedTuple):
     Attributes:
         title: What is measured.
         done: How much of it is done.
-        total: How much there is at most.
+        total: How much there will be, as far as is known before; never less than what is done.
         unit: What is counted: ``"evaluations"``, ``"products"``, ``"points"`` ...
         value: The largest loss so far, where one is searched; else None.
     """
@@ -28,14 +28,18 @@ class Progress(NamedTuple):
 Report = bool | Callable[[Progress], object]  # what every measure takes as ``progress``
 
 
-def check_progress(progress: object) -> None:
+def check_progress(progress: object, heard: str = "a Progress") -> None:
     """Refuse what is no way to report progress.
+
+    Args:
+        progress: What the user passed.
+        heard: What a function is called with.
 
     Raises:
         TypeError: It is neither a boolean nor callable.
     """
     if not isinstance(progress, bool) and not callable(progress):
-        raise TypeError(f"progress must be True, False or a function of a Progress, got {progress!r}")
+        raise TypeError(f"progress must be True, False or a function of {heard}, got {progress!r}")
 
 
 @contextmanager
@@ -44,7 +48,7 @@ def evaluations_bar(title: str, total: int, progress: Report) -> Iterator[Callab
 
     Args:
         title: What is measured.
-        total: Evaluations at most.
+        total: Evaluations, about.
         progress: True for a bar, False for nothing, or a function that is called with a :class:`Progress`.
 
     Yields:
@@ -56,7 +60,7 @@ def evaluations_bar(title: str, total: int, progress: Report) -> Iterator[Callab
         def call(_: float, value: float) -> None:
             nonlocal done, largest
             done, largest = done + 1, max(value, largest)
-            report(Progress(title, done, total, "evaluations", largest))
+            report(Progress(title, done, max(total, done), "evaluations", largest))
 
         yield call
         return
@@ -85,9 +89,7 @@ def evaluations_bar(title: str, total: int, progress: Report) -> Iterator[Callab
 
 
 @contextmanager
-def products_bar(
-    title: str, total: int, progress: Report, unit: str = "products"
-) -> Iterator[Callable[[int], None] | None]:
+def products_bar(title: str, total: int, progress: Report, unit: str = "products") -> Iterator[Callable[[int], None]]:
     """Report Hessian-vector products, or what else is counted, done of so many at most.
 
     Args:
@@ -97,7 +99,7 @@ def products_bar(
         unit: What is counted.
 
     Yields:
-        What hears of each number of products as they are done, or None.
+        What hears of each number of products as they are done.
     """
     if not isinstance(progress, bool):
         report, done = progress, 0
@@ -105,12 +107,12 @@ def products_bar(
         def call(count: int) -> None:
             nonlocal done
             done += count
-            report(Progress(title, done, total, unit))
+            report(Progress(title, done, max(total, done), unit))
 
         yield call
         return
     if not progress:
-        yield None
+        yield lambda count: None
         return
     from rich import progress as rich_progress
     from rich.console import Console
@@ -136,7 +138,7 @@ def bytes_bar(title: str, total: int, show: bool) -> Iterator[Callable[[int], No
         show: Whether to show anything.
 
     Yields:
-        What is told the number of bytes that are there, or None.
+        What hears of the number of bytes that are there, or None.
     """
     if not show:
         yield None

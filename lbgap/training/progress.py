@@ -47,19 +47,6 @@ class _Bar(Reporter):
         self._advance(metrics["epoch"], self._loss)
 
 
-def check_progress(progress: object) -> None:
-    """Refuse what :func:`reporting` could not use.
-
-    Args:
-        progress: What the user passed.
-
-    Raises:
-        TypeError: It is neither a boolean nor callable.
-    """
-    if not isinstance(progress, bool) and not callable(progress):
-        raise TypeError(f"progress must be True, False or a function of an epoch's metrics, got {progress!r}")
-
-
 @contextmanager
 def reporting(progress: bool | Callable[[Metrics], object], limit: int, done: int) -> Iterator[Reporter]:
     """Open what ``progress`` asks for and close it at the end.

@@ -14,10 +14,11 @@ from torch import nn
 from lbgap.checks import json_value, real, whole
 from lbgap.losses import LossFunction, resolve_loss
 from lbgap.samples import DataLike, as_tensors
+from lbgap.system.progress import check_progress
 from lbgap.training.batches import epoch_batches
 from lbgap.training.course import Course, new_course
 from lbgap.training.loop import Loop
-from lbgap.training.progress import Metrics, Reporter, check_progress, reporting
+from lbgap.training.progress import Metrics, Reporter, reporting
 from lbgap.training.run import Run, open_folder
 from lbgap.training.stack import Stack, check_alike
 from lbgap.training.stopping import Stopping
@@ -108,7 +109,7 @@ def train_together(
         )
     if keep_every is not None:
         keep_every = whole("keep_every", keep_every, 1)
-    check_progress(progress)
+    check_progress(progress, "an epoch's metrics")
     checkpoint_seconds = real("checkpoint_seconds", checkpoint_seconds, positive=False)
     stopping = Stopping(epochs, max_epochs, patience, tolerance)
     criterion = resolve_loss(loss)

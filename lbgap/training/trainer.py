@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from lbgap.checks import json_value, real, whole
 from lbgap.losses import LossFunction, resolve_loss
 from lbgap.samples import DataLike
+from lbgap.system.progress import check_progress
 from lbgap.training.course import Course, new_course
-from lbgap.training.progress import Metrics, check_progress, reporting
+from lbgap.training.progress import Metrics, reporting
 from lbgap.training.remedies.base import Remedy
 from lbgap.training.remedies.choose import resolve_remedies
 from lbgap.training.run import Run, open_folder
@@ -104,7 +105,7 @@ def train(
         keep_every = whole("keep_every", keep_every, 1)
         if out is None:
             raise ValueError("keep_every needs a folder for the iterates: pass it as `out`")
-    check_progress(progress)
+    check_progress(progress, "an epoch's metrics")
     checkpoint_seconds = real("checkpoint_seconds", checkpoint_seconds, positive=False)
     stopping = Stopping(epochs, max_epochs, patience, tolerance)
     extra = {} if config is None else json_value("config", config)

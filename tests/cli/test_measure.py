@@ -14,7 +14,6 @@ import lbgap
 from lbgap import measures
 from lbgap.cli.app import main
 from lbgap.cli.measure import MEASURES
-from lbgap.cli.options import KEYWORDS
 from lbgap.measures.call import Search
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,7 +58,7 @@ def run(folder, tmp_path, monkeypatch, lbgap_command):
 # Of each measure the options that are tried, by the names that its settings have.
 OPTIONS = {
     "ball": {"radius": 0.1, "adaptive": True, "eta": 0.0, "iterations": 3, "restarts": 1, "seed": 5},
-    "average": {"sigma": 0.02, "draws": 3, "adaptive": True, "antithetic": False, "tolerance": 1.0, "seed": 5},
+    "average": {"sigma": 0.02, "draws": 3, "adaptive": True, "antithetic": False, "relative_error": 1.0, "seed": 5},
     "pac-bayes": {"deviation": 0.2, "eps": 0.0, "draws": 3, "tolerance": 0.1, "seed": 5},
     "fisher-rao": {"labels": "model"},
     "relative-flatness": {"layer": "0.weight", "exact": False, "draws": 3, "seed": 5},
@@ -127,7 +126,7 @@ OPTIONS = {
         "seed": 5,
     },
 }
-SETTINGS = {**KEYWORDS, "radius": "epsilon", "samples": "searched"}  # where settings have another name
+SETTINGS = {"radius": "epsilon", "samples": "searched"}  # where settings have another name
 UNSAID = {("ball", "adaptive"), ("sharpness-curve", "epsilons")}  # in so many words: region and epsilon have them
 NAMED = {"distances": "--distance", "epsilons": "--epsilon", "antithetic": "--no-antithetic"}
 
@@ -161,7 +160,7 @@ class TestOptions:
         if "search" in taken:  # of fast_sharpness
             own = inspect.signature(lbgap.fast_sharpness).parameters
             taken |= {each: own[each] for each in Search.__annotations__ if each not in taken}
-        given = {KEYWORDS.get(option.name, option.name): option.default for option in MEASURES[name].own()}
+        given = {option.name: option.default for option in MEASURES[name].own()}
         apart = {"model", "data", "options", "search", "progress", "direction", "directions", "known"}
         apart |= {"loss", "parameters", "batch_norm", "precision", "batch_size", "device", "backend"}
         assert given.keys() == taken.keys() - apart

@@ -86,7 +86,14 @@ def test_as_json_with_options_and_earlier_results_kept(succeed, tmp_path):
     assert found["threshold"] == 0.5
     assert found["results"] == json.loads((tmp_path / "spectrum-2.json").read_text())
     settings = found["results"][0]["density"]["settings"]
-    expected = {"kind": "ggn", "steps": 6, "most": 60, "relative_error": 0.9, "seed": 3, "parameters": "weights"}
+    expected = {
+        "kind": "ggn",
+        "steps": 6,
+        "max_products": 60,
+        "relative_error": 0.9,
+        "seed": 3,
+        "parameters": "weights",
+    }
     assert {name: settings[name] for name in expected} == expected
     assert len(found["results"][0]["eigenvalues"]["values"]) == 2
     assert (tmp_path / "spectrum.svg").read_text() == "mine"
@@ -126,8 +133,8 @@ WRONG = [
     (1, "tolerance must be finite and above zero", "sb --tolerance -1"),
     (1, "steps must be at least 1", "sb --steps 0"),
     (1, "relative_error must be finite and above zero", "sb --relative-error nan"),
-    (1, "most must be at least 1", "sb --max-products 0"),
-    (1, "most must be at least 22, to find 10 pairs and check them, got 20", "sb --max-products 20"),
+    (1, "max_products must be at least 1", "sb --max-products 0"),
+    (1, "max_products must be at least 22, to find 10 pairs and check them, got 20", "sb --max-products 20"),
     (1, "pattern '9' matches no trainable parameter", "sb --parameters 9"),
     (2, "Invalid value for '--top'", "sb --top ten"),
     (2, "No such option: --tops", "sb --tops"),

@@ -4,6 +4,7 @@ The kernels are taken as they are, but for ``__shared__``, which C++ cannot expr
 reference to memory that the emulator owns and guards.
 """
 
+import fcntl
 import hashlib
 import re
 import subprocess
@@ -86,6 +87,12 @@ def _compile(source: Path, flags: list[str], headers: str) -> Path:
 def build() -> Path:
     """Build the library of all kernels and of the planted faults, two files at a time; returns its path."""
     FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "lock").open("w") as lock:  # another process may want it, too: it finds it built
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build()
+
+
+def _build() -> Path:
     emulator = HERE / "emulator"
     headers = _key(*(path.read_text() for path in sorted([*(ROOT / "csrc").rglob("*.*h"), *emulator.glob("*.h")])))
     sources = _translated(FOLDER / f"sources-{headers}")

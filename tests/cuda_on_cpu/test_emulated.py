@@ -18,23 +18,15 @@ FILES = sorted(sanitized.EMULATED.glob("test_*.py"))
 
 
 @pytest.fixture(scope="module")
-def runs():
-    """The processes, all under way at once: they share the processors until the last is done."""
-    environment = sanitized.environment(library.build())
-    started = {}
-    for path in FILES:
-        command = sanitized.command(str(path), "-q", "--tb=short", "--color=no")
-        started[path] = subprocess.Popen(
-            command, cwd=library.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-    yield started
-    for process in started.values():
-        process.kill()
-        process.wait()
+def environment():
+    """What makes a process a sanitized one, the library built."""
+    return sanitized.environment(library.build())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_kernels(runs, path):
-    output, _ = runs[path].communicate(timeout=1200)
-    if runs[path].returncode != 0:
-        pytest.fail(f"{path.name} under the emulator:\n{output[-10_000:]}", pytrace=False)
+def test_kernels(environment, pytestconfig, path):
+    options = ["--full"] if pytestconfig.getoption("full") else []
+    command = sanitized.command(str(path), "-q", "--tb=short", "--color=no", *options)
+    done = subprocess.run(command, cwd=library.ROOT, env=environment, capture_output=True, text=True, timeout=1200)
+    if done.returncode != 0:
+        pytest.fail(f"{path.name} under the emulator:\n{done.stdout[-10_000:]}{done.stderr[-2000:]}", pytrace=False)

@@ -174,20 +174,20 @@ class TestStatuses:
         found = lbgap.line(linear(0.0), linear(1e38), self.DATA, points=4, low=0, high=3)
         assert (found.status.name, math.isnan(found.value)) == ("nothing_between", True)
         found = lbgap.line(linear(0.0), linear(1e38), self.DATA, points=7, low=0, high=3)
-        assert (found.status.name, found.value) == ("points_not_finite", pytest.approx(0, abs=1e30))
+        assert (found.status.name, found.value) == ("not_finite", pytest.approx(0, abs=1e30))
         assert "at 3 of 7 points" in found.status
         rows = torch.zeros(2, 21)
         rows[0, 18:] = torch.tensor([1e38, 0.0, -1e38])
         rows[1, 0] = 1
         found = lbgap.plane(linear(0.0), self.DATA, directions=rows, points=(3, 2), x_range=(0, 2))
-        assert (found.status.name, found.value) == ("points_not_finite", math.inf)
+        assert (found.status.name, found.value) == ("not_finite", math.inf)
         assert found.to_dict()["value"] is None
 
     def test_a_minimizer_whose_loss_is_not_finite(self):
         found = lbgap.line(linear(0.0), linear(3e38), self.DATA, points=7)
-        assert (found.status.name, math.isnan(found.value)) == ("minimizer_not_finite", True)
+        assert (found.status.name, math.isnan(found.value)) == ("not_finite", True)
         found = lbgap.plane(linear(3e38), self.DATA, normalise="none", points=2)
-        assert (found.status.name, math.isnan(found.value)) == ("minimizer_not_finite", True)
+        assert (found.status.name, math.isnan(found.value)) == ("not_finite", True)
 
     def test_nothing_between(self):
         found = lbgap.line(*models_of()[:2], make_data(), points=4)

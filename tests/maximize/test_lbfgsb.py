@@ -185,7 +185,7 @@ def test_nothing_to_do(backend):
         x = torch.zeros(20, dtype=torch.float64)
         run = Minimiser(problem, x, torch.full_like(x, lower), torch.full_like(x, upper), backend=backend)
         found = run.minimise(10)
-        assert (found.iterations, found.evaluations, found.projected_gradient) == (0, 1, 0)
+        assert (found.iterations, found.gradients, found.projected_gradient) == (0, 1, 0)
         assert found.status == "converged: no coordinate has a projected gradient left"
         assert not run.x.any()
 
@@ -207,7 +207,7 @@ def test_statuses(backend):
     assert found.iterations < 50
     before = problem.evaluations
     run = problem.run(backend=backend)
-    assert run.minimise(1000, value_tolerance=0.0).evaluations == problem.evaluations - before
+    assert run.minimise(1000, value_tolerance=0.0).gradients == problem.evaluations - before
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -415,9 +415,9 @@ def test_the_scaled_climb_finds_as_much(objective):
     assert found.value > base
     assert found.value >= 0.95 * papers.value
     assert ball.excess(found.point) <= 1
-    visited = []
-    lbfgsb.maximise(objective, ball, iterations=2, visited=lambda *point: visited.append(point))
-    assert tuple(visited) == found.history[: len(visited)]
+    seen = []
+    lbfgsb.maximise(objective, ball, iterations=2, report=lambda *point: seen.append(point))
+    assert tuple(seen) == found.history[: len(seen)]
 
 
 def test_backends_climb_alike(objective):

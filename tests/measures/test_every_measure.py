@@ -1,8 +1,12 @@
 """What holds for each measure: invariances, seeds, results, refusals, and nothing of the caller's touched."""
 
 import copy
+import dataclasses
+import inspect
+import itertools
 import json
 import math
+import re
 from functools import partial
 
 import pytest
@@ -11,6 +15,9 @@ from torch import nn
 
 import lbgap
 from lbgap import Objective
+from lbgap.result import Result
+from lbgap.status import Status
+from lbgap.system.progress import Progress
 
 MEASURES = {
     "box": partial(lbgap.fast_sharpness, epsilon=0.2),
@@ -28,7 +35,7 @@ MEASURES = {
     "critical": lbgap.critical_sharpness,
     "batch": partial(lbgap.batch_sharpness, batch=8, draws=6),
     "noise scale": partial(lbgap.noise_scale, batch=8, draws=6),
-    "trace": partial(lbgap.hessian_trace, most=8),
+    "trace": partial(lbgap.hessian_trace, max_products=8),
     "edge": partial(lbgap.edge_of_stability, learning_rate=0.1),
 }
 NOT_INVARIANT = ("box", "ball", "average", "critical", "batch", "noise scale", "trace", "edge")
@@ -59,8 +66,14 @@ def data(build=None):
     return inputs, targets
 
 
+def timeless(record):
+    if isinstance(record, dict):
+        return {key: timeless(value) for key, value in record.items() if key != "seconds"}
+    return [timeless(value) for value in record] if isinstance(record, list) else record
+
+
 def same(one, other):
-    return {**one.to_dict(), "seconds": 0} == {**other.to_dict(), "seconds": 0}
+    return timeless(one.to_dict()) == timeless(other.to_dict())
 
 
 # Rescaling of ReLU layers (Dinh et al. 2017).
@@ -170,24 +183,132 @@ def test_samples_that_depend_on_each_other(name):
 
 # The result.
 
+RESULTS = {
+    **{name: MEASURES[name] for name in MEASURES_HERE},
+    "box": partial(lbgap.fast_sharpness, epsilon=0.2, restarts=1),
+    "box on samples": partial(lbgap.fast_sharpness, epsilon=0.2, samples=16),
+    "manifolds": partial(lbgap.fast_sharpness, epsilon=0.2, subspace=3, trials=2),
+    "curve": partial(lbgap.sharpness_curve, epsilons=(0.1, 0.2)),
+    "layers": partial(lbgap.layer_sharpness, epsilon=0.2),
+    "asymmetry": partial(lbgap.asymmetry, top=0, random=2, distances=(0.1, 1.0)),
+}
+SILENT = ("trace", "edge")  # tested in tests/measures/hessian
+NAMES = {"exact", "converged", "complete", "limit", "no_gradient", "rounding", "no_rise", "rises"}
 
-@pytest.mark.parametrize("name", [name for name in MEASURES_HERE if "ball" not in name])
-def test_a_result_is_json_and_readable(name):
-    found = MEASURES[name](seeded(dense), data())
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_result_has_what_the_base_promises(name):
+    objective = Objective(seeded(dense), data())
+    found = RESULTS[name](objective)
+    assert isinstance(found, Result)
+    assert isinstance(found.value, float)
+    assert isinstance(found.status, Status)
+    assert isinstance(found.evaluations, float)
+    assert found.evaluations == pytest.approx(objective.evaluations, rel=1e-12)  # sums of the same whole numbers
+    assert found.seconds > 0
+    assert {"measure", "n", "samples", "loss", "batch_norm", "precision", "versions", "device"} <= set(found.settings)
+    assert (found.settings["n"], found.settings["samples"], found.settings["batch_norm"]) == (63, 40, "eval")
+    if name not in SILENT:
+        assert found.status.name in NAMES
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_result_is_json(name):
+    found = RESULTS[name](seeded(dense), data())
     record = found.to_dict()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert (record["value"], record["status"], record["status_name"]) == (found.value, found.status, found.status.name)
+    assert (record["evaluations"], record["seconds"]) == (found.evaluations, found.seconds)
+    assert record["settings"]["versions"]["torch"] == torch.__version__
+    named = {field.name for field in dataclasses.fields(found)} - found.apart
+    assert set(record) - {"lower_bound"} == {*named, "status_name"}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_result_is_readable(name):
+    found = RESULTS[name](seeded(dense), data())
+    assert repr(found) == f"{type(found).__name__}(value={found.value:.6g}, status={found.status.name!r})"
+    assert len(repr(found)) < 120
+    lines = str(found).splitlines()
+    assert f"{found.value:.6g}" in lines[0]
+    assert f"  {found.status}" in lines
+    cost = rf"  63 parameters, 40 samples, batch-norm eval, {found.evaluations:.4g} evaluations, .* s, float32 on cpu"
+    assert sum(re.fullmatch(cost, line) is not None for line in lines) == 1
+    assert all(line.startswith("  ") for line in lines[1:])
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURES_HERE if "ball" not in name])
+def test_a_measure_is_json_and_readable(name):
+    found = MEASURES[name](seeded(dense), data())
+    record = found.to_dict()
     assert set(record) == {
-        "value", "standard_error", "base_loss", "evaluations", "status", "details", "settings", "seconds",
+        "value", "standard_error", "base_loss", "evaluations", "status", "status_name", "details", "settings",
+        "seconds",
     }  # fmt: skip
     assert record["base_loss"] == float(Objective(seeded(dense), data()).loss(Objective(seeded(dense), data()).theta))
-    assert {"measure", "n", "samples", "loss", "batch_norm", "precision", "versions", "device"} <= set(
-        record["settings"]
-    )
     lines = str(found).splitlines()
     assert lines[0].startswith(f"{found.settings['measure']}: {found.value:.6g}")
     assert ("standard error" in lines[0]) == (record["standard_error"] is not None)
-    assert f"  {found.status}" in lines
-    assert f"{found.settings['n']} parameters, 40 samples" in str(found)
+
+
+def test_one_vocabulary():
+    """The same keyword is the same thing, with the same default, in each measure."""
+    functions = [each for each in vars(lbgap.measures).values() if inspect.isfunction(each)]
+    assert len(functions) >= 16
+    for function in functions:
+        model, data, *others = inspect.signature(function).parameters.values()
+        assert (model.name, data.name, data.default) == ("model", "data", None)
+        assert others[-1].kind is inspect.Parameter.VAR_KEYWORD or function is lbgap.fast_sharpness
+        given = {each.name: each.default for each in others}
+        if "search" not in given:
+            assert given["progress"] is False
+        assert given.get("seed", 0) == 0
+        assert given.get("restarts", 0) == 0
+        assert not {"limit", "samples_at_most", "max_iterations", "steps_at_most", "verbose"} & set(given)
+
+
+def test_the_sharpest_layer():
+    found = lbgap.layer_sharpness(seeded(dense), data(), epsilon=0.2)
+    assert list(found) == ["1", "2", "4"]
+    assert len(found) == 3
+    assert found.value == max(each.value for each in found.values()) == found[found.layer].value
+    assert found.status is found[found.layer].status
+    assert found.evaluations == sum(each.evaluations for each in found.values())
+    assert found.to_dict()["layers"] == {layer: each.to_dict() for layer, each in found.items()}
+    assert found.settings["parameters"] == Objective(seeded(dense), data()).settings()["parameters"]
+    lines = str(found).splitlines()
+    assert lines[0].endswith(f"of layer {found.layer}")
+    assert lines[1:4] == [
+        f"  {layer}  {each.settings['n']} parameters  phi >= {each.value:.6g} %" for layer, each in found.items()
+    ]
+    with pytest.raises(KeyError):
+        found["0"]
+
+
+# Progress.
+
+
+@pytest.mark.parametrize("name", [name for name in RESULTS if name not in SILENT])
+def test_progress_is_reported(name, capsys):
+    heard = []
+    found = RESULTS[name](seeded(dense), data(), progress=heard.append)
+    assert heard
+    assert all(isinstance(step, Progress) for step in heard)
+    for before, after in itertools.pairwise(heard):
+        assert after.done > before.done or after.done == 1  # of the next search
+        assert after.title == before.title
+    assert all(0 < step.done <= step.total for step in heard)
+    for switch in (True, False):
+        assert same(RESULTS[name](seeded(dense), data(), progress=switch), found)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("progress", [2, None, "bar"])
+@pytest.mark.parametrize("name", [name for name in RESULTS if name not in SILENT])
+def test_what_is_no_way_to_report_progress_is_refused_before_any_work(name, progress):
+    message = f"^progress must be True, False or a function of a Progress, got {progress!r}$"
+    with pytest.raises(TypeError, match=message):
+        RESULTS[name](Unrun(4, 3), data(), progress=progress)
 
 
 # Refusals.
@@ -219,7 +340,7 @@ ARGUMENTS = [
     (lbgap.ball_sharpness, {"seed": 0.5}, TypeError, "seed must be a whole number, got 0.5"),
     (lbgap.average_sharpness, {"draws": 1}, ValueError, "draws must be at least 2, got 1"),
     (lbgap.average_sharpness, {"draws": 2.0}, TypeError, "draws must be a whole number, got 2.0"),
-    (lbgap.average_sharpness, {"tolerance": 0}, ValueError, "tolerance must be finite and above zero, got 0"),
+    (lbgap.average_sharpness, {"relative_error": 0}, ValueError, "relative_error must be finite and above zero, got 0"),
     (lbgap.average_sharpness, {"antithetic": None}, TypeError, "antithetic must be True or False, got None"),
     (lbgap.pac_bayes_sigma, {"draws": 1}, ValueError, "draws must be at least 2"),
     (lbgap.pac_bayes_sigma, {"deviation": 0}, ValueError, "deviation must be finite and above zero, got 0: try 0.1"),

@@ -262,4 +262,4 @@ def test_keywords_of_a_single_search(name):
 )
 def test_an_epsilon_that_is_none(epsilon, message):
     with pytest.raises(ValueError, match=message):
-        lbgap.layer_sharpness(seeded(Nested), small_data(), epsilon)
+        lbgap.layer_sharpness(seeded(Nested), small_data(), epsilon=epsilon)

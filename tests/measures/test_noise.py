@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import lbgap
-from lbgap.measures import average, pac_bayes
+from lbgap.measures import pac_bayes
+from lbgap.measures.draws import FEWEST
 
 OPTIONS = {"loss": "mse", "precision": "float64"}
 
@@ -34,17 +35,23 @@ def test_pairs_cancel_the_first_order(quadratic):
     assert pairs.standard_error < single.standard_error / 100
 
 
-def test_it_stops_at_the_tolerance(quadratic):
+def test_it_stops_at_the_error_asked_for(quadratic):
     model, data = quadratic[:2]
     whole = lbgap.average_sharpness(model, data, sigma=0.3, draws=200, **OPTIONS)
-    m = lbgap.average_sharpness(model, data, sigma=0.3, draws=200, tolerance=3 * whole.standard_error, **OPTIONS)
-    assert average.FEWEST <= len(m.details["rises"]) < 200
-    assert m.standard_error <= 3 * whole.standard_error
-    assert m.details["rises"] == whole.details["rises"][: len(m.details["rises"])]
-    assert "below the tolerance" in m.status
-    never = lbgap.average_sharpness(model, data, sigma=0.3, draws=10, tolerance=1e-9, **OPTIONS)
+    error = 100 * whole.standard_error / whole.value
+    assert whole.status == f"200 draws, all that were asked for: the standard error is {error:.2g} %"
+    asked = 3 * whole.standard_error / whole.value
+    m = lbgap.average_sharpness(model, data, sigma=0.3, draws=200, relative_error=asked, **OPTIONS)
+    count = len(m.details["rises"])
+    assert FEWEST <= count < 200
+    assert m.standard_error <= asked * m.value
+    assert m.details["rises"] == whole.details["rises"][:count]
+    assert m.status.startswith(f"{count} draws: the standard error is ")
+    assert m.status.endswith(f"within the {100 * asked:g} % asked for")
+    never = lbgap.average_sharpness(model, data, sigma=0.3, draws=10, relative_error=1e-9, **OPTIONS)
     assert len(never.details["rises"]) == 10
-    assert "the limit: the standard error is above the tolerance" in never.status
+    assert never.status.startswith("10 draws, the limit: the standard error is ")
+    assert [each.status.name for each in (whole, m, never)] == ["complete", "converged", "limit"]
 
 
 def test_noise_that_breaks_the_loss_says_so():

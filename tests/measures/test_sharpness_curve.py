@@ -126,14 +126,21 @@ def test_a_result_is_json_and_readable(minimizers, mnist1d_train):
     curve = lbgap.sharpness_curve(minimizers["SB"], mnist1d_train, EPSILONS)
     found = curve.to_dict()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert set(found) == {"lower_bound", "epsilons", "values", "evaluations", "seconds", "results"}
+    assert set(found) == {
+        "lower_bound", "value", "status", "status_name", "settings", "epsilons", "values", "evaluations", "seconds",
+        "results",
+    }  # fmt: skip
+    assert found["value"] == curve.value == curve.values[-1] == max(curve.values)
+    assert curve.status is curve.results[-1].status
+    assert (curve.settings["measure"], curve.settings["epsilon"]) == ("sharpness_curve", list(EPSILONS))
     assert found["lower_bound"] is True
     assert found["epsilons"] == list(EPSILONS)
     assert found["values"] == [result["value"] for result in found["results"]]
     head, *lines = str(curve).splitlines()
-    assert head.startswith("sharpness curve: certified lower bounds, ")
+    assert head == f"sharpness curve: certified lower bounds up to phi >= {curve.value:.6g} %"
     expected = [f"  epsilon {e:<8g} phi >= {v:.6g} %" for e, v in zip(EPSILONS, curve.values, strict=True)]
-    assert lines == expected
+    assert lines[: len(EPSILONS)] == expected
+    assert lines[-1] == f"  {curve.status}"
 
 
 def test_the_json_of_a_value_from_a_smaller_box():

@@ -122,9 +122,7 @@ def draw(shape, dtype, seed=0):
 
 
 @needs_native
-@pytest.mark.parametrize("name", OPS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.pairs({"shape": SHAPES, "dtype": DTYPES, "name": OPS})
 def test_native_has_the_bits_of_the_oracle_and_of_the_twin(name, dtype, shape):
     y, d, x = draw(shape, dtype)
     box = (x, 1e-2, 3e-2)

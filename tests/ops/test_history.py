@@ -143,9 +143,7 @@ def assert_sums(actual, terms_of, terms_size):
 # What comes out
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("c", PAIRS[1:])
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.pairs({"n": SIZES, "c": PAIRS[1:], "dtype": DTYPES})
 def test_append(where, n, c, dtype):
     p = Problem(n, c, dtype)
     for row in {0, c - 1}:
@@ -168,9 +166,7 @@ def free(p):
     return (point > lower) & (point < upper)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("c", PAIRS)
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.pairs({"n": SIZES, "c": PAIRS, "dtype": DTYPES})
 def test_gram(where, n, c, dtype):
     p = Problem(n, c, dtype)
     found = where.history_gram(*p.arguments("history_gram"))
@@ -195,10 +191,7 @@ def test_gram_of_any_share_of_free_coordinates(n, share):
     assert_sums(found, rows @ rows.T, (np.abs(rows) @ np.abs(rows).T, n))
 
 
-@pytest.mark.parametrize("project", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("c", PAIRS)
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.pairs({"n": SIZES, "c": PAIRS, "dtype": DTYPES, "project": [False, True]})
 def test_combine(where, n, c, dtype, project):
     p = Problem(n, c, dtype)
     point = p.point.clone()
@@ -230,9 +223,7 @@ def test_line(where, n, dtype):
     assert where.history_line(p.g, p.x, p.x, *p.bounds).tolist() == [0.0, 0.0, math.inf]
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0, 7.0])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.pairs({"n": SIZES, "dtype": DTYPES, "alpha": [0.0, 0.3, 1.0, 7.0]})
 def test_step(where, n, dtype, alpha):
     p = Problem(n, 0, dtype)
     out = torch.full_like(p.x, torch.nan)
@@ -320,9 +311,7 @@ def assert_minimizer(p, found, out, strict=True):
     assert np.all(np.abs(found[2:].numpy() - p.w @ displacement) <= 1e-12 * magnitude + 1e-300)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("c", PAIRS)
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.pairs({"n": SIZES, "c": PAIRS, "dtype": DTYPES})
 def test_cauchy(where, n, c, dtype):
     p = Problem(n, c, dtype)
     out = torch.full_like(p.x, torch.nan)
@@ -434,10 +423,7 @@ def test_cauchy_at_its_limits(where, kind):
 
 
 @needs_native
-@pytest.mark.parametrize("name", OPS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("c", PAIRS)
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.pairs({"n": SIZES, "c": PAIRS, "dtype": DTYPES, "name": OPS})
 def test_native_and_twin_agree(n, c, dtype, name):
     if name == "history_append" and c == 0:
         return
@@ -459,9 +445,7 @@ def test_native_and_twin_agree(n, c, dtype, name):
         assert close.all()
 
 
-@pytest.mark.parametrize("name", OPS[1:])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("absolute", "relative"), [(1e-3, 0.0), (0.0, 0.05), (1e-3, 1e-3)])
+@pytest.mark.pairs({"absolute, relative": [(1e-3, 0.0), (0.0, 0.05), (1e-3, 1e-3)], "dtype": DTYPES, "name": OPS[1:]})
 def test_a_box_is_its_bounds_to_the_bit(where, name, dtype, absolute, relative):
     p = Problem(9001, 3, dtype)
     centre = p.x.clone()

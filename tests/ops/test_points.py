@@ -89,10 +89,14 @@ def xent_bound(logits):
 # Cross-entropy
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("samples", [0, 1, 2, SAMPLES - 1, SAMPLES, SAMPLES + 1, CHUNK + 3])
-@pytest.mark.parametrize(("k", "classes"), [(0, 3), (1, 1), (2, 10), (1, GROUP + 1)])
+@pytest.mark.pairs(
+    {
+        "k, classes": [(0, 3), (1, 1), (2, 10), (1, GROUP + 1)],
+        "samples": [0, 1, 2, SAMPLES - 1, SAMPLES, SAMPLES + 1, CHUNK + 3],
+        "layout": LAYOUTS,
+        "dtype": DTYPES,
+    }
+)
 def test_xent_is_that_of_float64(backend, dtype, layout, samples, k, classes):
     logits, targets = normal(k, samples, classes, dtype=dtype) * 3, labels(samples, classes)
     found = ops.xent_points(lay(logits, layout), targets)
@@ -144,9 +148,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("spread", [1, GROUP])
-@pytest.mark.parametrize("target", [0, 1, 2])
+@pytest.mark.pairs({"target": [0, 1, 2], "spread": [1, GROUP], "dtype": DTYPES})
 def test_xent_of_what_is_not_finite_and_of_ties_is_that_of_torch(backend, dtype, spread, target):
     """Once with neighbouring classes, once with each class in a group of its own, among others that are -inf."""
     logits = torch.full((len(ROWS), 1, 2 * spread + 1), -math.inf, dtype=dtype)
@@ -158,11 +160,10 @@ def test_xent_of_what_is_not_finite_and_of_ties_is_that_of_torch(backend, dtype,
     assert found[:, 1].bool().tolist() == (logits[:, 0].argmax(1) == targets).tolist()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_exponential_and_logarithm_to_the_last_places(backend, dtype):
+def assert_exponential_and_logarithm(dtype, count):
     # A loss of two classes is log(1 + exp(-x)); of many equal ones it is the logarithm of their number.
     eps = torch.finfo(dtype).eps
-    x = torch.cat([torch.linspace(0, 120, 4001), torch.linspace(700, 720, 41)]).to(dtype)
+    x = torch.cat([torch.linspace(0, 120, count), torch.linspace(700, 720, 41)]).to(dtype)
     logits = torch.stack([torch.zeros_like(x), -x], 1)[:, None]
     found = ops.xent_points(logits, torch.tensor([0]))[:, 0]
     expected = torch.tensor([math.log1p(math.exp(-value)) for value in x.tolist()], dtype=torch.float64)
@@ -172,12 +173,21 @@ def test_exponential_and_logarithm_to_the_last_places(backend, dtype):
         assert abs(value - math.log(classes)) <= 2 * eps * math.log(classes)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_exponential_and_logarithm_to_the_last_places(backend, dtype):
+    assert_exponential_and_logarithm(dtype, count=4001)
+
+
 # Combinations
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("m", [0, 1, 63, 64, 65, 8195])
-@pytest.mark.parametrize(("k", "j"), [(0, 2), (1, 1), (3, 2), (5, 3), (2, 4), (2, 17), (257, 3), (2, 0)])
+@pytest.mark.pairs(
+    {
+        "k, j": [(0, 2), (1, 1), (3, 2), (5, 3), (2, 4), (2, 17), (257, 3), (2, 0)],
+        "m": [0, 1, 63, 64, 65, 8195],
+        "dtype": DTYPES,
+    }
+)
 def test_blend_is_a_sum_in_float64_rounded_once(backend, dtype, m, k, j):
     coefficients, ends = normal(k, j), normal(j, m, dtype=dtype)
     out = torch.full((k, m), torch.nan, dtype=dtype)
@@ -245,9 +255,7 @@ def exact_chain(coefficients, first, ends, widths, targets):
 WIDTHS = [[1], [10], [1, 1], [3, 2], [64, 64, 10], [7, WIDEST, 5, 6], [WIDEST, WIDEST - 1, 1, 12, 13], [5, 17, 11]]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("widths", WIDTHS, ids=str)
-@pytest.mark.parametrize("samples", [0, 1, SAMPLES, SAMPLES + 1])
+@pytest.mark.pairs({"samples": [0, 1, SAMPLES, SAMPLES + 1], "widths": WIDTHS, "dtype": DTYPES})
 def test_chain_is_the_network_in_float64(backend, dtype, widths, samples):
     args = chain(3, 2, samples, widths, dtype, scale=0.1)
     found, expected = ops.chain_points(*args), exact_chain(*args)

@@ -52,13 +52,23 @@ def test_native_known_answers():
 
 
 @needs_native
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize(
-    ("rows", "p"),
-    [(0, 3), (3, 0), (1, 1), (1, 5), (63, 4), (64, 127), (65, 128), (67, 129), (100, 260), (8192 + 65, 7)],
-)
-@pytest.mark.parametrize(
-    ("seed", "stream", "first"), [(0, 0, 0), (SEED, 2**32 - 1, 2**32 - 40), (2**63 - 1, 7, 2**62 + 3)]
+@pytest.mark.pairs(
+    {
+        "seed, stream, first": [(0, 0, 0), (SEED, 2**32 - 1, 2**32 - 40), (2**63 - 1, 7, 2**62 + 3)],
+        "rows, p": [
+            (0, 3),
+            (3, 0),
+            (1, 1),
+            (1, 5),
+            (63, 4),
+            (64, 127),
+            (65, 128),
+            (67, 129),
+            (100, 260),
+            (8192 + 65, 7),
+        ],
+        "distribution": DISTRIBUTIONS,
+    }
 )
 def test_native_has_the_bits_of_the_twin(distribution, rows, p, seed, stream, first):
     expected = subspace_entries(rows, p, seed, stream, distribution, CPU, first=first)

@@ -45,10 +45,7 @@ def dense(n, p, distribution, first=0):
     return subspace_entries(n, p, *ARGS, distribution, CPU, first=first).double()
 
 
-@pytest.mark.parametrize("distribution", reference.DISTRIBUTIONS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("k", [None, 0, 1, 3])
-@pytest.mark.parametrize(("n", "p"), SIZES)
+@pytest.mark.pairs({"n, p": SIZES, "k": [None, 0, 1, 3], "dtype": DTYPES, "distribution": reference.DISTRIBUTIONS})
 def test_apply_is_the_dense_product(backend, distribution, dtype, k, n, p):
     a, rows = dense(n, p, distribution), () if k is None else (k,)
     x, z = normal(n, dtype=dtype), normal(*rows, p, seed=1)
@@ -60,10 +57,7 @@ def test_apply_is_the_dense_product(backend, distribution, dtype, k, n, p):
     assert ((out.double() - expected).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("distribution", reference.DISTRIBUTIONS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("k", [None, 0, 1, 3])
-@pytest.mark.parametrize(("n", "p"), SIZES)
+@pytest.mark.pairs({"n, p": SIZES, "k": [None, 0, 1, 3], "dtype": DTYPES, "distribution": reference.DISTRIBUTIONS})
 def test_project_is_the_dense_product(backend, distribution, dtype, k, n, p):
     a, rows = dense(n, p, distribution), () if k is None else (k,)
     g = normal(*rows, n, dtype=dtype)
@@ -74,8 +68,7 @@ def test_project_is_the_dense_product(backend, distribution, dtype, k, n, p):
     assert ((found - g.double() @ a).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("distribution", reference.DISTRIBUTIONS)
-@pytest.mark.parametrize(("n", "p"), [*SIZES, (5, 0)])
+@pytest.mark.pairs({"n, p": [*SIZES, (5, 0)], "distribution": reference.DISTRIBUTIONS})
 def test_gram_is_the_dense_product(backend, distribution, n, p):
     a = dense(n, p, distribution)
     found = ops.subspace_gram(n, p, *ARGS, distribution, CPU)
@@ -125,6 +118,17 @@ def test_k_points_have_the_bits_of_one():
         ops.subspace_apply(x, z[i], *ARGS, "normal", one)
         assert torch.equal(one, out[i])
         assert torch.equal(projected[i], ops.subspace_project(g[i], 10, *ARGS, "normal"))
+
+
+@needs_native
+@pytest.mark.parametrize("begin", [0, 3, 5, 14])
+def test_an_out_that_overlaps_the_centre_in_part_is_refused(begin):
+    memory = torch.zeros(20)
+    with pytest.raises(RuntimeError, match="out overlaps centre without being it: pass a separate tensor"):
+        ops.subspace_apply(
+            memory[begin : begin + 5], torch.ones(3, 2).double(), *ARGS, "normal", memory[:15].view(3, 5)
+        )
+    assert not memory.any()
 
 
 @needs_native

@@ -117,7 +117,16 @@ class TestBars:
 
 def make_curve(values, epsilons=None):
     epsilons = epsilons or tuple(10.0 ** (index - 4) for index in range(len(values)))
-    return SharpnessCurve(epsilons, values, (), 0.0, 0.0)
+    return SharpnessCurve(
+        epsilons=epsilons,
+        values=values,
+        results=(),
+        value=values[-1],
+        status=status("exact"),
+        settings={},
+        evaluations=0.0,
+        seconds=0.0,
+    )
 
 
 class TestCurves:
@@ -159,7 +168,7 @@ class TestCurves:
 def make_density(values, known=(), n=100):
     nodes, weights = torch.tensor([values, values]).double(), torch.full((2, len(values)), 1 / len(values)).double()
     fields = {"grid": (0.0,), "density": (0.0,), "standard_error": (0.0,), "width": 1.0, "relative_error": 0.0}
-    kept = {"products": 0, "evaluations": 0.0, "status": "", "settings": {"points": 200}, "seconds": 0.0}
+    kept = {"value": 0.0, "products": 0, "evaluations": 0.0, "status": "", "settings": {"points": 200}, "seconds": 0.0}
     return Density(**fields, nodes=nodes, weights=weights, known=known, n=n, **kept).at(0.5)
 
 
@@ -191,7 +200,22 @@ def make_asymmetry(ahead, behind):
     names = tuple(f"d {index}" for index in range(len(ahead)))
     ladder = tuple(10.0 ** (index - 2) for index in range(len(ahead[0])))
     empty = ((),) * len(names)
-    return Asymmetry(names, ladder, empty, empty, ahead, behind, empty, (0.25,) * len(names), 0.0, 0.0, "", {}, 0.0)
+    return Asymmetry(
+        names=names,
+        distances=ladder,
+        ahead=empty,
+        behind=empty,
+        sharpness_ahead=ahead,
+        sharpness_behind=behind,
+        indices=empty,
+        index=(0.25,) * len(names),
+        base_loss=0.0,
+        value=0.25,
+        status=status("complete.sides"),
+        settings={},
+        evaluations=0.0,
+        seconds=0.0,
+    )
 
 
 class TestAsymmetry:
@@ -252,7 +276,7 @@ def test_pyplot_is_not_imported():
 
 
 def test_labels_of_curves_are_plain_text():
-    curve = SharpnessCurve((1e-3, 1e-2), (1.0, 2.0), (), 3.0, 0.1)
+    curve = make_curve((1.0, 2.0), (1e-3, 1e-2))
     figure = plotting.plot_curves({"_hidden": curve, r"a$\x$b": curve})
     plotting.encode(figure, "png")
     assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["_hidden", r"a\$\x\$b"]

@@ -12,7 +12,7 @@ import torch
 from lbgap.experiments.paper.stored import Stored, last, parts_of, rows_of, runs_of, sharpness
 from lbgap.experiments.paper.summary import growth
 from lbgap.experiments.tables import short
-from lbgap.measures.hessian.density import extent
+from lbgap.measures.hessian.quadrature import extent
 
 FOR, AGAINST, OPEN = "speaks for it", "speaks against it", "does not decide it"
 SADDLE = 0.01  # of the largest eigenvalue: a negative one that is smaller is none to speak of

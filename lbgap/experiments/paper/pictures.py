@@ -64,7 +64,7 @@ def figures(stored: Stored) -> Iterator[tuple[str, str, Figure]]:
             )
         for part in parts_of(stored, "asymmetry", row) if "asymmetry" in wanted else ():
             caption = f"{row}, {part['regime']}: both sides of the minimizer{first}"
-            yield f"asymmetry-{row}-{part['regime']}", caption, plot_asymmetry(Asymmetry(**_finite(part["asymmetry"])))
+            yield f"asymmetry-{row}-{part['regime']}", caption, plot_asymmetry(_asymmetry(part["asymmetry"]))
 
     for row in rows:
         groups = treated(stored, row)
@@ -242,6 +242,13 @@ def _line(stored: dict[str, Any]) -> Line:
     )
 
 
+def _asymmetry(stored: dict[str, Any]) -> Asymmetry:
+    kept = {name: value for name, value in stored.items() if name not in ("status", "status_name")}
+    return Asymmetry(**_finite(kept), status=Status(stored["status_name"], stored["status"]))
+
+
 def _density(stored: dict[str, Any]) -> Density:
     tensors = {name: torch.tensor(stored[name], dtype=torch.float64) for name in ("nodes", "weights")}
-    return Density(**{**_finite(stored), **tensors})
+    kept = {**_finite(stored), "status": Status(stored["status_name"], stored["status"])}
+    del kept["status_name"]
+    return Density(**{**kept, **tensors})

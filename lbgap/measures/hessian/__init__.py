@@ -1,1 +1,1 @@
-"""What is estimated from products with a matrix of second derivatives alone, one estimator a module."""
+"""What is estimated from products with a symmetric matrix alone, one estimator a module."""

@@ -5,31 +5,34 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Unpack
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lbgap.checks import flag, positive, whole
-from lbgap.measures.call import Call, Options, call
+from lbgap.checks import positive, whole
+from lbgap.measures.call import Options
+from lbgap.measures.hessian.call import Spectral, Subject, Task, check_limits, estimate
 from lbgap.measures.hessian.eigenvalues import Eigenvalues
-from lbgap.measures.hessian.lanczos import project_out, span, tridiagonals
-from lbgap.measures.hessian.probes import AT_ONCE, LARGEST, Products, check_limits, share
-from lbgap.objective import Objective
-from lbgap.result import plain
-from lbgap.system.progress import products_bar
+from lbgap.measures.hessian.lanczos import tridiagonals
+from lbgap.measures.hessian.means import share
+from lbgap.measures.hessian.probes import AT_ONCE, LARGEST, Probes
+from lbgap.measures.hessian.products import Products
+from lbgap.measures.hessian.quadrature import FALL, extent, nodes_and_weights, smooth, sums
+from lbgap.measures.hessian.rows import project_out, span
+from lbgap.status import Status, status
+from lbgap.system.progress import Report, check_progress, products_bar
 
 STREAM = 0x5DEECE66D  # mixed into the seed: probes drawn like the start of the known vectors would lie in their span
 FEWEST_PROBES = 4  # before a standard error is believed
-TOLD_APART = 1.25  # two Gaussians one resolution apart: each has fallen by this factor in the middle
-NO_WEIGHT = 1e-20  # of a node beyond the end of a Krylov space
-TAILS = 6.0  # widths that the grid goes beyond the outermost node
 
 
-@dataclass(frozen=True, eq=False)
-class Density:
-    """The density of the eigenvalues of a Hessian, smoothed by Gaussians; its integral is one.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Density(Spectral):
+    """The density of the eigenvalues of a symmetric matrix, smoothed by Gaussians; its integral is one.
+
+    ``value`` is the estimate of the trace.
 
     Attributes:
         grid: Where, ascending, ``(points,)``.
@@ -41,27 +44,19 @@ class Density:
         weights: Their weights, ``(probes, steps)``; those of a probe add up to one.
         known: Eigenvalues that were taken out beforehand and count exactly.
         n: Number of eigenvalues.
-        products: Hessian-vector products.
-        evaluations: Passes over the data, as the objective counts them.
-        status: Why it ended, and what to try for a better estimate.
-        settings: Everything that the result depends on.
-        seconds: Wall-clock time of the call.
     """
 
-    grid: tuple[float, ...] = field(repr=False)
-    density: tuple[float, ...] = field(repr=False)
-    standard_error: tuple[float, ...] = field(repr=False)
+    apart: ClassVar[frozenset[str]] = frozenset({"nodes", "weights"})
+
+    grid: tuple[float, ...]
+    density: tuple[float, ...]
+    standard_error: tuple[float, ...]
     width: float
     relative_error: float
-    nodes: Tensor = field(repr=False)
-    weights: Tensor = field(repr=False)
-    known: tuple[float, ...] = field(repr=False)
+    nodes: Tensor
+    weights: Tensor
+    known: tuple[float, ...]
     n: int
-    products: int
-    evaluations: float
-    status: str
-    settings: dict[str, Any] = field(repr=False)
-    seconds: float
 
     def each(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """The sum of a function over all eigenvalues as each probe sees it, ``(probes,)`` float64.
@@ -69,9 +64,7 @@ class Density:
         Args:
             function: From a float64 tensor to one of the same shape, or with more dimensions in front.
         """
-        exact = function(torch.tensor(self.known, dtype=torch.float64)).sum(-1)
-        rest = (self.weights * function(self.nodes)).sum(-1)
-        return exact[..., None] + (self.n - len(self.known)) * rest
+        return sums(function, self.nodes, self.weights, self.known, self.n)
 
     def sum(self, function: Callable[[Tensor], Tensor]) -> tuple[float, float]:
         """The sum of a function over all eigenvalues, and its standard error over the probes.
@@ -88,7 +81,7 @@ class Density:
     @property
     def resolution(self) -> float:
         """Distance at which two eigenvalues can be told apart."""
-        return self.width * 2 * math.sqrt(2 * math.log(TOLD_APART))
+        return self.width * 2 * math.sqrt(2 * math.log(FALL))
 
     def at(self, resolution: float) -> Density:
         """The same quadrature, smoothed for another resolution: densities are compared at the same one.
@@ -98,7 +91,7 @@ class Density:
         """
         resolution = positive("resolution", resolution, "0.01")
         shape = resolution, self.settings["points"]
-        grid, density, error, width, relative = _smooth(self.nodes, self.weights, self.known, self.n, 1, *shape)
+        grid, density, error, width, relative = smooth(self.nodes, self.weights, self.known, self.n, 1, *shape)
         return dataclasses.replace(
             self,
             grid=tuple(grid.tolist()),
@@ -110,31 +103,26 @@ class Density:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON; NaN and infinity become None."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return plain({**fields, "nodes": self.nodes.tolist(), "weights": self.weights.tolist()})  # type: ignore[no-any-return]
+        """Everything, ready for JSON, nodes and weights as lists; NaN and infinity become None."""
+        return {**super().to_dict(), "nodes": self.nodes.tolist(), "weights": self.weights.tolist()}
 
-    def __str__(self) -> str:
-        """A few lines: the extent, the trace, and how they were found."""
-        s = self.settings
-        trace, error = self.sum(lambda x: x)
+    def _headline(self) -> str:
+        error = self.sum(lambda x: x)[1]
         low, high = extent(self.nodes, self.weights, self.known)
-        return "\n".join(
-            (
-                f"spectral density of the {s['kind']}: from {low:.6g} to {high:.6g}, trace {trace:.6g} +- {error:.2g} "
-                "(standard error)",
-                f"  {len(self.nodes)} probes of {s['steps']} steps, width {self.width:.3g}, {len(self.known)} known "
-                "eigenvalues",
-                f"  {s['n']:,} parameters, {s['samples']:,} samples, batch-norm {s['batch_norm']}, "
-                f"{self.products} products, {self.seconds:.2f} s, {s['precision']} on {s['device']}",
-                f"  {self.status}",
-                *(f"  note: {note}" for note in s["notes"]),
-            )
+        return (
+            f"spectral density of the {self.matrix}: from {low:.6g} to {high:.6g}, trace {self.value:.6g} +- "
+            f"{error:.2g} (standard error)"
         )
+
+    def _numbers(self) -> list[str]:
+        return [
+            f"{len(self.nodes)} probes of {self.nodes.shape[1]} steps, width {self.width:.3g}, {len(self.known)} known "
+            "eigenvalues"
+        ]
 
 
 @dataclass(frozen=True)
-class Rule:
+class StoppingRule:
     """When probes are enough.
 
     Attributes:
@@ -162,20 +150,22 @@ class Rule:
         each = exact + (self.n - len(self.known)) * (weights * nodes * (nodes > limit)).sum(1)
         return share(float(each.std()) / math.sqrt(len(each)), float(each.mean()))
 
-    def status(self, nodes: Tensor, weights: Tensor, relative: float) -> str:
+    def status(self, nodes: Tensor, weights: Tensor, relative: float) -> Status:
         """Why it ended, and what to try for a better estimate."""
-        size = f"the standard error of the density is {100 * relative:.2g} % of its integral"
-        if self.threshold is not None:
-            size += f", that of the sum above {self.threshold:.4g} {100 * self.of_sum(nodes, weights):.2g} % of it"
-        if self.reached(nodes, weights, relative):
-            return f"{len(nodes)} probes: {size}, within the {100 * (self.relative_error or 0):g} % asked for"
-        if self.relative_error is None:
-            return f"{len(nodes)} probes, all that were asked for: {size}"
-        return f"{len(nodes)} probes, the limit: {size}; try a larger most"
+        name = "converged" if self.reached(nodes, weights, relative) else "limit"
+        name = "complete" if self.relative_error is None else name
+        numbers: dict[str, Any] = {
+            "probes": len(nodes),
+            "error": 100 * relative,
+            "asked": 100 * (self.relative_error or 0),
+        }
+        if self.threshold is None:
+            return status(f"{name}.probes", **numbers)
+        return status(f"{name}.sum", threshold=self.threshold, of_sum=100 * self.of_sum(nodes, weights), **numbers)
 
 
 def spectral_density(
-    model: nn.Module | Objective,
+    model: Subject,
     data: Any = None,
     *,
     kind: str = "hessian",
@@ -185,12 +175,12 @@ def spectral_density(
     points: int = 512,
     relative_error: float | None = 0.05,
     threshold: float | None = None,
-    most: int = 320,
+    max_products: int = 320,
     seed: int = 0,
-    progress: bool = False,
+    progress: Report = False,
     **options: Unpack[Options],
 ) -> Density:
-    """Estimate the density of the eigenvalues of the Hessian at a minimizer.
+    """Estimate the density of the eigenvalues of the Hessian at a minimizer, or of any symmetric matrix.
 
     Stochastic Lanczos quadrature: each probe, a random unit vector v, gives by Lanczos with full reorthogonalisation
     the nodes and weights of a Gauss quadrature of ``v' f(H) v``, and their mean over probes is the density (Lin, Saad
@@ -202,12 +192,13 @@ def spectral_density(
     divided by the steps, which is the default.
 
     Args:
-        model: Any ``torch.nn.Module`` that can be differentiated twice, never changed; or an
-            :class:`~lbgap.objective.Objective`.
-        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        model: Any ``torch.nn.Module`` that can be differentiated twice, never changed, or an
+            :class:`~lbgap.objective.Objective`: the matrix at its parameters is meant. Or any symmetric matrix, as a
+            :class:`~lbgap.operators.LinearOperator` or a dense tensor ``(n, n)``.
+        data: Of a module: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
         kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``, as in ``Objective.hvp``.
-        steps: Products for each probe, at most the number of parameters.
-        known: What :func:`lbgap.eigenvalues` found on the same objective: these count exactly, and the probes see only
+        steps: Products for each probe, at most the size of the matrix.
+        known: What :func:`lbgap.eigenvalues` found of the same matrix: these count exactly, and the probes see only
             what is orthogonal to them. A few outliers, which single probes hit by chance, are then no longer noise.
         resolution: Distance at which two eigenvalues can be told apart.
         points: Of the grid, two or more.
@@ -215,17 +206,19 @@ def spectral_density(
             use all products.
         threshold: Stop only once the sum of the eigenvalues above it is known to ``relative_error``, too: near a
             minimizer nearly all eigenvalues are near zero, so that the density is known long before those that matter.
-        most: Products at most, enough for two probes or more.
+        max_products: Products at most, enough for two probes or more.
         seed: Of the probes.
-        progress: Show a progress bar on standard error.
-        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
-            in :func:`lbgap.fast_sharpness`.
+        progress: True for a bar on standard error, or a function that is called with each
+            :class:`~lbgap.system.progress.Progress`.
+        options: Of a module, ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and
+            ``backend``, as in :func:`lbgap.fast_sharpness`.
 
     Returns:
         The density, with the nodes and weights for sums of any function of the eigenvalues.
 
     Raises:
-        ValueError: An argument is out of its range, or the model cannot be differentiated twice.
+        ValueError: An argument is out of its range, the model cannot be differentiated twice, or a tensor is no
+            symmetric matrix.
         TypeError: An argument is of the wrong kind.
         FloatingPointError: A product is NaN or infinite.
 
@@ -235,10 +228,10 @@ def spectral_density(
         >>> d.nodes.shape[1], d.weights.sum(1).allclose(torch.ones(1, dtype=torch.float64))
         (6, True)
     """
-    most, seed = check_limits(kind, most, seed)
+    max_products, seed = check_limits(kind, max_products, seed)
     steps = whole("steps", steps, 1)
     points = whole("points", points, 2)
-    flag("progress", progress)
+    check_progress(progress)
     if known is not None and not isinstance(known, Eigenvalues):
         raise TypeError(f"known must be what lbgap.eigenvalues returned, got {type(known).__name__}")
     if resolution is not None:
@@ -247,20 +240,28 @@ def spectral_density(
         relative_error = positive("relative_error", relative_error, "0.05")
     if threshold is not None:
         threshold = positive("threshold", threshold, "0.1")
-    with call("spectral_density", model, data, options) as this, products_bar("density", most, progress) as told:
-        against = None if known is None else _taken_out(known, this, kind)
+    with (
+        estimate("spectral_density", model, data, kind, options) as task,
+        products_bar("density", max_products, progress) as report,
+    ):
+        n = task.operator.size
+        against = None if known is None else _taken_out(known, task)
         values = () if known is None else known.values
-        steps = min(steps, this.objective.n - len(values))
-        if most < 2 * steps:
-            raise ValueError(f"most must be at least {2 * steps}, two probes of {steps} steps, got {most}")
-        products = Products(this, kind, most, seed ^ STREAM, told)
-        rule = Rule(relative_error, threshold, values, this.objective.n)
-        nodes, weights = _run(products, steps, against, rule, resolution, points)
-        shape = steps, resolution, points
-        grid, density, error, width, relative = _smooth(nodes, weights, values, this.objective.n, *shape)
+        steps = min(steps, n - len(values))
+        if max_products < 2 * steps:
+            raise ValueError(
+                f"max_products must be at least {2 * steps}, two probes of {steps} steps, got {max_products}"
+            )
+        products = Products(task.operator, max_products, report)
+        rule = StoppingRule(relative_error, threshold, values, n)
+        probes = Probes(task.operator, seed ^ STREAM)
+        nodes, weights = _run(products, probes, steps, against, rule, resolution, points)
+        grid, density, error, width, relative = smooth(nodes, weights, values, n, steps, resolution, points)
         own: dict[str, Any] = {"kind": kind, "steps": steps, "known": len(values), "resolution": resolution}
-        own |= {"points": points, "relative_error": relative_error, "threshold": threshold, "most": most, "seed": seed}
+        own |= {"points": points, "relative_error": relative_error, "threshold": threshold}
+        own |= {"max_products": max_products, "seed": seed}
         return Density(
+            value=float(sums(lambda x: x, nodes, weights, values, n).mean()),
             grid=tuple(grid.tolist()),
             density=tuple(density.tolist()),
             standard_error=tuple(error.tolist()),
@@ -269,106 +270,60 @@ def spectral_density(
             nodes=nodes,
             weights=weights,
             known=values,
-            n=this.objective.n,
+            n=n,
             products=products.count,
-            evaluations=this.evaluations,
+            evaluations=task.evaluations,
             status=rule.status(nodes, weights, relative),
-            settings=this.settings(own),
-            seconds=this.seconds,
+            settings=task.settings(own),
+            seconds=task.seconds,
         )
 
 
-def _taken_out(known: Eigenvalues, this: Call, kind: str) -> Tensor:
+def _taken_out(known: Eigenvalues, task: Task) -> Tensor:
     """Orthonormal rows of the vectors that are known.
 
     Raises:
         ValueError: They belong to another matrix.
     """
-    if known.vectors.shape[1:] != this.centre.shape or known.settings["kind"] != kind:
+    n, name = task.operator.size, task.operator.name
+    if known.vectors.shape[1] != n or known.matrix != name:
         raise ValueError(
-            f"known must be eigenvalues of the {kind} of the same objective with {len(this.centre)} parameters, got "
-            f"those of the {known.settings['kind']} with {known.vectors.shape[1]}"
+            f"known must be eigenvalues of the same matrix, the {name} with {n} {task.rows}, got "
+            f"those of the {known.matrix} with {known.vectors.shape[1]}"
         )
-    if len(known.values) >= len(this.centre):
+    if len(known.values) >= n:
         raise ValueError(f"known holds all {len(known.values)} eigenvalues: there is nothing left to estimate")
-    return span(known.vectors.to(this.centre))
+    return span(known.vectors.to(task.operator.device, task.operator.dtype))
 
 
 def _run(
     products: Products,
+    probes: Probes,
     steps: int,
     against: Tensor | None,
-    rule: Rule,
+    rule: StoppingRule,
     resolution: float | None,
     points: int,
 ) -> tuple[Tensor, Tensor]:
     """Probe until the density is known well enough, or the products run out; nodes and weights."""
-    n = len(products.like)
+    n = products.operator.size
     at_once = max(1, min(AT_ONCE // 2, LARGEST // (steps * n)))
     nodes, weights = [], []
     while True:
         # At least two probes in all, so that there is an error.
         count = min(at_once, max(1, products.left // steps))
-        starts = products.normals(count)
+        starts = probes.normals(count)
         if against is not None:
             project_out(against, starts)
             project_out(against, starts)
         starts /= torch.linalg.vector_norm(starts, dim=1, keepdim=True)
-        found = quadrature(*tridiagonals(products, starts, steps, against))
+        found = nodes_and_weights(*tridiagonals(products, starts, steps, against))
         nodes.append(found[0])
         weights.append(found[1])
         joined = torch.cat(nodes), torch.cat(weights)
         if products.left < steps:
             return joined
-        if len(joined[0]) >= FEWEST_PROBES:
-            relative = _smooth(*joined, rule.known, n, steps, resolution, points)[-1]
+        if rule.relative_error is not None and len(joined[0]) >= FEWEST_PROBES:
+            relative = smooth(*joined, rule.known, n, steps, resolution, points)[-1]
             if rule.reached(*joined, relative):
                 return joined
-
-
-def quadrature(diagonal: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the Gauss quadratures of some tridiagonal matrices (Golub and Welsch 1969).
-
-    Args:
-        diagonal: ``(k, steps)`` float64.
-        off: ``(k, steps - 1)``.
-
-    Returns:
-        Two ``(k, steps)`` on the CPU: eigenvalues, and the squared first entries of the eigenvectors.
-    """
-    matrices = torch.diag_embed(diagonal) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
-    nodes, vectors = torch.linalg.eigh(matrices.cpu())
-    return nodes, vectors[:, 0].square()
-
-
-def extent(nodes: Tensor, weights: Tensor, known: tuple[float, ...]) -> tuple[float, float]:
-    """The least and the largest node that has a weight, or eigenvalue that is known."""
-    values = [*nodes[weights > NO_WEIGHT].tolist(), *known]
-    return min(values), max(values)
-
-
-def _width(low: float, high: float, steps: int, resolution: float | None) -> float:
-    """Standard deviation of the Gaussians."""
-    resolution = resolution or max((high - low) / steps, 1e-3 * max(-low, high)) or 1e-3
-    return resolution / (2 * math.sqrt(2 * math.log(TOLD_APART)))
-
-
-def _smooth(
-    nodes: Tensor, weights: Tensor, known: tuple[float, ...], n: int, steps: int, resolution: float | None, points: int
-) -> tuple[Tensor, Tensor, Tensor, float, float]:
-    """Grid, density, its standard error, the width, and the integral of the error."""
-    exact = torch.tensor(known, dtype=torch.float64)
-    low, high = extent(nodes, weights, known)
-    width = _width(low, high, steps, resolution)
-    low, high = low - TAILS * width, high + TAILS * width
-    grid = torch.linspace(low, high, points, dtype=torch.float64)
-
-    def gaussians(centres: Tensor) -> Tensor:
-        """``(..., points)``: one at each centre."""
-        away = (grid - centres[..., None]) / width
-        return torch.exp(-away.square() / 2) / (width * math.sqrt(2 * math.pi))
-
-    each = torch.stack([(w[:, None] * gaussians(t)).sum(0) for t, w in zip(nodes, weights, strict=True)])
-    each = (1 - len(known) / n) * each + gaussians(exact).sum(0) / n
-    error = each.std(0) / math.sqrt(len(each))
-    return grid, each.mean(0), error, width, float(torch.trapezoid(error, grid))

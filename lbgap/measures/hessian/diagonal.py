@@ -2,124 +2,146 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Unpack
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lbgap.checks import flag, positive
-from lbgap.measures.call import Options, call
-from lbgap.measures.hessian.probes import FEWEST, Products, check_limits, ended, share
-from lbgap.objective import Objective
-from lbgap.result import plain
-from lbgap.system.progress import products_bar
+from lbgap.checks import positive
+from lbgap.measures.call import Options
+from lbgap.measures.hessian.call import Spectral, Subject, check_limits, ended, estimate
+from lbgap.measures.hessian.means import FEWEST, share
+from lbgap.measures.hessian.probes import Probes
+from lbgap.measures.hessian.products import Products
+from lbgap.system.progress import Report, check_progress, products_bar
 
 
-@dataclass(frozen=True, eq=False)
-class Diagonal:
-    """An estimate of the diagonal of the Hessian at a minimizer.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Diagonal(Spectral):
+    """An estimate of the diagonal of a symmetric matrix; ``value`` is its sum, an estimate of the trace.
 
     Attributes:
-        values: ``(n,)``, in the order of ``Objective.theta``; ``Objective.split`` names its parts.
+        values: ``(n,)``; of an objective in the order of ``Objective.theta``, and ``Objective.split`` names its parts.
         standard_errors: ``(n,)``, of each over draws.
         relative_error: The norm of the standard errors divided by that of the values.
         draws: Random vectors, one product each.
-        evaluations: Passes over the data, as the objective counts them.
-        status: Why it ended, and what to try for a better estimate.
-        settings: Everything that the result depends on.
-        seconds: Wall-clock time of the call.
     """
 
-    values: Tensor = field(repr=False)
-    standard_errors: Tensor = field(repr=False)
+    apart: ClassVar[frozenset[str]] = frozenset({"values", "standard_errors"})
+
+    values: Tensor
+    standard_errors: Tensor
     relative_error: float
     draws: int
-    evaluations: float
-    status: str
-    settings: dict[str, Any] = field(repr=False)
-    seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the two vectors, ready for JSON, with their sum, extremes and share of negative values."""
-        kept = {name: plain(getattr(self, name)) for name in self.__dataclass_fields__}
-        del kept["values"], kept["standard_errors"]
+        """Everything but the two vectors, ready for JSON, with their extremes and share of negative values."""
+        return {**super().to_dict(), **self._facts()}
+
+    def _facts(self) -> dict[str, float]:
         values = self.values.double()
-        facts = {"sum": float(values.sum()), "least": float(values.min()), "largest": float(values.max())}
-        return {**facts, "negative": float((values < 0).double().mean()), **kept}
+        extremes = {"least": float(values.min()), "largest": float(values.max())}
+        return {**extremes, "negative": float((values < 0).double().mean())}
+
+    def _headline(self) -> str:
+        facts = self._facts()
+        return (
+            f"diagonal of the {self.matrix}: from {facts['least']:.6g} to {facts['largest']:.6g}, "
+            f"{100 * facts['negative']:.3g} % negative, sum {self.value:.6g}"
+        )
+
+    def _numbers(self) -> list[str]:
+        return [f"{self.draws} draws, norm of the standard errors {100 * self.relative_error:.2g} % of the diagonal's"]
 
 
 def hessian_diagonal(
-    model: nn.Module | Objective,
+    model: Subject,
     data: Any = None,
     *,
     kind: str = "hessian",
     relative_error: float | None = 0.1,
-    most: int = 200,
+    max_products: int = 200,
     seed: int = 0,
-    progress: bool = False,
+    progress: Report = False,
     **options: Unpack[Options],
 ) -> Diagonal:
-    """Estimate the diagonal of the Hessian at a minimizer.
+    """Estimate the diagonal of the Hessian at a minimizer, or of any symmetric matrix.
 
     The mean of ``z * (H z)``, entry by entry, over vectors z of independent signs: Bekas, Kokiopoulou and Saad 2007,
     "An estimator for the diagonal of a matrix" (with signs, the divisor of their equation 2 is the number of draws).
     The variance of entry i is the sum of the squares of the others in its row.
 
     Args:
-        model: Any ``torch.nn.Module`` that can be differentiated twice, never changed; or an
-            :class:`~lbgap.objective.Objective`.
-        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        model: Any ``torch.nn.Module`` that can be differentiated twice, never changed, or an
+            :class:`~lbgap.objective.Objective`: the matrix at its parameters is meant. Or any symmetric matrix, as a
+            :class:`~lbgap.operators.LinearOperator` or a dense tensor ``(n, n)``.
+        data: Of a module: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
         kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``, as in ``Objective.hvp``.
         relative_error: Stop after eight draws or more once the norm of the standard errors is at most this share of the
             norm of the estimate; None to use all products.
-        most: Products at most.
+        max_products: Products at most.
         seed: Of the random vectors.
-        progress: Show a progress bar on standard error.
-        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
-            in :func:`lbgap.fast_sharpness`.
+        progress: True for a bar on standard error, or a function that is called with each
+            :class:`~lbgap.system.progress.Progress`.
+        options: Of a module, ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and
+            ``backend``, as in :func:`lbgap.fast_sharpness`.
 
     Returns:
         The diagonal with a standard error for each entry.
 
     Raises:
-        ValueError: An argument is out of its range, or the model cannot be differentiated twice.
+        ValueError: An argument is out of its range, the model cannot be differentiated twice, or a tensor is no
+            symmetric matrix.
         TypeError: An argument is of the wrong kind.
         FloatingPointError: A product is NaN or infinite.
 
     Example:
         >>> import torch, lbgap
-        >>> d = lbgap.hessian_diagonal(torch.nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1])), most=20)
+        >>> d = lbgap.hessian_diagonal(torch.nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1])), max_products=20)
         >>> d.values.shape
         torch.Size([6])
     """
-    most, seed = check_limits(kind, most, seed, least=2)
+    max_products, seed = check_limits(kind, max_products, seed, least=2)
     if relative_error is not None:
         relative_error = positive("relative_error", relative_error, "0.1")
-    flag("progress", progress)
-    with call("hessian_diagonal", model, data, options) as this, products_bar("diagonal", most, progress) as told:
-        products = Products(this, kind, most, seed, told)
-        mean, spread = torch.zeros_like(this.centre), torch.zeros_like(this.centre)
-        draws, relative, reached = 0, float("inf"), False
-        for block in products.probes():
-            for draw in products(block).mul_(block):  # Welford's update, which loses nothing to cancellation
-                draws += 1
-                change = draw - mean
-                mean += change / draws
-                spread.addcmul_(change, draw - mean)
-            if draws > 1:
-                errors = (spread / (draws * (draws - 1))).sqrt_()
-                relative = share(float(errors.double().norm()), float(mean.double().norm()))
-            reached = relative_error is not None and draws >= FEWEST and relative <= relative_error
-            if reached:
-                break
+    check_progress(progress)
+    with (
+        estimate("hessian_diagonal", model, data, kind, options) as task,
+        products_bar("diagonal", max_products, progress) as report,
+    ):
+        products, probes = Products(task.operator, max_products, report), Probes(task.operator, seed)
+        mean, errors, draws, relative, reached = _mean(products, probes, relative_error)
+        own = {"kind": kind, "relative_error": relative_error, "max_products": max_products, "seed": seed}
         return Diagonal(
+            value=float(mean.double().sum()),
             values=mean,
             standard_errors=errors,
             relative_error=relative,
             draws=draws,
-            evaluations=this.evaluations,
+            products=products.count,
+            evaluations=task.evaluations,
             status=ended(products.count, "the diagonal, by norms", relative, relative_error, reached),
-            settings=this.settings({"kind": kind, "relative_error": relative_error, "most": most, "seed": seed}),
-            seconds=this.seconds,
+            settings=task.settings(own),
+            seconds=task.seconds,
         )
+
+
+def _mean(products: Products, probes: Probes, asked: float | None) -> tuple[Tensor, Tensor, int, float, bool]:
+    """The mean of ``z * (H z)``, its standard errors, the draws, the relative error, and whether it is as was asked."""
+    to = products.operator
+    mean, spread = (torch.zeros(to.size, dtype=to.dtype, device=to.device) for _ in range(2))
+    draws, relative, reached = 0, float("inf"), False
+    for block in probes.signs_for(products):
+        for draw in products(block).mul_(block):  # Welford's update, which loses nothing to cancellation
+            draws += 1
+            change = draw - mean
+            mean += change / draws
+            spread.addcmul_(change, draw - mean)
+        if draws > 1:
+            errors = (spread / (draws * (draws - 1))).sqrt_()
+            relative = share(float(errors.double().norm()), float(mean.double().norm()))
+        reached = asked is not None and draws >= FEWEST and relative <= asked
+        if reached:
+            break
+    return mean, errors, draws, relative, reached

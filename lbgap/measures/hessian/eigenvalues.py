@@ -2,88 +2,68 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Unpack
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lbgap.checks import flag, positive, whole
-from lbgap.measures.call import Options, call
+from lbgap.checks import positive, whole
+from lbgap.measures.call import Options
+from lbgap.measures.hessian.call import Spectral, Subject, check_limits, estimate
 from lbgap.measures.hessian.lanczos import Basis
-from lbgap.measures.hessian.probes import LARGEST, Products, check_limits, dots
-from lbgap.objective import Objective
-from lbgap.result import plain
-from lbgap.system.progress import products_bar
+from lbgap.measures.hessian.probes import LARGEST, Probes
+from lbgap.measures.hessian.products import Products
+from lbgap.measures.hessian.rows import dots
+from lbgap.status import Status, status
+from lbgap.system.progress import Report, check_progress, products_bar
 
 WHICH = ("largest", "smallest", "both")
 BLOCK = 2  # vectors of a block, at most, unless the caller says otherwise
-ROOM = 60  # vectors of a basis, at least four for each pair, if they fit
+BASIS = 60  # vectors of a basis, at least four for each pair, if they fit
 EXPLORED = 8  # blocks after a Krylov space has ended
 SPARE = 4  # Ritz vectors that a restart keeps beside those that are wanted
 
 
-@dataclass(frozen=True, eq=False)
-class Eigenvalues:
-    """Some eigenpairs of the Hessian at a minimizer.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Eigenvalues(Spectral):
+    """Some eigenpairs of a symmetric matrix; ``value`` is the first of ``values``.
 
     Attributes:
         values: Descending. Each is the Rayleigh quotient ``v' H v`` of its vector, taken from one more product.
-        vectors: Unit vectors, one a row, ``(len(values), n)``, in the objective's dtype; their signs mean nothing.
+        vectors: Unit vectors, one a row, ``(len(values), n)``, in the matrix's dtype; their signs mean nothing.
         residuals: ``|H v - value v|`` of each, from the same product: an eigenvalue of H is at most this far.
         converged: Whether each residual is at most ``tolerance`` times the largest absolute eigenvalue.
-        products: Hessian-vector products.
-        evaluations: Passes over the data, as the objective counts them.
-        status: Why the iteration stopped, and what to try for more.
-        settings: Everything that the result depends on.
-        seconds: Wall-clock time of the call.
     """
 
+    apart: ClassVar[frozenset[str]] = frozenset({"vectors"})
+
     values: tuple[float, ...]
-    vectors: Tensor = field(repr=False)
+    vectors: Tensor
     residuals: tuple[float, ...]
     converged: tuple[bool, ...]
-    products: int
-    evaluations: float
-    status: str
-    settings: dict[str, Any] = field(repr=False)
-    seconds: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the vectors, ready for JSON; NaN and infinity become None."""
-        return {name: plain(getattr(self, name)) for name in self.__dataclass_fields__ if name != "vectors"}
-
-    def __str__(self) -> str:
-        """A few lines: each eigenvalue with its residual, and how they were found."""
-        s = self.settings
+    def _headline(self) -> str:
         pairs = (f"{value:.6g} (residual {size:.1e})" for value, size in zip(self.values, self.residuals, strict=True))
-        return "\n".join(
-            (
-                f"eigenvalues of the {s['kind']}: {', '.join(pairs)}",
-                f"  {s['n']:,} parameters, {s['samples']:,} samples, batch-norm {s['batch_norm']}, "
-                f"{self.products} products, {self.seconds:.2f} s, {s['precision']} on {s['device']}",
-                f"  {self.status}",
-                *(f"  note: {note}" for note in s["notes"]),
-            )
-        )
+        return f"eigenvalues of the {self.matrix}: {', '.join(pairs)}"
 
 
 def eigenvalues(
-    model: nn.Module | Objective,
+    model: Subject,
     data: Any = None,
     *,
     k: int = 5,
     which: str = "largest",
     kind: str = "hessian",
     tolerance: float = 1e-3,
-    most: int = 1000,
+    max_products: int = 1000,
     block: int | None = None,
-    room: int | None = None,
+    max_basis: int | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: Report = False,
     **options: Unpack[Options],
 ) -> Eigenvalues:
-    """Find the largest or smallest eigenvalues of the Hessian at a minimizer, and their vectors.
+    """Find the largest or smallest eigenvalues of the Hessian at a minimizer, or of any symmetric matrix.
 
     Block Lanczos with full reorthogonalisation and thick restarts (Wu and Simon 2000, SIAM J. Matrix Anal. Appl. 22).
     It stops when the residual of each wanted pair is at most ``tolerance`` times the largest absolute eigenvalue seen,
@@ -93,27 +73,30 @@ def eigenvalues(
     may be missed, unless the Krylov space ends (as with few distinct eigenvalues), after which random vectors go on.
 
     Args:
-        model: Any ``torch.nn.Module`` that can be differentiated twice, never changed; or an
-            :class:`~lbgap.objective.Objective`.
-        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        model: Any ``torch.nn.Module`` that can be differentiated twice, never changed, or an
+            :class:`~lbgap.objective.Objective`: the matrix at its parameters is meant. Or any symmetric matrix, as a
+            :class:`~lbgap.operators.LinearOperator` or a dense tensor ``(n, n)``.
+        data: Of a module: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
         k: How many at each end.
         which: ``"largest"``, ``"smallest"`` (the most negative) or ``"both"``.
         kind: ``"hessian"``, ``"ggn"`` (generalised Gauss-Newton) or ``"fisher"``, as in ``Objective.hvp``.
         tolerance: Of the residuals, relative to the largest absolute eigenvalue.
-        most: Products at most, those of the final check included.
+        max_products: Products at most, those of the final check included.
         block: Vectors that are multiplied at once; by default 2, or 1 for a single pair.
-        room: Vectors of the basis, at least k (``"both"``: 2 k) and two blocks; a restart follows when it is full. By
-            default 60, or four for each pair, or as many as fit into 2^28 numbers.
+        max_basis: Vectors of the basis, at least k (``"both"``: 2 k) and two blocks; a restart follows when it is
+            full. By default 60, or four for each pair, or as many as fit into 2^28 numbers.
         seed: Of the random start.
-        progress: Show a progress bar on standard error.
-        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
-            in :func:`lbgap.fast_sharpness`.
+        progress: True for a bar on standard error, or a function that is called with each
+            :class:`~lbgap.system.progress.Progress`.
+        options: Of a module, ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and
+            ``backend``, as in :func:`lbgap.fast_sharpness`.
 
     Returns:
         The pairs. In float32 residuals end near 1e-6 of the largest eigenvalue, or of the error of the products.
 
     Raises:
-        ValueError: An argument is out of its range, or the model cannot be differentiated twice.
+        ValueError: An argument is out of its range, the model cannot be differentiated twice, or a tensor is no
+            symmetric matrix.
         TypeError: An argument is of the wrong kind.
         FloatingPointError: A product is NaN or infinite.
 
@@ -126,71 +109,80 @@ def eigenvalues(
     if which not in WHICH:
         raise ValueError(f"which must be one of {', '.join(map(repr, WHICH))}, got {which!r}")
     k = whole("k", k, 1)
-    most, seed = check_limits(kind, most, seed)
+    max_products, seed = check_limits(kind, max_products, seed)
     tolerance = positive("tolerance", tolerance, "1e-3")
-    flag("progress", progress)
+    check_progress(progress)
     if block is not None:
         block = whole("block", block, 1)
-    if room is not None:
-        room = whole("room", room, 1)
-    with call("eigenvalues", model, data, options) as this:
-        wanted, block, room = _sizes(this.objective.n, k, which, most, block, room)
+    if max_basis is not None:
+        max_basis = whole("max_basis", max_basis, 1)
+    with estimate("eigenvalues", model, data, kind, options) as task:
+        operator = task.operator
+        if k > operator.size:
+            raise ValueError(f"k must be at most the number of {task.rows}, {operator.size}, got {k}")
+        wanted, block, max_basis = _sizes(operator.size, k, which, max_products, block, max_basis)
+        with products_bar("eigenvalues", max_products, progress) as report:
+            products = Products(operator, max_products, report)
+            basis = Basis(products, Probes(operator, seed), max_basis, block)
+            reached = _iterate(basis, products, k, which, wanted, tolerance)
+            values, vectors, residuals = _checked(basis, products, k, which)
+        scale = float(basis.ritz()[0].abs().max())
+        converged = tuple(size <= tolerance * scale for size in residuals)
         own = {
             "k": k,
             "which": which,
             "kind": kind,
             "tolerance": tolerance,
-            "most": most,
+            "max_products": max_products,
             "block": block,
-            "room": room,
+            "max_basis": max_basis,
             "seed": seed,
         }
-        with products_bar("eigenvalues", most, progress) as told:
-            products = Products(this, kind, most, seed, told)
-            basis = Basis(products, room, block)
-            reached = _iterate(basis, products, k, which, wanted, tolerance)
-            values, vectors, residuals = _checked(basis, products, k, which)
-        scale = float(basis.ritz()[0].abs().max())
-        converged = tuple(size <= tolerance * scale for size in residuals)
         return Eigenvalues(
+            value=values[0],
             values=values,
             vectors=vectors,
             residuals=residuals,
             converged=converged,
             products=products.count,
-            evaluations=this.evaluations,
-            status=_status(products, converged, reached, tolerance, scale) + _copies(values, block, tolerance * scale),
-            settings=this.settings(own),
-            seconds=this.seconds,
+            evaluations=task.evaluations,
+            status=_copies(
+                _status(products.count, converged, reached, tolerance, scale), values, block, tolerance * scale
+            ),
+            settings=task.settings(own),
+            seconds=task.seconds,
         )
 
 
-def _sizes(n: int, k: int, which: str, most: int, block: int | None, room: int | None) -> tuple[int, int, int]:
+def _sizes(
+    n: int, k: int, which: str, max_products: int, block: int | None, max_basis: int | None
+) -> tuple[int, int, int]:
     """How many pairs there will be, and the sizes of a block and of the basis.
 
     Raises:
         ValueError: They do not fit together.
     """
-    if k > n:
-        raise ValueError(f"k must be at most the number of parameters that may move, {n}, got {k}")
     wanted = min(2 * k, n) if which == "both" else k
     block = min(block or min(k, BLOCK), n)
     least = min(wanted + 2 * block, n)
-    if room is None:
-        room = max(least, min(max(ROOM, 4 * wanted), LARGEST // n))
-    elif room < least:
-        raise ValueError(f"room must be at least {least}, for {wanted} pairs and two blocks of {block}, got {room}")
-    if most < 2 * wanted + block:
+    if max_basis is None:
+        max_basis = max(least, min(max(BASIS, 4 * wanted), LARGEST // n))
+    elif max_basis < least:
         raise ValueError(
-            f"most must be at least {2 * wanted + block}, to find {wanted} pairs and check them, got {most}"
+            f"max_basis must be at least {least}, for {wanted} pairs and two blocks of {block}, got {max_basis}"
         )
-    return wanted, block, min(room, n)
+    if max_products < 2 * wanted + block:
+        raise ValueError(
+            f"max_products must be at least {2 * wanted + block}, to find {wanted} pairs and check them, got "
+            f"{max_products}"
+        )
+    return wanted, block, min(max_basis, n)
 
 
 def _ends(values: Tensor, k: int, which: str) -> Tensor:
     """Indices of the wanted Ritz values, of values that ascend, the largest first."""
     count = len(values)
-    order = torch.arange(count - 1, -1, -1)
+    order = torch.arange(count - 1, -1, -1, device="cpu")
     if which == "both" and 2 * k < count:
         return torch.cat((order[:k], order[-k:]))
     return {"largest": order[:k], "smallest": order[-k:], "both": order}[which]
@@ -217,7 +209,7 @@ def _iterate(basis: Basis, products: Products, k: int, which: str, wanted: int, 
         if products.left < basis.width + wanted and basis.size >= wanted:
             return False
         if basis.full:
-            kept = min(max(wanted + SPARE, basis.room // 2), basis.room - basis.width)
+            kept = min(max(wanted + SPARE, basis.max_size // 2), basis.max_size - basis.width)
             keep = _ends(values, max(k, kept // 2) if which == "both" else kept, which)
             basis.restart(values[keep], coordinates[:, keep])
 
@@ -237,20 +229,18 @@ def _checked(
     return tuple(quotients[order].tolist()), vectors[order], tuple(sizes[order].tolist())
 
 
-def _copies(values: tuple[float, ...], block: int, same: float) -> str:
-    """What to add where an eigenvalue was found as often as a block can hold, so that further copies may be missed."""
-    most = max(sum(abs(value - other) <= same for other in values) for value in values)
-    if same == 0 or not 1 < block <= most or block >= len(values):
-        return ""
-    return f"; {most} of the values are the same, of which a block of {block} may miss more: try block={len(values)}"
-
-
-def _status(products: Products, converged: tuple[bool, ...], reached: bool, tolerance: float, scale: float) -> str:
+def _status(products: int, converged: tuple[bool, ...], reached: bool, tolerance: float, scale: float) -> Status:
     if scale == 0:
-        return f"every one of {products.count} products was zero"
+        return status("zero", products=products)
     if all(converged):
-        return f"converged after {products.count} products: each residual is within {tolerance:g} of the largest"
-    good = f"{sum(converged)} of {len(converged)} pairs converged after {products.count} products"
-    if reached:
-        return f"{good}; the others ended at the rounding of the products: try precision='float64'"
-    return f"{good}, the limit: try a larger most"
+        return status("converged.pairs", products=products, tolerance=tolerance)
+    name = "rounding.pairs" if reached else "limit.pairs"
+    return status(name, good=sum(converged), pairs=len(converged), products=products)
+
+
+def _copies(found: Status, values: tuple[float, ...], block: int, same: float) -> Status:
+    """Add where an eigenvalue was found as often as a block can hold, so that further copies may be missed."""
+    count = max(sum(abs(value - other) <= same for other in values) for value in values)
+    if same == 0 or not 1 < block <= count or block >= len(values):
+        return found
+    return status("*.copies", name=found.name, found=found, count=count, block=block, wanted=len(values))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from lbgap.measures.hessian.probes import Products
+from lbgap.measures.hessian.probes import Probes
+from lbgap.measures.hessian.products import Products
+from lbgap.measures.hessian.rows import ROUNDING, gram, lengths, orthonormal, project_out
 
 COLUMNS = 1 << 18  # of a basis that are rotated at a time
-ROUNDING = 16  # in units of the dtype's epsilon and of the largest product: what is shorter has no direction
 
 
 class Basis:
@@ -21,38 +24,42 @@ class Basis:
 
     Attributes:
         size: Vectors that have been multiplied.
+        max_size: Of these, at most.
         width: Vectors of the next block; zero once the basis spans the whole space.
         ended: Whether the Krylov space has ended, so that the next block is random in part: what lies outside of it
             has not been seen yet.
         largest: Largest norm of a product so far.
     """
 
-    def __init__(self, products: Products, room: int, block: int) -> None:
+    def __init__(self, products: Products, probes: Probes, max_size: int, block: int) -> None:
         """Begin with a random block.
 
         Args:
-            products: The matrix; also draws the start, and replacements for directions that vanish.
-            room: Vectors at most, beside the next block.
+            products: The matrix.
+            probes: Draws the start, and replacements for directions that vanish.
+            max_size: Vectors at most, beside the next block.
             block: Vectors of a block.
         """
-        self._products, self._block, self._like = products, block, products.like
-        like = products.like
-        self._rows = like.new_empty(min(room + block, len(like)), len(like))
-        self._projected = torch.zeros(len(self._rows), len(self._rows), dtype=torch.float64)
-        self._gram = torch.zeros(0, 0, dtype=torch.float64)
-        self.room, self.size, self.width, self.largest, self.ended = min(room, len(like)), 0, 0, 0.0, False
+        operator = products.operator
+        self._products, self._probes, self._block, self._n = products, probes, block, operator.size
+        held = min(max_size + block, operator.size)
+        self._rows = torch.empty(held, operator.size, dtype=operator.dtype, device=operator.device)
+        self._projected = torch.zeros(held, held, dtype=torch.float64, device="cpu")
+        self._gram = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
+        self.max_size, self.size, self.width = min(max_size, operator.size), 0, 0
+        self.largest, self.ended = 0.0, False
         self._fill()
 
     @property
     def full(self) -> bool:
-        """Whether the next block has no room."""
-        return self.size + self.width > self.room
+        """Whether the next block does not fit."""
+        return self.size + self.width > self.max_size
 
     def expand(self) -> None:
         """Multiply the next block and find the one after it."""
         old, new = self.size, self.size + self.width
         basis, images = self._rows[:new], self._products(self._rows[old:new])
-        length = float(_lengths(images).max())
+        length = float(lengths(images).max())
         inner = project_out(basis, images)
         # Twice is enough (Parlett, "The Symmetric Eigenvalue Problem", section 6.9).
         inner = (inner + project_out(basis, images)).double().cpu()
@@ -61,7 +68,7 @@ class Basis:
         corner = self._projected[old:new, old:new]
         self._projected[old:new, old:new] = (corner + corner.T) / 2
         self.largest = max(self.largest, length)
-        self._gram = _gram(images)
+        self._gram = gram(images)
         self.size = new
         self._follow(images)
 
@@ -84,14 +91,14 @@ class Basis:
         """Keep only these Ritz vectors, and go on with the next block."""
         kept, rotation = len(values), coordinates.T.to(self._rows)
         follow = self._rows[self.size : self.size + self.width]
-        for start in range(0, len(self._like), COLUMNS):  # so that no second basis is needed
+        for start in range(0, self._n, COLUMNS):  # so that no second basis is needed
             part = slice(start, start + COLUMNS)
             self._rows[:kept, part] = rotation @ self._rows[: self.size, part]
         self._rows[kept : kept + self.width] = follow.clone()
         self._projected.zero_()
         self._projected[:kept, :kept] = values.diag()
         self.size = kept
-        self._gram = torch.zeros(0, 0, dtype=torch.float64)
+        self._gram = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
 
     def _follow(self, left: Tensor) -> None:
         """Make the next block of what the products left over, without the directions that vanish in rounding."""
@@ -106,76 +113,27 @@ class Basis:
 
     def _fill(self) -> None:
         """Complete the next block by random directions."""
-        missing = min(self._block, len(self._like) - self.size) - self.width
+        missing = min(self._block, self._n - self.size) - self.width
         self.ended = missing > 0 and self.size > 0
         if missing > 0:
-            self._append(self._products.normals(missing))
+            self._append(self._probes.normals(missing))
 
     def _append(self, rows: Tensor) -> None:
         """Orthonormalise rows against the basis and among themselves, and put them into the next block."""
-        rows = rows[: min(self._block, len(self._like) - self.size) - self.width]
+        rows = rows[: min(self._block, self._n - self.size) - self.width]
         if not len(rows):
             return
         start = self.size + self.width
         for _ in range(3):
             project_out(self._rows[:start], rows)
-            rows = _orthonormal(rows)
+            rows = orthonormal(rows)
         self._rows[start : start + len(rows)] = rows
         self.width += len(rows)
 
 
-def span(rows: Tensor) -> Tensor:
-    """Orthonormal rows of the same span, without directions that vanish in rounding: ``(k, n)`` to ``(<= k, n)``."""
-    values, vectors = torch.linalg.eigh(_gram(rows))
-    kept = values > (ROUNDING * torch.finfo(rows.dtype).eps) ** 2 * values[-1].clamp_min(0)
-    rows = (vectors[:, kept] / values[kept].sqrt()).T.to(rows) @ rows
-    for _ in range(2 if len(rows) else 0):
-        rows = _orthonormal(rows)
-    return rows
-
-
-def project_out(basis: Tensor, rows: Tensor) -> Tensor:
-    """Subtract from rows their projection on orthonormal rows, in place.
-
-    Args:
-        basis: ``(j, n)``.
-        rows: ``(k, n)``.
-
-    Returns:
-        The inner products ``(j, k)``.
-    """
-    inner = basis @ rows.T
-    rows.addmm_(inner.T, basis, alpha=-1)
-    return inner
-
-
-def _lengths(rows: Tensor) -> Tensor:
-    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return lengths
-
-
-def _gram(rows: Tensor) -> Tensor:
-    """Inner products of rows, summed in float64, on the CPU."""
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    for part in rows.split(1 << 20, dim=1):
-        total += part.double() @ part.double().T
-    return total.cpu()
-
-
-def _orthonormal(rows: Tensor) -> Tensor:
-    """Orthonormal rows of the same span: SVQB (Stathopoulos and Wu 2002), by one product with a small matrix.
-
-    Repeated by the caller, since one pass leaves an error of epsilon times the squared condition number.
-    """
-    gram = _gram(rows)
-    lengths = gram.diagonal().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-    values, vectors = torch.linalg.eigh(gram / lengths / lengths[:, None])
-    values = values.clamp_min(values.max() * torch.finfo(torch.float64).eps)
-    found: Tensor = (vectors / values.sqrt() / lengths[:, None]).T.to(rows) @ rows
-    return found
-
-
-def tridiagonals(products: Products, starts: Tensor, steps: int, against: Tensor | None = None) -> tuple[Tensor, ...]:
+def tridiagonals(
+    products: Callable[[Tensor], Tensor], starts: Tensor, steps: int, against: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """Run Lanczos from several vectors at once, each on its own, with full reorthogonalisation.
 
     Args:
@@ -195,7 +153,7 @@ def tridiagonals(products: Products, starts: Tensor, steps: int, against: Tensor
     largest = torch.zeros(count, dtype=torch.float64, device=starts.device)
     for step in range(steps):
         images = products(basis[:, step])
-        largest = torch.maximum(largest, _lengths(images))
+        largest = torch.maximum(largest, lengths(images))
         so_far = basis[:, : step + 1]
         for _ in range(2):
             if against is not None:
@@ -204,9 +162,9 @@ def tridiagonals(products: Products, starts: Tensor, steps: int, against: Tensor
             images.sub_(torch.bmm(inner.mT, so_far)[:, 0])
             diagonal[:, step] += inner[:, step, 0].double()
         if step + 1 < steps:
-            lengths = _lengths(images)
-            alive = lengths > ROUNDING * torch.finfo(images.dtype).eps * largest
-            off[:, step] = torch.where(alive, lengths, 0.0)
-            inverse = torch.where(alive, 1 / lengths, 0.0)
+            left = lengths(images)
+            alive = left > ROUNDING * torch.finfo(images.dtype).eps * largest
+            off[:, step] = torch.where(alive, left, 0.0)
+            inverse = torch.where(alive, 1 / left, 0.0)
             basis[:, step + 1] = images * inverse[:, None].to(images)
     return diagonal, off[:, : steps - 1]

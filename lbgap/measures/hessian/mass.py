@@ -6,21 +6,22 @@ import math
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lbgap.checks import flag, positive, whole
-from lbgap.measures.call import Options, call
+from lbgap.checks import positive, whole
+from lbgap.measures.call import Options
+from lbgap.measures.hessian.call import Subject, check_limits, estimate
 from lbgap.measures.hessian.density import Density, spectral_density
 from lbgap.measures.hessian.eigenvalues import Eigenvalues, eigenvalues
-from lbgap.measures.hessian.probes import check_limits
-from lbgap.objective import Objective
 from lbgap.result import Measure
+from lbgap.status import Status, status
+from lbgap.system.progress import Report, check_progress
 
 SHARE = 0.01  # of the largest eigenvalue: the threshold unless the caller gives one
 
 
 def positive_mass(
-    model: nn.Module | Objective,
+    model: Subject,
     data: Any = None,
     *,
     threshold: float | None = None,
@@ -28,32 +29,34 @@ def positive_mass(
     kind: str = "hessian",
     steps: int = 40,
     relative_error: float | None = 0.05,
-    most: int = 500,
+    max_products: int = 500,
     seed: int = 0,
-    progress: bool = False,
+    progress: Report = False,
     **options: Unpack[Options],
 ) -> Measure:
-    """Count the eigenvalues of the Hessian above a threshold, and add them up.
+    """Count the eigenvalues of the Hessian, or of any symmetric matrix, above a threshold, and add them up.
 
     Keskar et al. 2016 (arXiv 1609.04836) say that large-batch minimizers have "a large number of large positive
     eigenvalues". The largest ``top`` are found one by one, the rest by the spectral density of what is orthogonal to
     them. To compare minimizers, give the same ``threshold`` to all of them.
 
     Args:
-        model: Any ``torch.nn.Module`` that can be differentiated twice, never changed; or an
-            :class:`~lbgap.objective.Objective`.
-        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        model: Any ``torch.nn.Module`` that can be differentiated twice, never changed, or an
+            :class:`~lbgap.objective.Objective`: the matrix at its parameters is meant. Or any symmetric matrix, as a
+            :class:`~lbgap.operators.LinearOperator` or a dense tensor ``(n, n)``.
+        data: Of a module: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
         threshold: Of an eigenvalue that counts as large; by default a hundredth of the largest absolute one found.
-        top: Eigenvalues to find one by one, at most one less than there are parameters.
+        top: Eigenvalues to find one by one, at most one less than the matrix has rows.
         kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``, as in ``Objective.hvp``.
         steps: Products for each probe of the density.
         relative_error: Stop after four probes or more once the standard errors of the density and of the sum above the
             threshold are at most this share; None to use all products.
-        most: Products at most, for the density; as many again for the eigenvalues.
+        max_products: Products at most, for the density; as many again for the eigenvalues.
         seed: Of the random vectors.
-        progress: Show progress bars on standard error.
-        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
-            in :func:`lbgap.fast_sharpness`.
+        progress: True for bars on standard error, or a function that is called with each
+            :class:`~lbgap.system.progress.Progress`.
+        options: Of a module, ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and
+            ``backend``, as in :func:`lbgap.fast_sharpness`.
 
     Returns:
         The number above the threshold, and its standard error over probes (zero where all of them were found one by
@@ -62,7 +65,8 @@ def positive_mass(
         negative ones in the sum of absolute values; ``trace``; and ``eigenvalues``, those found one by one.
 
     Raises:
-        ValueError: An argument is out of its range, or the model cannot be differentiated twice.
+        ValueError: An argument is out of its range, the model cannot be differentiated twice, or a tensor is no
+            symmetric matrix.
         TypeError: An argument is of the wrong kind.
         FloatingPointError: The loss or a product is NaN or infinite.
 
@@ -72,24 +76,25 @@ def positive_mass(
         >>> m.value >= 2
         True
     """
-    most, seed = check_limits(kind, most, seed)
+    max_products, seed = check_limits(kind, max_products, seed)
     top = whole("top", top, 1)
     steps = whole("steps", steps, 1)
-    flag("progress", progress)
+    check_progress(progress)
     if threshold is not None:
         threshold = positive("threshold", threshold, "0.1")
     if relative_error is not None:
         relative_error = positive("relative_error", relative_error, "0.05")
-    with call("positive_mass", model, data, options) as this:
-        if this.objective.n < 2:
-            raise ValueError("positive_mass needs two parameters or more that may move, got 1")
-        base = float(this.objective.loss(this.centre))
-        top = min(top, this.objective.n - 1)
-        shared: dict[str, Any] = {"kind": kind, "most": most, "seed": seed, "progress": progress}
-        found = eigenvalues(this.objective, k=top, **shared)
+    with estimate("positive_mass", model, data, kind, options) as task:
+        n = task.operator.size
+        if n < 2:
+            raise ValueError(f"positive_mass needs two or more {task.rows}, got 1")
+        base = task.base_loss()
+        top = min(top, n - 1)
+        shared: dict[str, Any] = {"kind": kind, "max_products": max_products, "seed": seed, "progress": progress}
+        found = eigenvalues(task.matrix, k=top, **shared)
         limit = default_threshold([found]) if threshold is None else threshold
         rule: dict[str, Any] = {"relative_error": relative_error, "threshold": limit}
-        rest = spectral_density(this.objective, known=found, steps=steps, **rule, **shared)
+        rest = spectral_density(task.matrix, known=found, steps=steps, **rule, **shared)
         details = mass(rest, limit)
         count, error = details.pop("count"), details.pop("count_standard_error")
         own = {
@@ -98,10 +103,10 @@ def positive_mass(
             "kind": kind,
             "steps": steps,
             "relative_error": relative_error,
-            "most": most,
+            "max_products": max_products,
             "seed": seed,
         }
-        return this.result(
+        return task.result(
             count,
             standard_error=error,
             base_loss=base,
@@ -148,10 +153,8 @@ def mass(density: Density, threshold: float) -> dict[str, float]:
     return {"threshold": threshold, **{name: value for name, (value, _) in sums.items()}, **errors}
 
 
-def _status(found: Eigenvalues, threshold: float, rest: Density) -> str:
+def _status(found: Eigenvalues, threshold: float, rest: Density) -> Status:
     if not all(found.converged):
-        return f"the eigenvalues found one by one are not exact: {found.status}; of the rest: {rest.status}"
-    last = found.values[-1] + found.residuals[-1]
-    if last < threshold:
-        return f"all of them are among the {len(found.values)} eigenvalues found one by one; of the rest: {rest.status}"
-    return f"beyond {len(found.values)} eigenvalues found one by one it is an estimate: {rest.status}"
+        return status("*.not_converged", name=found.status.name, found=found.status, rest=rest.status)
+    key = "*.one_by_one" if found.values[-1] + found.residuals[-1] < threshold else "*.beyond"
+    return status(key, name=rest.status.name, count=len(found.values), rest=rest.status)

@@ -9,10 +9,12 @@ from torch import nn
 
 from lbgap.checks import flag, positive
 from lbgap.measures.call import Options, call
+from lbgap.measures.hessian.call import check_limits
 from lbgap.measures.hessian.eigenvalues import eigenvalues
-from lbgap.measures.hessian.probes import check_limits
 from lbgap.objective import Objective
 from lbgap.result import Measure
+from lbgap.status import status
+from lbgap.system.progress import Report, check_progress
 
 
 def edge_of_stability(
@@ -23,9 +25,9 @@ def edge_of_stability(
     momentum: float = 0.0,
     nesterov: bool = False,
     tolerance: float = 1e-3,
-    most: int = 1000,
+    max_products: int = 1000,
     seed: int = 0,
-    progress: bool = False,
+    progress: Report = False,
     **options: Unpack[Options],
 ) -> Measure:
     """Divide the largest eigenvalue of the Hessian by the one at which gradient descent ceases to be stable.
@@ -43,11 +45,12 @@ def edge_of_stability(
         momentum: beta, from 0 to below 1.
         nesterov: Whether the momentum is Nesterov's.
         tolerance: Residual of the eigenvalue, relative to it.
-        most: Products at most.
+        max_products: Products at most.
         seed: Of the random start.
-        progress: Show a progress bar on standard error.
-        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
-            in :func:`lbgap.fast_sharpness`.
+        progress: True for a bar on standard error, or a function that is called with each
+            :class:`~lbgap.system.progress.Progress`.
+        options: Of a module, ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and
+            ``backend``, as in :func:`lbgap.fast_sharpness`.
 
     Returns:
         The ratio: one at the edge, above it where gradient descent would leave the minimizer. In ``details``:
@@ -64,16 +67,19 @@ def edge_of_stability(
         >>> lbgap.edge_of_stability(torch.nn.Linear(2, 2), data, learning_rate=0.1).value < 1
         True
     """
-    most, seed = check_limits("hessian", most, seed)
+    max_products, seed = check_limits("hessian", max_products, seed)
     learning_rate = positive("learning_rate", learning_rate, "0.1")
     momentum = positive("momentum", momentum, "0.9", zero=True)
     if momentum >= 1:
         raise ValueError(f"momentum must be below one, got {momentum}: try 0.9")
     flag("nesterov", nesterov)
+    check_progress(progress)
     limit = (2 + 2 * momentum) / learning_rate / (1 + 2 * momentum if nesterov else 1)
-    with call("edge_of_stability", model, data, options) as this:
-        base = float(this.objective.loss(this.centre))
-        found = eigenvalues(this.objective, k=1, tolerance=tolerance, most=most, seed=seed, progress=progress)
+    with call("edge_of_stability", model, data, options) as task:
+        base = float(task.objective.loss(task.centre))
+        found = eigenvalues(
+            task.objective, k=1, tolerance=tolerance, max_products=max_products, seed=seed, progress=progress
+        )
         (largest,), (residual,) = found.values, found.residuals
         ratio = largest / limit if limit else math.inf
         side = "above" if largest - residual > limit else "below" if largest + residual < limit else "at"
@@ -82,9 +88,9 @@ def edge_of_stability(
             "momentum": momentum,
             "nesterov": nesterov,
             "tolerance": tolerance,
-            "most": most,
+            "max_products": max_products,
             "seed": seed,
         }
         details = {"lambda_max": largest, "residual": residual, "limit": limit, "products": found.products}
-        status = f"{side} the edge; the eigenvalue {found.status}"
-        return this.result(ratio, base_loss=base, status=status, own=own, details=details)
+        ended = status(f"{side}.edge", found=found.status)
+        return task.result(ratio, base_loss=base, status=ended, own=own, details=details)

@@ -19,23 +19,7 @@ SMALL_MATRICES = {"K", "q"}  # arguments that stay on the host
 MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.12 on
 MOST_COMPARED = 2**28  # bytes of a storage
 
-pytest.register_assert_rewrite(
-    *("tests.ops.test_box", "tests.ops.test_history", "tests.ops.test_points", "tests.ops.test_subspace"),
-    *("tests.ops.test_rng", "tests.ops.test_tangents"),
-)
-
-
-def too_long(test, n=0, c=0, **others):
-    """Whether a test of the CPU's takes more time here than it tells: a thread takes a microsecond a barrier."""
-    largest = {"test_gram_is_the_dense_product": 8192, "test_native_and_twin_agree": 8000}
-    return n * c > 90_000 or (c > 0 and n == 8191) or (n > largest.get(test, n) and c != 1)
-
-
-def pytest_collection_modifyitems(config, items):
-    here = [item for item in items if item.path.is_relative_to(FOLDER) and hasattr(item, "callspec")]  # not the CPU's
-    long = [item for item in here if too_long(item.originalname, **item.callspec.params)]
-    config.hook.pytest_deselected(items=long)
-    items[:] = [item for item in items if item not in long]
+pytest.register_assert_rewrite(*(f"tests.ops.{path.stem}" for path in (FOLDER.parents[1] / "ops").glob("test_*.py")))
 
 
 def bits(tensor):

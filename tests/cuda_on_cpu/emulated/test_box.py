@@ -57,9 +57,7 @@ def assert_sums(found, terms):
         assert np.isnan(value[has_nan]).all()
 
 
-@pytest.mark.parametrize("name", OPS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [*SHAPES, *((n,) for n in MORE), *((3, n) for n in MORE)], ids=str)
+@pytest.mark.pairs({"shape": [*SHAPES, *((n,) for n in MORE), *((3, n) for n in MORE)], "dtype": DTYPES, "name": OPS})
 def test_kernels_have_the_bits_of_the_oracle(native, name, dtype, shape):
     y, d, x = draw(shape, dtype)
     expected, terms = oracle(name, y.numpy(), d.numpy(), 0.1, x.numpy(), *BOX)
@@ -91,11 +89,9 @@ def test_any_values_in_any_layout_in_place_or_not(name, problem):
         assert_sums(sums.numpy(), terms)
 
 
-@pytest.mark.parametrize("name", OPS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("k", [None, 1, 3])
-@pytest.mark.parametrize("n", [1, 31, 33, 1023, BLOCK + 5])
-@pytest.mark.parametrize("offset", [0, 1, 2, 4])
+@pytest.mark.pairs(
+    {"offset": [0, 1, 2, 4], "n": [1, 31, 33, 1023, BLOCK + 5], "k": [None, 1, 3], "dtype": DTYPES, "name": OPS}
+)
 def test_rows_that_are_aligned_are_read_wide_and_others_narrow(launched, name, dtype, k, n, offset):
     rows = () if k is None else (k,)
     y, d, x = draw((*rows, n), dtype)

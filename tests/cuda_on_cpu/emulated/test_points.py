@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lbgap import ops
+from tests.ops import test_points as cpu_tests
 from tests.ops.test_points import (  # noqa: F401
     CHUNK,
     DTYPES,
@@ -22,7 +23,6 @@ from tests.ops.test_points import (  # noqa: F401
     test_chain_of_what_is_not_finite,
     test_chain_without_an_end_that_takes_no_part,
     test_ends_are_themselves_to_the_bit_whatever_the_others_hold,
-    test_exponential_and_logarithm_to_the_last_places,
     test_raw_blend_refuses_an_out_that_overlaps_the_ends,
     test_raw_ops_guard_memory,
     test_raw_ops_make_targets_out_of_range_nan_and_read_nothing,
@@ -33,8 +33,23 @@ from tests.ops.test_points import (  # noqa: F401
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("widths", [[1], [3, 2], [16, 9, 10], [7, 128, 5], [128, 127, 3]], ids=str)
-@pytest.mark.parametrize("samples", [0, 1, 32, 33, SAMPLES + 1])
+def test_exponential_and_logarithm_to_the_last_places(backend, dtype):
+    cpu_tests.assert_exponential_and_logarithm(dtype, count=401)
+
+
+@pytest.mark.parametrize("j", [1, 2, 3])
+@pytest.mark.parametrize("k", [0, 1, 9])
+def test_chain_of_every_number_of_points_and_ends(backend, k, j):
+    cpu_tests.test_chain_of_every_number_of_points_and_ends(backend, k, j)
+
+
+@pytest.mark.pairs(
+    {
+        "samples": [0, 1, 32, 33, SAMPLES + 1],
+        "widths": [[1], [3, 2], [16, 9, 10], [7, 128, 5], [128, 127, 3]],
+        "dtype": DTYPES,
+    }
+)
 def test_chain_is_the_network_in_float64(native, dtype, widths, samples):
     args = chain(2, 3, samples, widths, dtype, scale=0.1)
     found, expected, on_cpu = ops.chain_points(*args), exact_chain(*args), native.chain_points.default(*args)
@@ -44,9 +59,7 @@ def test_chain_is_the_network_in_float64(native, dtype, widths, samples):
         assert torch.equal(found[:, 1], other[:, 1])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("k", [1, 7, 8, 9])
-@pytest.mark.parametrize("m", [1, 255, 256, 257])
+@pytest.mark.pairs({"m": [1, 255, 256, 257], "k": [1, 7, 8, 9], "dtype": DTYPES})
 def test_blend_has_the_bits_of_the_cpu(native, dtype, k, m):
     coefficients, ends = normal(k, 3), normal(3, m, dtype=dtype)
     out, on_cpu = torch.full((2, k, m), torch.nan, dtype=dtype)

@@ -34,10 +34,14 @@ def same_bits(one, other):
     return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
-@pytest.mark.parametrize("name", OPS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [*((2, 1, n, 1, 1) for n in EDGES), (3, 2, 4, 8, 6), (1, 3, 2, 5, 7)], ids=str)
-@pytest.mark.parametrize("windows", ["overlapping", "with gaps"])
+@pytest.mark.pairs(
+    {
+        "windows": ["overlapping", "with gaps"],
+        "shape": [*((2, 1, n, 1, 1) for n in EDGES), (3, 2, 4, 8, 6), (1, 3, 2, 5, 7)],
+        "dtype": DTYPES,
+        "name": OPS,
+    }
+)
 def test_results_have_the_bits_of_the_cpu(native, name, dtype, shape, windows):
     args, out = problem(name, shape, dtype, WINDOWS[windows] if shape[3] > 1 else ([1, 1], [1, 1], [0, 0], [1, 1]))
     found, on_cpu = run(ops, name, args, out), run(native, name, args, out)
@@ -48,10 +52,9 @@ def test_results_have_the_bits_of_the_cpu(native, name, dtype, shape, windows):
         assert same_bits(found, on_cpu)
 
 
-@pytest.mark.parametrize("name", ["tangents_scale", "tangents_curve"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("offset", [0, 1, 2, 4, 8])
-@pytest.mark.parametrize("size", [8, 9, 12])
+@pytest.mark.pairs(
+    {"size": [8, 9, 12], "offset": [0, 1, 2, 4, 8], "dtype": DTYPES, "name": ["tangents_scale", "tangents_curve"]}
+)
 def test_what_is_aligned_is_read_wide_and_the_rest_narrow(launched, name, dtype, offset, size):
     args, out = problem(name, (3, 2, size, 1, 1), dtype)
     expected = run(ops, name, args, out)
