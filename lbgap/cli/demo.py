@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from lbgap.cli.options import AsJson, FirstSeed
-from lbgap.cli.show import bullets, errors, new_table, resumable, show
+from lbgap.cli.show import bullets, errors, escape, new_table, resumable, show
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lbgap.experiments.demo import Demo
 
 
@@ -30,6 +29,8 @@ def demo(
     as .png and .svg, demo.json (the settings) and the trained networks in
     runs/. After Ctrl-C the same command goes on.
     """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     from lbgap.experiments import demo as run_demo
     from lbgap.experiments.demo import steps
 
@@ -42,7 +43,7 @@ def demo(
     )
     with (
         resumable("the same command"),
-        Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress,
+        Progress(*columns, console=errors(), transient=True, disable=not errors().is_terminal) as progress,
     ):
         task = progress.add_task("starting", total=steps(max(seeds, 1)), completed=-1)
         result = run_demo(

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
 from lbgap.cli.options import AsJson
-from lbgap.cli.show import show
+from lbgap.cli.show import escape, new_grid, show
 
 
 def info(as_json: AsJson = False) -> None:
@@ -35,7 +32,7 @@ def info(as_json: AsJson = False) -> None:
         "GPU kernels": _gpu_kernels(),
         "GPUs": _gpus(),
     }
-    table = Table.grid(padding=(0, 2))
+    table = new_grid(2)
     for name, value in facts.items():
         table.add_row(name, escape("-" if value is None else str(value)))
     show(as_json, facts, table)

@@ -26,7 +26,7 @@ def load_minimizers(
     def network() -> Any:
         return copy.deepcopy(networks.from_path(model)) if model else None  # the path may name one and the same module
 
-    load = functools.cache(functools.partial(datasets.load, download=download, progress=errors.is_terminal))
+    load = functools.cache(functools.partial(datasets.load, download=download, progress=errors().is_terminal))
     if runs and weights:
         raise ValueError("give run folders or --weights, not both")
     if runs:
@@ -84,3 +84,11 @@ def batches_of(runs: list[Path] | None) -> dict[str, str]:
     from lbgap.training import read_run
 
     return {str(folder): f"batch {read_run(folder).config['batch_size']}" for folder in runs or ()}
+
+
+def by_name(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What was found at each minimizer, by its name; a run that was given twice has a number behind its name."""
+    found: dict[str, Any] = {}
+    for name, each in pairs:
+        found[name if name not in found else f"{name} ({len(found) + 1})"] = each
+    return found

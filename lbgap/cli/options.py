@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,18 +14,34 @@ def _seed(value: int) -> int:
     return value
 
 
+def words(known: str, text: str = "{}.", *, name: str | None = None, **details: Any) -> Any:
+    """An option that is one of some words, which the shell completes.
+
+    Args:
+        known: The words, with spaces between them.
+        text: What the help says; ``{}`` stands for the words.
+        name: Of the option, where that is not the parameter's.
+        **details: What else ``typer.Option`` takes.
+    """
+    *first, last = known.split()
+    listed = f"{', '.join(first)} or {last}"
+    named = () if name is None else (name,)
+    return typer.Option(*named, help=text.format(listed), autocompletion=lambda: [*first, last], **details)
+
+
 Runs = Annotated[list[Path] | None, typer.Argument(help="Folders made by lbgap train.", show_default=False)]
 ModelPath = Annotated[
-    str | None, typer.Option("--model", help="Your own network: package.module:callable.", show_default=False)
+    str | None, typer.Option("--model", help="Your own network, as module:callable.", show_default=False)
 ]
 Weights = Annotated[
     list[Path] | None,
     typer.Option("--weights", help="Its weights, a .safetensors file; once for each minimizer.", show_default=False),
 ]
+DATA_NAMES = "mnist1d digits mnist cifar10 cifar100"
 DATA = "mnist1d, digits, mnist, cifar10, cifar100 or a .npz file"
 DataName = Annotated[
     str | None,
-    typer.Option("--data", help=f"{DATA}.", show_default="what the run was trained on"),
+    words(DATA_NAMES, f"{DATA}.", name="--data", show_default="what the run was trained on"),
 ]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder with the files of mnist, cifar10 or cifar100.", show_default=False)
@@ -34,11 +50,35 @@ Download = Annotated[bool, typer.Option("--download", help="Fetch what is missin
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is random.", callback=_seed)]
 FirstSeed = Annotated[int, typer.Option(help="The first start; the others count on.", callback=_seed)]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="the model's")]
-BatchNorm = Annotated[str, typer.Option(help="eval (running statistics) or batch (those of each evaluation batch).")]
+Device = Annotated[str | None, words("cpu cuda", show_default="the model's")]
+BatchNorm = Annotated[str, words("eval batch", "eval (running statistics) or batch (those of each evaluation batch).")]
 BatchSize = Annotated[int | None, typer.Option(help="Samples in an evaluation batch.", show_default="chosen by itself")]
 Parameters = Annotated[
     str, typer.Option(help="Which may move: all, weights, a module's name, or a pattern such as '*.bias'.")
 ]
-Precision = Annotated[str, typer.Option(help="float32, float64 or mixed.")]
+Precision = Annotated[str, words("float32 float64 mixed")]
+Backend = Annotated[str, words("auto native torch")]
 Out = Annotated[Path, typer.Option(help="Folder for the result.")]
+
+# Of the search for the largest loss in a box.
+Epsilons = Annotated[list[float], typer.Option("--epsilon", help="Size of the box; may be given several times.")]
+Method = Annotated[str, words("vertex apgd lbfgsb scipy", "{} (the paper's recipe).")]
+Iterations = Annotated[int | None, typer.Option(help="At most, from each start.", show_default="by method")]
+Scout = Annotated[
+    int | None, typer.Option(help="Samples that restarts of vertex climb on first; 0: none.", show_default="by itself")
+]
+Scaling = Annotated[str | None, words("box paper", "Of lbfgsb: {}.", show_default="box")]
+SearchSamples = Annotated[
+    int | None, typer.Option("--samples", help="Search on so many samples, then evaluate on all.", show_default="all")
+]
+Region = Annotated[str, words("keskar linf adaptive")]
+
+# Of estimates that multiply by a matrix of second derivatives.
+Kind = Annotated[str, words("hessian ggn fisher")]
+MaxProducts = Annotated[int, typer.Option(help="Products with the matrix at most.")]
+Threshold = Annotated[
+    float | None, typer.Option(help="Of a large eigenvalue.", show_default="a hundredth of the largest")
+]
+Steps = Annotated[int, typer.Option(help="Products for each probe of the density.")]
+RelativeError = Annotated[float, typer.Option(help="Standard error to stop at, as a share.")]
+Draws = Annotated[int, typer.Option(help="Random draws, at most where a standard error ends them.")]

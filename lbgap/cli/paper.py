@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from lbgap.cli.options import AsJson, DataDir, FirstSeed
-from lbgap.cli.show import errors, new_table, resumable, show
+from lbgap.cli.options import AsJson, DataDir, FirstSeed, words
+from lbgap.cli.show import errors, escape, new_table, resumable, show
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def paper(
@@ -37,7 +37,7 @@ def paper(
         int | None,
         typer.Option(help="Of each training.", show_default="until the loss stops improving; 2500 with --quick"),
     ] = None,
-    batch_norm: Annotated[str, typer.Option(help="In all sharpnesses: eval or batch.")] = "eval",
+    batch_norm: Annotated[str, words("eval batch", "In all sharpnesses: {}.")] = "eval",
     remedy: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,6 +65,8 @@ def paper(
     After Ctrl-C the same command goes on; further experiments, rows and trials
     are added to what is there.
     """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
     from lbgap.experiments import paper as of_paper
     from lbgap.experiments.paper.page import write_paper
     from lbgap.experiments.paper.remedies import REMEDIES
@@ -77,7 +79,7 @@ def paper(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    shown = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+    shown = Progress(*columns, console=errors(), transient=True, disable=not errors().is_terminal)
     with resumable("the same command"), shown as progress:
         task = progress.add_task("starting", total=None)
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from lbgap.cli.minimizers import check_same_data, load_minimizers
 from lbgap.cli.options import (
@@ -24,8 +22,12 @@ from lbgap.cli.options import (
     Runs,
     Seed,
     Weights,
+    words,
 )
-from lbgap.cli.show import errors, fresh, new_table, show, writable
+from lbgap.cli.show import errors, escape, fresh, new_table, show, writable
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Points = Annotated[int, typer.Option(help="Values of alpha.")]
 Low = Annotated[float, typer.Option(help="Smallest alpha.")]
@@ -33,7 +35,10 @@ High = Annotated[float, typer.Option(help="Largest alpha.")]
 Rise = Annotated[float, typer.Option(help="Of the loss, up to which the width of a minimizer goes.")]
 Statistics = Annotated[
     str,
-    typer.Option(help="batch (of each evaluation batch), eval (interpolated), freeze (the first's) or recalibrate."),
+    words(
+        "eval batch freeze recalibrate",
+        "eval (interpolated), batch (of each evaluation batch), freeze (the first's) or recalibrate.",
+    ),
 ]
 
 
@@ -43,7 +48,7 @@ def line(
     low: Low = -1.0,
     high: High = 2.0,
     rise: Rise = 0.1,
-    batch_norm: Statistics = "batch",
+    batch_norm: Statistics = "eval",
     precision: Precision = "float32",
     batch_size: BatchSize = None,
     model: ModelPath = None,
@@ -75,7 +80,7 @@ def curve(
     low: Low = -1.0,
     high: High = 2.0,
     rise: Rise = 0.1,
-    batch_norm: Statistics = "batch",
+    batch_norm: Statistics = "eval",
     precision: Precision = "float32",
     batch_size: BatchSize = None,
     model: ModelPath = None,
@@ -102,7 +107,7 @@ def curve(
 
 def connect(
     runs: Runs = None,
-    kind: Annotated[str, typer.Option(help="bezier or polygon.")] = "bezier",
+    kind: Annotated[str, words("bezier polygon")] = "bezier",
     bends: Annotated[int, typer.Option(help="Points of the path that are trained.")] = 1,
     epochs: Annotated[int, typer.Option(help="Of the training of the path.")] = 30,
     train_batch_size: Annotated[
@@ -110,8 +115,11 @@ def connect(
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Of ADAM, for the first half of the epochs.")] = 1e-2,
     points: Annotated[int, typer.Option(help="Places of the path that are evaluated.")] = 61,
-    batch_norm: Annotated[str, typer.Option(help="batch (of each evaluation batch) or recalibrate.")] = "batch",
-    precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    batch_norm: Annotated[
+        str,
+        words("recalibrate batch", "recalibrate (anew at each point) or batch (of each evaluation batch)."),
+    ] = "recalibrate",
+    precision: Annotated[str, words("float32 float64")] = "float32",
     batch_size: BatchSize = None,
     model: ModelPath = None,
     weights: Weights = None,
@@ -152,7 +160,7 @@ def connect(
         batch_size=batch_size,
         device=device,
         seed=seed,
-        progress=errors.is_terminal,
+        progress=errors().is_terminal,
     )
     stem = fresh(out, "connect")
     record = {"small": small[0], "large": large[0], "data": samples.name, **result.to_dict()}
@@ -200,7 +208,7 @@ def _path(
     (small_name, small), (large_name, large), samples = _two(name, minimizers)
     writable(out)
     result = evaluate(
-        small, large, samples.train, test_data=samples.test, loss=samples.loss, progress=errors.is_terminal, **options
+        small, large, samples.train, test_data=samples.test, loss=samples.loss, progress=errors().is_terminal, **options
     )
     stem = fresh(out, name)
     record = {"small": small_name, "large": large_name, "data": samples.name, **result.to_dict()}

@@ -6,11 +6,9 @@ import copy
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from lbgap.cli.minimizers import check_same_data, load_minimizers
 from lbgap.cli.options import (
@@ -25,13 +23,18 @@ from lbgap.cli.options import (
     Runs,
     Seed,
     Weights,
+    words,
 )
-from lbgap.cli.show import errors, new_table, resumable, show, writable
+from lbgap.cli.show import errors, escape, new_table, resumable, show, writable
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Directions = Annotated[
     str | None,
-    typer.Option(
-        help="minimizers, random, eigenvectors or pca (of the iterates that a run kept).",
+    words(
+        "minimizers random eigenvectors pca",
+        "{} (of the iterates that a run kept).",
         show_default="minimizers of three, random from one",
     ),
 ]
@@ -41,7 +44,7 @@ Bounds = tuple[float, float] | None
 def plane(
     runs: Runs = None,
     directions: Directions = None,
-    normalise: Annotated[str, typer.Option(help="Random directions, by filter, layer or none.")] = "filter",
+    normalise: Annotated[str, words("filter layer none", "Random directions, by {}.")] = "filter",
     points: Annotated[int, typer.Option(help="Along each axis.")] = 51,
     x_range: Annotated[
         Bounds, typer.Option(help="First and last x.", show_default="what is marked, or -1 1", metavar="LOW HIGH")
@@ -57,8 +60,12 @@ def plane(
         ),
     ] = None,
     batch_norm: Annotated[
-        str, typer.Option(help="batch (of each evaluation batch), eval (running), freeze (the first's) or recalibrate.")
-    ] = "batch",
+        str,
+        words(
+            "eval batch freeze recalibrate",
+            "eval (running), batch (of each evaluation batch), freeze (the first's) or recalibrate.",
+        ),
+    ] = "eval",
     precision: Precision = "float32",
     batch_size: BatchSize = None,
     model: ModelPath = None,
@@ -107,7 +114,7 @@ def plane(
             seed=seed,
             out=out,
             resume=resume,
-            progress=errors.is_terminal,
+            progress=errors().is_terminal,
         )
     names = [name for name, _, _ in named]
     if rest and result.path is None:

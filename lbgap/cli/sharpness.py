@@ -7,29 +7,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from lbgap.cli.minimizers import batches_of, load_minimizers
 from lbgap.cli.options import (
     AsJson,
+    Backend,
     BatchNorm,
     BatchSize,
     DataDir,
     DataName,
     Device,
     Download,
+    Epsilons,
+    Iterations,
+    Method,
     ModelPath,
     Out,
     Parameters,
     Precision,
+    Region,
     Runs,
+    Scaling,
+    Scout,
+    SearchSamples,
     Seed,
     Weights,
+    words,
 )
-from lbgap.cli.show import bullets, errors, fresh, new_table, show, writable
+from lbgap.cli.show import bullets, errors, escape, fresh, new_table, show, writable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lbgap import Objective, Sharpness
     from lbgap.experiments.tables import Cell
 
@@ -41,27 +50,25 @@ KEPT = ("method", "region", "batch_norm", "precision", "n", "samples", "device",
 
 def sharpness(
     runs: Runs = None,
-    epsilon: Annotated[list[float], typer.Option(help="Size of the box; may be given several times.")] = [1e-3, 5e-4],  # noqa: B006
-    method: Annotated[str, typer.Option(help="vertex, apgd, lbfgsb, or scipy (the paper's recipe).")] = "vertex",
-    iterations: Annotated[int | None, typer.Option(help="At most, from each start.", show_default="by method")] = None,
+    epsilon: Epsilons = [1e-3, 5e-4],  # noqa: B006
+    method: Method = "vertex",
+    iterations: Iterations = None,
     restarts: Annotated[
         int | None,
         typer.Option(
             help="Further starts: one targeted at each class, then random ones.", show_default="0; 10 with --paper"
         ),
     ] = None,
-    scaling: Annotated[str | None, typer.Option(help="Of lbfgsb: box or paper.", show_default="box")] = None,
-    search_samples: Annotated[
-        int | None,
-        typer.Option("--samples", help="Search on so many samples, then evaluate on all.", show_default="all"),
-    ] = None,
-    region: Annotated[str, typer.Option(help="keskar, linf or adaptive.")] = "keskar",
+    scout: Scout = None,
+    scaling: Scaling = None,
+    search_samples: SearchSamples = None,
+    region: Region = "keskar",
     subspace: Annotated[
         int | None, typer.Option(help="Dimensions of random manifolds (paper: 100).", show_default="the full space")
     ] = None,
     trials: Annotated[int | None, typer.Option(help="How many manifolds.", show_default="5")] = None,
     distribution: Annotated[
-        str | None, typer.Option(help="Their entries: normal, uniform, rademacher or unit.", show_default="normal")
+        str | None, words("normal uniform rademacher unit", "Their entries: {}.", show_default="normal")
     ] = None,
     parameters: Parameters = "all",
     curve: Annotated[
@@ -74,7 +81,7 @@ def sharpness(
     batch_norm: BatchNorm = "eval",
     precision: Precision = "float32",
     batch_size: BatchSize = None,
-    backend: Annotated[str, typer.Option(help="auto, native or torch.")] = "auto",
+    backend: Backend = "auto",
     model: ModelPath = None,
     weights: Weights = None,
     data: DataName = None,
@@ -119,6 +126,7 @@ def sharpness(
         "method": method,
         "iterations": iterations,
         "restarts": restarts or 0,
+        "scout": scout,
         "scaling": scaling,
         "samples": search_samples,
         "region": region,
@@ -130,7 +138,14 @@ def sharpness(
     if ways and any(value is not None for value in manifold.values()):
         raise typer.BadParameter(f"{ways[0]} does not go with --subspace, --trials and --distribution: leave them out")
     if paper:
-        fixed = {"method": "vertex", "iterations": None, "scaling": None, "samples": None, "region": "keskar"}
+        fixed = {
+            "method": "vertex",
+            "iterations": None,
+            "scout": None,
+            "scaling": None,
+            "samples": None,
+            "region": "keskar",
+        }
         changed = [name for name, value in fixed.items() if search[name] != value]
         if changed:
             raise typer.BadParameter(f"--paper chooses --{changed[0]} by itself: leave it out")
@@ -152,7 +167,7 @@ def _each(objectives: Objectives, epsilons: list[float], search: dict[str, Any],
     notes: list[str] = []
     for name, data, objective in objectives:
         for size in epsilons:
-            found = fast_sharpness(objective, epsilon=size, progress=errors.is_terminal, **search)
+            found = fast_sharpness(objective, epsilon=size, progress=errors().is_terminal, **search)
             _note(found, f"{name}, epsilon {size:g}", {"minimizer": name, "data": data}, results, notes)
             deviation = f" ± {found.standard_deviation:.2g}" if len(found.values) > 1 else ""
             table.add_row(
@@ -175,7 +190,7 @@ def _curves(objectives: Objectives, epsilons: list[float], search: dict[str, Any
     table = new_table("minimizer", *(f"{size:g}" for size in epsilons), "evaluations", "time s")
     results, notes, drawn = [], [], {}
     for name, data, objective in objectives:
-        found = sharpness_curve(objective, epsilons=epsilons, progress=errors.is_terminal, **search)
+        found = sharpness_curve(objective, epsilons=epsilons, progress=errors().is_terminal, **search)
         drawn[name] = found
         results.append({"minimizer": name, "data": data, **found.to_dict()})
         notes.append(f"{name}, epsilon {epsilons[-1]:g}: {found.results[-1].status}")
@@ -197,7 +212,9 @@ def _layers(objectives: Objectives, epsilons: list[float], search: dict[str, Any
     notes: list[str] = []
     for name, data, objective in objectives:
         for size in epsilons:
-            for layer, found in layer_sharpness(objective, epsilon=size, progress=errors.is_terminal, **search).items():
+            for layer, found in layer_sharpness(
+                objective, epsilon=size, progress=errors().is_terminal, **search
+            ).items():
                 who = {"minimizer": name, "data": data, "layer": layer}
                 _note(found, f"{name}, layer {layer}, epsilon {size:g}", who, results, notes)
                 table.add_row(
@@ -228,12 +245,12 @@ def _tables(
     epsilons = list(dict.fromkeys(epsilons))
     named = ((name, groups.get(name, name), objective) for name, _, objective in objectives)
 
-    def told(step: str) -> None:
-        if errors.is_terminal:
-            errors.print(f"[dim]{escape(step)}[/]", highlight=False)
+    def report(step: str) -> None:
+        if errors().is_terminal:
+            errors().print(f"[dim]{escape(step)}[/]", highlight=False)
 
     restarts = RESTARTS if restarts is None else restarts
-    found = paper_tables(named, epsilons=epsilons, restarts=restarts, seed=seed, told=told)
+    found = paper_tables(named, epsilons=epsilons, restarts=restarts, seed=seed, told=report)
     path = fresh(out, "sharpness").with_suffix(".json")
     files.write_json(path, found.to_dict())
     show(as_json, found.to_dict(), *table_parts(found.groups, found.seconds, restarts), "", _written([path]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -10,21 +11,36 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-errors = Console(stderr=True, soft_wrap=True)
-INTERRUPTED = 130  # what typer exits with after Ctrl-C
+from lbgap.cli.interrupt import INTERRUPTED
+
+if TYPE_CHECKING:  # rich is loaded when something is printed: the shell's completion prints nothing
+    from rich.console import Console
+    from rich.table import Table
+
 UsageError = cast(type[Exception], typer.BadParameter.__base__)  # typer's own or click's, depending on its version
 
 
+@functools.cache
+def errors() -> Console:
+    """Standard error, where notes, progress and failures go."""
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=True)
+
+
+def escape(text: str) -> str:
+    """Text of a user, to be printed as it stands."""
+    from rich.markup import escape as escaped
+
+    return escaped(text)
+
+
 @contextmanager
-def told_in_one_line() -> Iterator[None]:
+def one_line() -> Iterator[None]:
     """Run a command; every failure is one line on standard error and a non-zero exit, every warning a note."""
     with warnings.catch_warnings():
         warnings.showwarning = _note
@@ -43,7 +59,7 @@ def told_in_one_line() -> Iterator[None]:
 
 
 def _note(message: Warning | str, *_: object, **__: object) -> None:
-    errors.print(f"[yellow]lbgap:[/] note: {escape(' '.join(str(message).split()))}", highlight=False)
+    errors().print(f"[yellow]lbgap:[/] note: {escape(' '.join(str(message).split()))}", highlight=False)
 
 
 def fail(reason: str, code: int) -> NoReturn:
@@ -54,7 +70,7 @@ def fail(reason: str, code: int) -> NoReturn:
         text = text.replace(python, option)
     text = re.sub(r"(needs|with) data_dir\b", r"\1 --data-dir", text)
     if text:  # nothing is left to say where typer has shown the help
-        errors.print(f"[bold red]lbgap:[/] {escape(text)}", highlight=False)
+        errors().print(f"[bold red]lbgap:[/] {escape(text)}", highlight=False)
     sys.exit(code)
 
 
@@ -72,6 +88,8 @@ def show(as_json: bool, result: dict[str, Any], *parts: Table | str) -> None:
     if as_json:
         print(json.dumps(result, indent=2, allow_nan=False), flush=True)
         return
+    from rich.console import Console
+
     write(Console(), parts)
 
 
@@ -83,15 +101,29 @@ def write(console: Console, parts: Iterable[Table | str]) -> None:
 
 def new_table(*headings: str) -> Table:
     """An empty table that is narrow enough for 80 columns; nothing in its first column is cut."""
+    from rich import box
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if index else "left", overflow="ellipsis" if index else "fold")
     return table
 
 
+def new_grid(gap: int) -> Table:
+    """An empty table without headings and lines.
+
+    Args:
+        gap: Spaces between its columns.
+    """
+    from rich.table import Table
+
+    return Table.grid(padding=(0, gap))
+
+
 def bullets(sentences: Iterable[str]) -> Table:
     """A list of sentences, broken at the width of the terminal."""
-    table = Table.grid(padding=(0, 1))
+    table = new_grid(1)
     for sentence in sentences:
         table.add_row("*", escape(sentence))
     return table

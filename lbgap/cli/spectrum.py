@@ -7,29 +7,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from lbgap.cli.minimizers import load_minimizers
+from lbgap.cli.minimizers import by_name, load_minimizers
 from lbgap.cli.options import (
     AsJson,
+    Backend,
     BatchNorm,
     BatchSize,
     DataDir,
     DataName,
     Device,
     Download,
+    Kind,
     ModelPath,
     Out,
     Parameters,
     Precision,
     Runs,
     Seed,
+    Steps,
     Weights,
 )
-from lbgap.cli.show import bullets, errors, fresh, new_table, show, writable
+from lbgap.cli.show import bullets, errors, escape, fresh, new_table, show, writable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lbgap import Asymmetry, Density, Eigenvalues, Objective
 
 SHOWN = 5  # eigenvalues in the table
@@ -56,11 +59,11 @@ def spectrum(
         float | None,
         typer.Option(help="Of a large eigenvalue.", show_default="a hundredth of the largest of all minimizers"),
     ] = None,
-    kind: Annotated[str, typer.Option(help="hessian, ggn or fisher.")] = "hessian",
+    kind: Kind = "hessian",
     tolerance: Annotated[float, typer.Option(help="Residual of an eigenvalue, relative to the largest.")] = 1e-3,
-    steps: Annotated[int, typer.Option(help="Products for each probe of the density.")] = 40,
+    steps: Steps = 40,
     relative_error: Annotated[float, typer.Option(help="Standard error of the density to stop at.")] = 0.05,
-    most: Annotated[int, typer.Option(help="Products at most, for the eigenvalues and for the density.")] = 500,
+    max_products: Annotated[int, typer.Option(help="At most, for the eigenvalues and for the density.")] = 500,
     asymmetry: Annotated[
         bool, typer.Option("--asymmetry", help="Also measure both sides of eigenvectors and other directions.")
     ] = False,
@@ -68,6 +71,7 @@ def spectrum(
     batch_norm: BatchNorm = "eval",
     precision: Precision = "float32",
     batch_size: BatchSize = None,
+    backend: Backend = "auto",
     model: ModelPath = None,
     weights: Weights = None,
     data: DataName = None,
@@ -88,7 +92,7 @@ def spectrum(
     from lbgap import Objective, eigenvalues, spectral_density
     from lbgap.measures.hessian.mass import default_threshold
 
-    _judge(top, threshold, kind, tolerance, steps, relative_error, most)
+    _judge(top, threshold, kind, tolerance, steps, relative_error, max_products)
     minimizers = load_minimizers(runs, model, weights, data, data_dir, download)
     writable(out)
     options: dict[str, Any] = {
@@ -97,8 +101,10 @@ def spectrum(
         "precision": precision,
         "batch_size": batch_size,
         "device": device,
+        "backend": backend,
     }
-    shared: dict[str, Any] = {"kind": kind, "max_products": most, "seed": seed, "progress": errors.is_terminal}
+    progress = errors().is_terminal
+    shared: dict[str, Any] = {"kind": kind, "max_products": max_products, "seed": seed, "progress": progress}
     limits: dict[str, Any] = {"steps": steps, "relative_error": relative_error}
     found: list[Spectrum] = []
     for name, module, samples in minimizers:
@@ -123,13 +129,13 @@ def _judge(
     tolerance: float,
     steps: int,
     relative_error: float,
-    most: int,
+    max_products: int,
 ) -> None:
     """Check all numbers before any run is read."""
     from lbgap.checks import positive, whole
     from lbgap.measures.hessian.call import check_limits
 
-    check_limits(kind, most, 0)
+    check_limits(kind, max_products, 0)
     whole("top", top, 1)
     whole("steps", steps, 1)
     positive("tolerance", tolerance, "1e-3")
@@ -184,7 +190,7 @@ def _report(found: list[Spectrum], limit: float, out: Path, as_json: bool) -> No
     stem = fresh(out, "spectrum")
     files.write_json(stem.with_suffix(".json"), results)
     common = max(each.density.resolution for each in found)  # or the widths of the curves would be compared
-    densities = _labelled([(each.name, each.density.at(common)) for each in found])
+    densities = by_name([(each.name, each.density.at(common)) for each in found])
     paths = [stem.with_suffix(".json"), *plotting.save(plotting.plot_densities(densities, limit), stem)]
     for each in found:
         if each.sides is not None:
@@ -203,14 +209,6 @@ def _report(found: list[Spectrum], limit: float, out: Path, as_json: bool) -> No
         parts += ["Both sides of directions: sharpness in percent at the largest distance\n", _both(found), ""]
     written = f"Written: {', '.join(escape(str(path)) for path in paths)}"
     show(as_json, {"threshold": limit, "results": results}, *parts, bullets(notes), "", written)
-
-
-def _labelled(pairs: list[tuple[str, Density]]) -> dict[str, Density]:
-    """Densities by name; a run that was given twice has a number behind its name."""
-    found: dict[str, Density] = {}
-    for name, density in pairs:
-        found[name if name not in found else f"{name} ({len(found) + 1})"] = density
-    return found
 
 
 def _largest(found: list[Spectrum]) -> Table:

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from lbgap.cli.options import AsJson, DataDir
-from lbgap.cli.show import errors, fail, new_table, resumable, show, writable
+from lbgap.cli.show import errors, escape, fail, new_grid, new_table, resumable, show, writable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lbgap.sweeps.definition import Definition
     from lbgap.sweeps.store import Store
 
@@ -135,8 +134,8 @@ def _work(store: Store, folder: Path, workers: int, data_dir: Path | None, again
         store.refill(again=again)
         job = Job(store.where, store.name, folder.absolute(), data_dir or Path(store.facts["data_dir"]))
         try:
-            with resumable("the same command"), _bar(len(store.trials)) as told:
-                run(job, min(workers, len(store.trials)), store.facts["threads"], told)
+            with resumable("the same command"), _bar(len(store.trials)) as report:
+                run(job, min(workers, len(store.trials)), store.facts["threads"], report)
         finally:
             found = table.rows(store.definition, store.rows())
             path = table.write(found, folder)
@@ -160,6 +159,15 @@ def _work(store: Store, folder: Path, workers: int, data_dir: Path | None, again
 @contextmanager
 def _bar(total: int) -> Iterator[Callable[[dict[int, str]], None]]:
     """Show how many trials are done, how many run, and the time left."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -168,13 +176,15 @@ def _bar(total: int) -> Iterator[Callable[[dict[int, str]], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    shown = errors.is_terminal
+    console = errors()
     # Trials take long, so that the speed is that of the last hour rather than of the last seconds.
-    with Progress(*columns, console=errors, transient=True, disable=not shown, speed_estimate_period=3600) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal, speed_estimate_period=3600
+    ) as progress:
         task = progress.add_task("trials", total=total)
         begun = False
 
-        def told(states: dict[int, str]) -> None:
+        def report(states: dict[int, str]) -> None:
             nonlocal begun
             count = Counter(states.values())
             done = count["complete"] + count["failed"]
@@ -184,7 +194,7 @@ def _bar(total: int) -> Iterator[Callable[[dict[int, str]], None]]:
                 begun = True
             progress.update(task, completed=done, description=what)
 
-        yield told
+        yield report
 
 
 def _plan(definition: Definition) -> list[Table | str]:
@@ -196,7 +206,7 @@ def _plan(definition: Definition) -> list[Table | str]:
         f"{escape(definition.name)}: {configurations * seeds} trials, {configurations} "
         f"configuration{'s' if configurations > 1 else ''} from {seeds} seed{'s' if seeds > 1 else ''}\n"
     )
-    settings = Table.grid(padding=(0, 2))
+    settings = new_grid(2)
     for number, grid in enumerate(definition.grids, 1):
         for key, values in grid.items():
             which = f"varies in grid {number}" if len(definition.grids) > 1 else "varies"

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from lbgap.cli.options import DATA, AsJson, DataDir, Device, Download, ModelPath, Seed
-from lbgap.cli.show import errors, resumable, show
+from lbgap.cli.options import DATA, DATA_NAMES, AsJson, DataDir, Device, Download, ModelPath, Seed, words
+from lbgap.cli.show import errors, escape, resumable, show
 
 REMEDY_NAMES = (
     "augment, conservative, batches, grow, ghost, sqrt-rate, linear-rate, swa, smoothout, robust, adversarial, "
@@ -19,14 +18,17 @@ REMEDY_NAMES = (
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; must be new unless --resume.")],
-    data: Annotated[str, typer.Option(help=f"{DATA}.")] = "mnist1d",
+    data: Annotated[str, words(DATA_NAMES, f"{DATA}.")] = "mnist1d",
     data_dir: DataDir = None,
     download: Download = False,
     network: Annotated[
-        str, typer.Option(help="mlp, f1, f2, c1_1d, c2_1d; c1 to c4 for images (cifar10, cifar100).")
+        str,
+        words(
+            "mlp f1 f2 c1_1d c2_1d c1 c2 c3 c4", "mlp, f1, f2, c1_1d, c2_1d; c1 to c4 for images (cifar10, cifar100)."
+        ),
     ] = "mlp",
     hidden: Annotated[str, typer.Option(help="Widths of the hidden layers of mlp.")] = "128,128,128,128",
-    initialisation: Annotated[str, typer.Option(help="torch or uniform (Keras), of the networks above.")] = "torch",
+    initialisation: Annotated[str, words("torch uniform", "{} (Keras), of the networks above.")] = "torch",
     model: ModelPath = None,
     batch_size: Annotated[
         str | None,
@@ -70,7 +72,7 @@ def train(
 
     if model is None:
         networks.known(network)  # before data are read or fetched, which may take long
-    samples = datasets.load(data, data_dir, download=download, progress=errors.is_terminal)
+    samples = datasets.load(data, data_dir, download=download, progress=errors().is_terminal)
     extra: dict[str, Any] = {"data": {"name": data, "data_dir": None if data_dir is None else str(data_dir)}}
     if model is not None:
         torch.manual_seed(seed)  # for the initial values that a model of one's own draws
@@ -98,7 +100,7 @@ def train(
             resume=resume,
             keep_every=keep_every,
             config=extra,
-            progress=errors.is_terminal,
+            progress=errors().is_terminal,
         )
     result = {"folder": str(out), "epoch": run.epoch, "reason": run.reason, "metrics": run.metrics[run.epoch - 1]}
     show(as_json, result, escape(str(run)))

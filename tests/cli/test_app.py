@@ -324,7 +324,7 @@ class TestSharpness:
 
 class TestCurve:
     def test_as_a_table(self, succeed, here):
-        out = succeed("curve", "sb", "lb", "--points", "7", "--batch-norm", "eval", "--out", "results")
+        out = succeed("curve", "sb", "lb", "--points", "7", "--out", "results")
         assert_readable(out)
         assert "The curve: alpha = 0 is sb, alpha = 1 is lb" in out
         assert "barrier" in out
@@ -340,7 +340,7 @@ class TestCurve:
 
 class TestLine:
     def test_as_a_table(self, succeed, here):
-        out = succeed("line", "sb", "lb", "--points", "4", "--out", "results")
+        out = succeed("line", "sb", "lb", "--points", "4", "--batch-norm", "batch", "--out", "results")
         assert_readable(out)
         assert "alpha = 0 is sb, alpha = 1 is lb" in out
         assert "Loss: mean cross_entropy; batch-norm: batch" in out
@@ -349,7 +349,7 @@ class TestLine:
         assert "Written: results/line.json, .png and .svg" in out
 
     def test_as_json_and_earlier_results_are_kept(self, succeed, here):
-        arguments = ("line", "sb", "lb", "--points", "3", "--low", "0", "--high", "1", "--batch-norm", "eval", "--json")
+        arguments = ("line", "sb", "lb", "--points", "3", "--low", "0", "--high", "1", "--json")
         found = pure_json(succeed(*arguments))
         assert found == pure_json((here / "line.json").read_text())
         assert found["alphas"] == [0, 0.5, 1]

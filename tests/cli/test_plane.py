@@ -95,7 +95,7 @@ class TestResults:
         found = json.loads(succeed(*arguments))
         assert found == json.loads((tmp_path / "plane" / "plane.json").read_text())
         assert found["x"] == [-0.5, 0.25, 1]
-        expected = {"directions": "random", "normalise": "layer", "seed": 3, "batch_norm": "batch"}
+        expected = {"directions": "random", "normalise": "layer", "seed": 3, "batch_norm": "eval"}
         assert {name: found["settings"][name] for name in expected} == expected
 
     def test_eigenvectors_refined(self, succeed, tmp_path):
@@ -105,8 +105,6 @@ class TestResults:
             "eigenvectors",
             "--refine",
             "0.05",
-            "--batch-norm",
-            "eval",
             "--points",
             "20",
         )

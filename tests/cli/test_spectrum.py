@@ -81,7 +81,7 @@ def test_two_minimizers_side_by_side(succeed, tmp_path):
 
 def test_as_json_with_options_and_earlier_results_kept(succeed, tmp_path):
     (tmp_path / "spectrum.svg").write_text("mine")
-    options = ("--threshold", "0.5", "--kind", "ggn", "--steps", "6", "--most", "60", "--relative-error", "0.9")
+    options = ("--threshold", "0.5", "--kind", "ggn", "--steps", "6", "--max-products", "60", "--relative-error", "0.9")
     found = json.loads(succeed("sb", *options, "--top", "2", "--seed", "3", "--parameters", "weights", "--json"))
     assert found["threshold"] == 0.5
     assert found["results"] == json.loads((tmp_path / "spectrum-2.json").read_text())
@@ -133,8 +133,8 @@ WRONG = [
     (1, "tolerance must be finite and above zero", "sb --tolerance -1"),
     (1, "steps must be at least 1", "sb --steps 0"),
     (1, "relative_error must be finite and above zero", "sb --relative-error nan"),
-    (1, "max_products must be at least 1", "sb --most 0"),
-    (1, "max_products must be at least 22, to find 10 pairs and check them, got 20", "sb --most 20"),
+    (1, "max_products must be at least 1", "sb --max-products 0"),
+    (1, "max_products must be at least 22, to find 10 pairs and check them, got 20", "sb --max-products 20"),
     (1, "pattern '9' matches no trainable parameter", "sb --parameters 9"),
     (2, "Invalid value for '--top'", "sb --top ten"),
     (2, "No such option: --tops", "sb --tops"),
