@@ -30,7 +30,7 @@ def program(name):
 
 @pytest.fixture(scope="module")
 def server():
-    """The URL of a database; its server listens on a socket in its folder alone."""
+    """The URL of the first database of a server, which listens on a socket in its folder alone."""
     initdb, control = program("initdb"), program("pg_ctl")
     user = {}
     if os.geteuid() == 0:  # the server refuses to run as root
@@ -62,17 +62,26 @@ def server():
         shutil.rmtree(folder)
 
 
+@pytest.fixture
+def database(server):
+    """The URL of a database that no other test knows."""
+    with psycopg.connect(server, autocommit=True) as connection:
+        (count,) = connection.execute("SELECT count(*) FROM pg_database").fetchone()
+        connection.execute(f"CREATE DATABASE test{count}")
+    return server.replace("/postgres?", f"/test{count}?")
+
+
 def without_times(table):
     return [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in table]
 
 
-def test_two_processes_of_which_some_are_killed(here, begin, server, drive, trials, lbgap_command):
+def test_two_processes_of_which_some_are_killed(here, begin, database, drive, trials, lbgap_command):
     (here / "sweep.toml").write_text((here / "sweep.toml").read_text().replace("epochs = 3", "epochs = 150"))
-    whole, job = begin("whole"), begin(server, root="runs")
+    whole, job = begin("whole"), begin(database, root="runs")
     work(whole)
-    kills = drive("times", job, server)
+    kills = drive("times", job, database)
     assert kills >= 1
-    rows = lbgap.read_sweep(server)
+    rows = lbgap.read_sweep(database)
     assert without_times(rows) == without_times(lbgap.read_sweep("whole"))
     assert {row["state"] for row in rows} == {"complete"}
     for row in rows:
@@ -83,27 +92,23 @@ def test_two_processes_of_which_some_are_killed(here, begin, server, drive, tria
     assert len(found) <= 4 + kills
 
 
-def test_processes_that_race_and_a_second_sweep_in_one_database(here, begin, server, drive, trials, lbgap_command):
+def test_processes_that_race_and_a_second_sweep_in_one_database(here, begin, database, drive, trials, lbgap_command):
     text = (here / "sweep.toml").read_text()
     (here / "sweep.toml").write_text("name = 'race'\n" + text)
-    job = begin(server, root="race")
+    job = begin(database, root="race")
     (here / "sweep.toml").write_text("name = 'idle'\n" + text)
-    begin(server, root="idle")
-    assert drive("race", job, server) == 0
+    begin(database, root="idle")
+    assert drive("race", job, database) == 0
     assert sorted(trials(job)) == [(key, "COMPLETE") for key in range(4)]
-    assert {row["state"] for row in lbgap.read_sweep(server, name="idle")} == {"waiting"}
-    status, _, err = lbgap_command("worker", server)
+    assert {row["state"] for row in lbgap.read_sweep(database, name="idle")} == {"waiting"}
+    status, _, err = lbgap_command("worker", database)
     assert status == 1
-    assert "sweeps (idle, race" in err
-    assert err.endswith("name one\n")
+    assert err.endswith("holds 2 sweeps (idle, race): name one\n")
 
 
-def test_a_database_without_a_sweep_is_left_as_it_is(here, server, lbgap_command):
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE bare")
-    bare = server.replace("/postgres?", "/bare?")
-    status, _, err = lbgap_command("worker", bare)
+def test_a_database_without_a_sweep_is_left_as_it_is(here, database, lbgap_command):
+    status, _, err = lbgap_command("worker", database)
     assert status == 1
     assert "holds no sweep: begin one by lbgap sweep" in err
-    with psycopg.connect(bare) as connection:
+    with psycopg.connect(database) as connection:
         assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
