@@ -250,7 +250,7 @@ def _tables(
             errors().print(f"[dim]{escape(step)}[/]", highlight=False)
 
     restarts = RESTARTS if restarts is None else restarts
-    found = paper_tables(named, epsilons=epsilons, restarts=restarts, seed=seed, told=report)
+    found = paper_tables(named, epsilons=epsilons, restarts=restarts, seed=seed, report=report)
     path = fresh(out, "sharpness").with_suffix(".json")
     files.write_json(path, found.to_dict())
     show(as_json, found.to_dict(), *table_parts(found.groups, found.seconds, restarts), "", _written([path]))

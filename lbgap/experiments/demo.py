@@ -169,7 +169,7 @@ def demo(
         (f"sharpness of {one.regime}, seed {one.seed}", one.regime, Objective(run.model, data.train))
         for one, run in zip(works, runs, strict=True)
     ]
-    tables = paper_tables(minimizers, epsilons=EPSILONS, restarts=RESTARTS, spaces=("full space",), told=say)
+    tables = paper_tables(minimizers, epsilons=EPSILONS, restarts=RESTARTS, spaces=("full space",), report=say)
     rows = [_row(one, run, name, tables) for one, run, (name, *_) in zip(works, runs, minimizers, strict=True)]
     say("line between the first two minimizers")
     path = line(runs[0].model, runs[1].model, data.train, test_data=data.test, batch_norm="batch")

@@ -106,7 +106,7 @@ def paper_tables(
     restarts: int = RESTARTS,
     seed: int = 0,
     spaces: Sequence[str] = tuple(SPACES),
-    told: Callable[[str], None] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> Tables:
     """Measure phi as in Tables 3 and 4 of Keskar et al. 2016 (arXiv 1609.04836).
 
@@ -120,7 +120,7 @@ def paper_tables(
         restarts: Further starts of vertex ascent; on manifolds at most 3.
         seed: Of the starts and the manifolds.
         spaces: Some of :data:`SPACES`: ``"full space"`` for Table 3, ``"manifold"`` for Table 4.
-        told: Called with a sentence before every measurement.
+        report: Called with a sentence before every measurement.
 
     Raises:
         ValueError: There is no minimizer, or one has fewer than 100 parameters; or as :func:`lbgap.fast_sharpness`.
@@ -131,8 +131,8 @@ def paper_tables(
         for space, spaced in ((space, SPACES[space]) for space in spaces):
             for epsilon in epsilons:
                 for method, chosen in METHODS.items():
-                    if told is not None:
-                        told(f"{name}: {space}, epsilon {epsilon:g}, {method}")
+                    if report is not None:
+                        report(f"{name}: {space}, epsilon {epsilon:g}, {method}")
                     more = 0 if method == "recipe" else restarts if not spaced else min(restarts, MANIFOLD_RESTARTS)
                     found = fast_sharpness(objective, epsilon=epsilon, restarts=more, seed=seed, **spaced, **chosen)
                     results.append((name, group, space, method, found))

@@ -247,14 +247,14 @@ class Crew:
                 process.join()
 
 
-def run(job: Job, workers: int, threads: int, told: Callable[[dict[int, str]], object]) -> None:
+def run(job: Job, workers: int, threads: int, report: Callable[[dict[int, str]], object]) -> None:
     """Work on a sweep by several processes until nothing is left.
 
     Args:
         job: The sweep.
         workers: How many processes.
         threads: Threads of PyTorch in each.
-        told: Called now and then with the state of each trial.
+        report: Called now and then with the state of each trial.
 
     Raises:
         OSError: A process ended by an error that is no trial's; what is finished is kept.
@@ -263,9 +263,9 @@ def run(job: Job, workers: int, threads: int, told: Callable[[dict[int, str]], o
     crew = Crew(job, workers, threads)
     try:
         while crew.watch():
-            told(stores.patiently(store.states))
+            report(stores.patiently(store.states))
             multiprocessing.connection.wait(crew.sentinels, POLL)
-        told(stores.patiently(store.states))
+        report(stores.patiently(store.states))
     finally:
         crew.stop()
         store.close()

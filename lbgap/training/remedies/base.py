@@ -242,11 +242,11 @@ class Remedy:
         """Finish the current epoch, before it is measured."""
 
     def __str__(self) -> str:
-        told = ",".join(f"{key}={_told(value)}" for key, value in self.settings().items() if value not in (None, []))
-        return f"{self.name}:{told}" if told else self.name
+        options = ",".join(f"{key}={_text(value)}" for key, value in self.settings().items() if value not in (None, []))
+        return f"{self.name}:{options}" if options else self.name
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "/".join(map(str, value)) if isinstance(value, list) else str(value)
