@@ -29,7 +29,7 @@ def tables(one_thread):
     """The tables of two minimizers in one group and a third alone, at two epsilons, and what was said meanwhile."""
     said = []
     minimizers = [("a", "batch 8", minimizer(0)), ("b", "batch 30", minimizer(1)), ("c", "batch 8", minimizer(2))]
-    return paper_tables(iter(minimizers), epsilons=(1e-2, 1e-3), restarts=2, seed=3, told=said.append), said
+    return paper_tables(iter(minimizers), epsilons=(1e-2, 1e-3), restarts=2, seed=3, report=said.append), said
 
 
 def test_cells_are_in_the_order_of_the_columns(tables):
