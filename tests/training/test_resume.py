@@ -68,7 +68,9 @@ def crash_at(step, folder):
     work(folder)
 
 crashes, ended, step, draw, stride = 0, False, 0, random.Random(0), case.pop("stride", 1)
+began = time.monotonic()
 assert wait(forked(work, root / "whole"))
+took = time.monotonic() - began
 if mode == "steps":
     while not ended:
         step += stride
@@ -80,7 +82,8 @@ if mode == "steps":
 else:
     while not ended:
         child = forked(work, root / "timed")
-        time.sleep(draw.uniform(0.01, 0.05 * (3 + crashes)))  # a busy machine gets nowhere in a short time
+        # By shares of what all of it took: twice before it can be over, then later and later, for a busy machine.
+        time.sleep(took * draw.uniform(0.05, 0.3 * max(1, crashes)))
         os.kill(child, signal.SIGKILL)
         ended = wait(child)
         crashes += not ended
