@@ -61,7 +61,9 @@ FORMATS = {  # what is asked of a tensor without regard to its values
     *(Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous, Tensor.get_device, Tensor.element_size),
     *(torch.numel, torch.is_floating_point, torch.is_complex),
     *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "is_cpu")),
+    *(getattr(Tensor, name).__get__ for name in ("requires_grad", "is_meta", "is_sparse", "is_quantized", "is_leaf")),
 }
+HELD = ("weight", "bias", "running_mean", "running_var")  # what layers compute with
 COUNTS = (2, 3)  # samples of the passes that are read
 PERIOD = 10007  # of the noise in a point some way off: a prime, so that it has no period along the rows of a matrix
 FORWARD_HOOKS = ("forward_hooks", "forward_pre_hooks")
@@ -130,7 +132,8 @@ def read_layers(module: nn.Module, inputs: Tensor, kinds: Container[type[nn.Modu
     """
     if not isinstance(inputs, Tensor) or not len(inputs):
         raise UnknownError("inputs other than one tensor")
-    passes = [_Pass(module, inputs[torch.arange(count) % len(inputs)], kinds).layers for count in COUNTS]
+    rows = [torch.arange(count, device="cpu") % len(inputs) for count in COUNTS]
+    passes = [_Pass(module, inputs[chosen], kinds).layers for chosen in rows]
     one, other = ([(layer.name, repr(layer.module), layer.sources) for layer in layers] for layers in passes)
     if one != other:
         raise UnknownError("layers that depend on the number of samples")
@@ -177,8 +180,11 @@ class _Pass(TorchFunctionMode):
         self._sources: tuple[int, ...] = ()  # of the layer that is running
         self._refusal: UnknownError | None = None
         try:
-            private = copy.deepcopy(module, {id(tensor): tensor for tensor in module.parameters()})
-            self._names = {id(x): name for name, x in (*private.named_parameters(), *private.named_buffers())}
+            private = _copied(module, inputs)
+            own = dict((*private.named_parameters(), *private.named_buffers()))
+            for name, tensor in own.items():  # so that no code looks at them, or replaces them, unseen
+                self._meet(tensor, f"the tensor {name!r} outside of a layer")
+            self._own = {id(tensor): _version(tensor) for tensor in own.values()}
             for name, child in private.named_modules():
                 self._observe(name, child)
             with torch.inference_mode(False), torch.no_grad():
@@ -186,6 +192,9 @@ class _Pass(TorchFunctionMode):
                 self._meet(inputs, 0)
                 with self:
                     output = private(inputs)
+            written = next((name for name, x in own.items() if _version(x) != self._own[id(x)]), None)
+            if written is not None:
+                raise UnknownError(f"code that writes into the tensor {written!r}")
         except (UnknownError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -214,6 +223,9 @@ class _Pass(TorchFunctionMode):
                 self._refuse(f"{type(module).__name__}, or some setting of it")
             if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
                 self._refuse(f"further arguments of {name!r}")
+            held = [x for x in (getattr(module, key, None) for key in HELD) if isinstance(x, Tensor)]
+            if any(self._own.get(id(x)) != _version(x) for x in held):
+                self._refuse(f"a tensor of {name!r} that the code replaces or writes into")
             self._sources = (self._source(args[0]),)
 
     def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -307,8 +319,7 @@ class _Pass(TorchFunctionMode):
         """The place of a tensor among the values, or why it has none."""
         value = self._values.get(id(tensor))
         if value is None:
-            name = self._names.get(id(tensor))
-            return "a tensor from outside of the layers" if name is None else f"the tensor {name!r} outside of a layer"
+            return "a tensor from outside of the layers"
         return value.place if value.version == _version(tensor) else "a layer that writes into what another one reads"
 
     def _source(self, tensor: Tensor) -> int:
@@ -324,6 +335,17 @@ class _Pass(TorchFunctionMode):
         raise self._refusal
 
 
+def _copied(module: nn.Module, inputs: Tensor) -> nn.Module:
+    """A copy of a network that shares its parameters."""
+    shared = {id(tensor): tensor for tensor in module.parameters()}
+    try:
+        return copy.deepcopy(module, dict(shared))
+    except RuntimeError:  # of a value with a graph, which it keeps since the last pass: from this one on it has none
+        with torch.inference_mode(False), torch.no_grad():
+            module(inputs.clone())
+        return copy.deepcopy(module, dict(shared))
+
+
 def displaced(parts: Sequence[Tensor]) -> Tensor:
     """A point some way off, where a branch that counts for nothing at this one counts.
 
@@ -334,7 +356,7 @@ def displaced(parts: Sequence[Tensor]) -> Tensor:
         ``(n,)``.
     """
     moved: list[Tensor] = []
-    period = torch.rand(PERIOD, generator=torch.Generator().manual_seed(0)) * 0.2 - 0.1
+    period = torch.rand(PERIOD, generator=torch.Generator().manual_seed(0), device="cpu") * 0.2 - 0.1
     for part in parts:
         size = part.square().mean().sqrt()
         noise = period.roll(len(moved)).to(part).repeat(-(-part.numel() // PERIOD))[: part.numel()]

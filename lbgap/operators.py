@@ -55,8 +55,7 @@ class LinearOperator:
         if not isinstance(self.name, str):
             raise TypeError(f"name must be a string, got {self.name!r}")
         object.__setattr__(self, "size", whole("size", self.size, 1))
-        if not isinstance(self.device, torch.device) or self.device == torch.device("cuda"):  # which has no number yet
-            object.__setattr__(self, "device", hardware.usable(self.device, CPU))
+        object.__setattr__(self, "device", hardware.usable(self.device, CPU))
 
     @classmethod
     def of(cls, matrix: Tensor, name: str = "matrix") -> LinearOperator:
@@ -79,7 +78,7 @@ class LinearOperator:
         if matrix.dtype not in DTYPES:
             raise ValueError(f"matrix must be float32 or float64, got {matrix.dtype}: convert it by .double()")
         with torch.inference_mode(False), torch.no_grad():
-            matrix = matrix.clone() if matrix.is_inference() else matrix.detach()
+            matrix = matrix.detach().clone()
             if not matrix.isfinite().all():
                 row, column = (~matrix.isfinite()).nonzero()[0].tolist()
                 raise ValueError(f"matrix must be finite, got {float(matrix[row, column])} at [{row}, {column}]")
@@ -121,8 +120,7 @@ class LinearOperator:
         if not products.sum().isfinite() and not (finite := products.isfinite().all(1)).all():
             bad = int((~finite).nonzero()[0])
             raise FloatingPointError(f"the product of {self.name!r} with vector {bad} is NaN or infinite")
-        shared = products.untyped_storage().data_ptr() == vectors.untyped_storage().data_ptr()
-        return products.clone() if shared or 0 in products.stride() else products
+        return products.clone()  # which an estimator may overwrite, and the caller's function may have kept
 
     def _check(self, rows: Tensor, who: str, count: int | None = None) -> None:
         """Refuse what are not this many vectors of this operator, or any number of them."""

@@ -155,8 +155,8 @@ class Status(str):
         made.name = name
         return made
 
-    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
-        return self.name, str(self)
+    def __reduce__(self) -> tuple[type[Status], tuple[str, str]]:
+        return Status, (self.name, str(self))
 
 
 def status(key: str, /, *, name: str | None = None, **numbers: Any) -> Status:

@@ -409,3 +409,108 @@ def test_nothing_traces():
     for path in Path(lbgap.__file__).parent.rglob("*.py"):
         lines = [line for line in path.read_text().splitlines() if "import" in line]
         assert not [line for line in lines if pattern.search(line)], path
+
+
+class Deciding(nn.Module):
+    """A network whose code looks at its own tensors, or changes them."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.gate = nn.Parameter(torch.tensor(-1.0))
+        self.a, self.b, self.c = nn.Linear(6, 30), nn.Linear(30, 30), nn.Linear(30, 3)
+        self.register_buffer("flag", torch.tensor(1.0))
+        self.written = forward
+
+    def forward(self, x):
+        return self.written(self, x)
+
+
+def by_sign(m, x):
+    x = m.a(x).relu()
+    return m.c(x + m.b(x) if m.gate > 0 else x)
+
+
+def by_norm(m, x):
+    x = m.a(x).relu()
+    return m.c(x + m.b(x) if m.a.weight.norm() > 4 else x)
+
+
+def by_flag(m, x):
+    return m.c(m.a(x).relu() if m.flag > 0 else m.a(x).tanh())
+
+
+def by_number(m, x):
+    return m.c(F.leaky_relu(m.a(x), m.gate.item()))
+
+
+def bounded_weights(m, x):
+    m.a.weight.data.renorm_(2, 0, 1.2)
+    return m.c(m.a(x).relu())
+
+
+def clamped_weights(m, x):
+    with torch.no_grad():
+        m.a.weight.clamp_(-0.3, 0.3)
+    return m.c(m.a(x).relu())
+
+
+def copied_weights(m, x):
+    m.b.load_state_dict({name: 0.5 * value for name, value in m.b.state_dict().items()})
+    return m.c(m.b(m.a(x).relu()))
+
+
+def other_weights(m, x):
+    weights = {name: value.clamp(-0.2, 0.2) for name, value in m.a.named_parameters()}
+    return m.c(torch.func.functional_call(m.a, weights, (x,)).relu())
+
+
+DECIDING = {f.__name__: f for f in (by_sign, by_norm, by_flag, by_number, other_weights)}
+WRITING = {f.__name__: f for f in (bounded_weights, clamped_weights, copied_weights)}
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_code_that_looks_at_parameters_is_not_read(name):
+    objective = lbgap.Objective(Deciding(DECIDING[name]), (ROWS, torch.arange(5) % 3), precision="float64")
+    points = objective.theta * torch.tensor([[-1.0], [1.0], [3.0]], dtype=torch.float64)
+    expected = torch.stack([objective.loss(point) for point in points])
+    assert torch.equal(objective.losses(points), expected)
+    objective.hvp(objective.theta, points[:1])
+    assert objective.hvp_way.startswith("general: ")
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_code_that_writes_into_parameters_is_not_read(name):
+    with pytest.raises(UnknownError, match=r"code that (looks at values|writes into)|tensor of 'b' that the code"):
+        read_layers(Deciding(WRITING[name]).eval(), ROWS, KINDS)
+
+
+def test_other_buffers_are_seen_by_code_that_looks_at_them():
+    objective = lbgap.Objective(Deciding(by_flag), (ROWS, torch.arange(5) % 3))
+    points = torch.stack([objective.theta, 1.1 * objective.theta])
+    before = objective.losses(points)
+    objective.set_buffers({"flag": torch.tensor(-1.0)})
+    assert torch.equal(objective.losses(points), torch.stack([objective.loss(point) for point in points]))
+    assert not torch.equal(objective.losses(points), before)
+
+
+def test_a_network_that_keeps_what_passes_through_it_is_read_after_a_gradient():
+    class Keeping(Branching):
+        def forward(self, x):
+            self.kept = torch.relu(self.a(x))
+            return self.b(self.kept)
+
+    objective = lbgap.Objective(Keeping(), (ROWS, torch.arange(5) % 3))
+    objective.loss_and_gradient(objective.theta)
+    objective.losses(objective.theta * torch.linspace(0.5, 1, 9)[:, None])
+    objective.hvp(objective.theta, objective.theta[None])
+    assert (objective.losses_way, objective.hvp_way) == ("tile by tile", "engine")
+
+
+def test_the_default_device_of_the_caller_does_not_matter():
+    objective = lbgap.Objective(Branching(), (ROWS, torch.arange(5) % 3))
+    points = objective.theta * torch.linspace(0.5, 1, 9)[:, None]
+    with torch.device("meta"):
+        found, product = objective.losses(points), objective.hvp(points[0], points[:1])
+    assert torch.equal(found, objective.losses(points))
+    assert torch.equal(product, objective.hvp(points[0], points[:1]))
+    assert objective.hvp_way == "engine"

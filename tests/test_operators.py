@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import lbgap
 from lbgap import LinearOperator, Objective
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -226,3 +227,25 @@ def test_an_objective_refuses_a_kind_at_once():
     objective = Objective(nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1])))
     with pytest.raises(ValueError, match="kind must be one of 'hessian', 'ggn', 'fisher', got 'gauss'"):
         objective.operator("gauss")
+
+
+def test_what_multiply_keeps_is_not_written_into():
+    matrix, kept = torch.diag(torch.arange(1.0, 31.0)), {}
+
+    def multiply(rows):
+        key = rows.numpy().tobytes()
+        kept.setdefault(key, rows @ matrix)
+        return kept[key]
+
+    operator = LinearOperator(multiply, 30)
+    first, again = (lbgap.eigenvalues(operator, k=2) for _ in range(2))
+    assert first.values == again.values
+    assert torch.equal(first.vectors, again.vectors)
+    assert lbgap.hessian_trace(operator).value == lbgap.hessian_trace(operator).value == 465.0
+
+
+def test_a_matrix_that_changes_later_does_not_change_its_operator():
+    matrix = torch.eye(3)
+    operator = LinearOperator.of(matrix)
+    matrix.zero_()
+    assert torch.equal(operator(torch.ones(1, 3)), torch.ones(1, 3))

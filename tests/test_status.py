@@ -114,3 +114,10 @@ def test_what_is_wrong_is_said():
         key, rest = wrong.pop("key"), wrong
         with pytest.raises(ValueError, match=r"name is that of a status whose key begins with '\*', got "):
             status(key, **rest)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_status_survives_each_protocol(protocol):
+    made = status("exact")
+    again = pickle.loads(pickle.dumps(made, protocol))
+    assert (again, again.name) == (made, made.name)

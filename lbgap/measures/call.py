@@ -17,6 +17,7 @@ from lbgap.losses import LossFunction
 from lbgap.objective import Objective
 from lbgap.result import Measure, versions
 from lbgap.status import Status
+from lbgap.system.device import full_float32
 from lbgap.system.progress import Report, check_progress
 
 
@@ -152,9 +153,16 @@ def call(measure: str, model: nn.Module | Objective, data: Any, options: Options
         )
     began = time.perf_counter()
     objective = as_objective(model, data, {**options})
-    # Products of a measure's own, too, are in the objective's precision, whatever the caller's autocast is.
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(objective.device.type, enabled=False):
+    with working(objective.device.type):
         yield Call(measure, objective, objective.theta, began, objective.evaluated)
+
+
+@contextmanager
+def working(device_type: str) -> Iterator[None]:
+    """Products of a measure's own are in full precision, and record no gradient, whatever the caller allows."""
+    exact = full_float32(device_type)
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device_type, enabled=False), exact:
+        yield
 
 
 def as_objective(model: nn.Module | Objective, data: Any, options: dict[str, Any]) -> Objective:

@@ -46,8 +46,11 @@ class Coordinates:
 
         Raises:
             ValueError: Its shape, dtype or device is another one.
+            TypeError: It is no tensor.
         """
         like = self.centre
+        if not isinstance(vector, Tensor):
+            raise TypeError(f"{name} must be a tensor ({self.n},), got {type(vector).__name__}")
         if vector.shape != like.shape or vector.dtype != like.dtype or vector.device != like.device:
             raise ValueError(
                 f"{name} must be ({self.n},) {like.dtype} on {like.device}, got {tuple(vector.shape)} {vector.dtype} "
@@ -59,7 +62,10 @@ class Coordinates:
 
         Raises:
             ValueError: Their shape, dtype or device is another one.
+            TypeError: They are no tensor.
         """
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"{name} must be a tensor ({count}, {self.n}), got {type(rows).__name__}")
         if rows.dim() != 2 or rows.shape[1] != self.n:
             raise ValueError(f"{name} must be ({count}, {self.n}), got shape {tuple(rows.shape)}")
         if len(rows):

@@ -84,7 +84,7 @@ class Directional(Held):
         for vector in vectors:
             self.coordinates.check(vector, "vectors")
         self._begin(theta, 1 + len(vectors))
-        total = self._evaluator.curvatures(vectors)
+        total = self._evaluator.curvatures(vectors.clone() if vectors.is_inference() else vectors)
         if not total.isfinite().all():
             raise FloatingPointError("a second derivative of the loss is NaN or infinite: check the model's weights")
         return total

@@ -137,7 +137,16 @@ class Held:
         return dict(zip(self.names, self._evaluator.flat.parts(vector), strict=True))
 
     def point(self, coordinates: Tensor) -> Tensor:
-        """The parameters at some coordinates: ``(n,)`` or ``(k, n)`` to a fresh vector or rows of all parameters."""
+        """The parameters at some coordinates: ``(n,)`` or ``(k, n)`` to a fresh vector or rows of all parameters.
+
+        Raises:
+            ValueError: The coordinates have another shape, dtype or device.
+            TypeError: They are no tensor.
+        """
+        if isinstance(coordinates, Tensor) and coordinates.dim() == 2:
+            self.coordinates.check_rows(coordinates, "coordinates", "k")
+        else:
+            self.coordinates.check(coordinates, "coordinates")
         return self.coordinates.full(coordinates)
 
     def few(self) -> Batch:

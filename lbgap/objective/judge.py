@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
@@ -135,3 +136,13 @@ def _micro_batch(evaluator: Evaluator, wanted: int | None, bytes_each: int) -> i
     few = evaluator.few_samples
     fitting = fitting if few == PROBE_SAMPLES else few  # as many as the probe came down to
     return math.ceil(samples / math.ceil(samples / fitting))
+
+
+def has_bfloat16(device_type: str, notes: list[str]) -> bool:
+    """Whether mixed precision means anything here; if not, a note and a warning say so."""
+    if hardware.bfloat16_products(device_type):
+        return True
+    note = f"precision='mixed' ran in float32: no bfloat16 matrix products on this {device_type}"
+    notes.append(note)
+    warnings.warn(note, stacklevel=4)
+    return False

@@ -6,7 +6,6 @@ says in which coordinates, :mod:`lbgap.objective.judge` whether it is the user's
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from lbgap.flat import FlatModule, Selection, name_patterns
 from lbgap.losses import Loss, LossFunction, resolve_loss
 from lbgap.objective.coordinates import Coordinates
 from lbgap.objective.directional import Directional
-from lbgap.objective.judge import judge
+from lbgap.objective.judge import has_bfloat16, judge
 from lbgap.objective.parts import Parts
 from lbgap.objective.passes import Evaluator
 from lbgap.objective.points.many import Many
@@ -92,7 +91,7 @@ class Objective(Parts, Directional):
             flat = FlatModule(model, parameters=self.parameters, batch_norm=batch_norm, dtype=dtype, device=place)
             here = flat.theta.device
             self.backend = resolve_backend(backend, here)
-            bfloat16 = precision == "mixed" and _has_bfloat16(here.type, notes)
+            bfloat16 = precision == "mixed" and has_bfloat16(here.type, notes)
             self.coordinates = Coordinates(flat)
             # All that costs nothing has been judged: now the data, which may take long to read.
             (inputs, targets), loader_batch = as_tensors(data)
@@ -322,8 +321,9 @@ class Objective(Parts, Directional):
         Raises:
             ValueError: ``theta`` has the wrong shape, dtype or device, or there is one sample only.
         """
-        if self.samples == 1:
-            raise ValueError("one sample has no statistics: pass more data")
+        if self.by_batch or self.samples == 1:
+            who = "batch_norm='batch' keeps" if self.by_batch else "one sample has"
+            raise ValueError(f"{who} no statistics: pass batch_norm='eval' and more data")
         self._begin(theta)
         return self._evaluator.statistics()
 
@@ -402,6 +402,8 @@ class Objective(Parts, Directional):
         self, theta: Tensor, out: Tensor | None, rough: bool, loss: Loss | None = None
     ) -> tuple[Tensor, Tensor]:
         """Enqueue a gradient: what :meth:`enqueue` returns, and the gradient."""
+        if out is not None:
+            self.coordinates.check(out, "out")
         self._begin(theta)
         self._shares, finite = self._evaluator.gradient(rough=rough, loss=loss)
         value = self._shares.sum()
@@ -437,13 +439,3 @@ class Objective(Parts, Directional):
         )
         self._losses_way = found.way
         return found.losses, found.accuracies if accuracy else None
-
-
-def _has_bfloat16(device_type: str, notes: list[str]) -> bool:
-    """Whether mixed precision means anything here; if not, a note and a warning say so."""
-    if hardware.bfloat16_products(device_type):
-        return True
-    note = f"precision='mixed' ran in float32: no bfloat16 matrix products on this {device_type}"
-    notes.append(note)
-    warnings.warn(note, stacklevel=4)
-    return False

@@ -176,7 +176,12 @@ def check_chosen(chosen: Tensor, total: int, fitting: int | None) -> None:
     Raises:
         ValueError: There are none, one is out of range, or they make no batch with statistics of its own.
     """
-    if chosen.dim() != 1 or not len(chosen) or not 0 <= int(chosen.min()) <= int(chosen.max()) < total:
+    if (
+        chosen.dtype != torch.int64
+        or chosen.dim() != 1
+        or not len(chosen)
+        or not 0 <= int(chosen.min()) <= int(chosen.max()) < total
+    ):
         raise ValueError(f"chosen must be one or more indices below {total}, got {chosen.tolist()[:5]}")
     if fitting is not None and not 2 <= len(chosen) <= fitting:
         raise ValueError(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lbgap.flat import FlatModule
-from lbgap.losses import Loss
+from lbgap.losses import Loss, Sums
 from lbgap.objective import tangents
 from lbgap.objective.cuda_graphs import Graphs
 from lbgap.samples import Batch, resident, streamed
@@ -136,10 +136,10 @@ class Evaluator:
             shares, correct = [], []
             with torch.no_grad(), self.exact():
                 for batch in self.batches():
-                    output, _, value = self._output(self.loss, batch)
-                    shares.append(value / self.weight)
-                    if accuracy:
+                    output = self._output(batch)
+                    if accuracy:  # before the loss, which may overwrite the output
                         correct.append((output.argmax(1) == batch.targets).sum(dtype=torch.float64))
+                    shares.append(self._sums(self.loss, output, batch).exact / self.weight)
             return torch.stack(shares), torch.stack(correct) if accuracy else torch.empty(0)
 
         return self.within_memory(sweep)
@@ -204,20 +204,22 @@ class Evaluator:
         self.flat.gradient.zero_()
         with torch.enable_grad(), self.exact():
             for batch in self.batches():
-                _, total, value = self._output(loss, batch, bfloat16)
+                sums = self._sums(loss, self._output(batch, bfloat16), batch)
                 with self.context(False):
-                    torch.autograd.backward(total / self.weight, inputs=self.flat.moving)
-                shares.append(value / self.weight)
+                    torch.autograd.backward(sums.total / self.weight, inputs=self.flat.moving)
+                shares.append(sums.exact / self.weight)
         return torch.stack(shares), self.flat.gradient.isfinite().all().double()
 
-    def _output(self, loss: Loss, batch: Batch, bfloat16: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """The output of a batch, its summed loss with a graph, and in float64."""
+    def _output(self, batch: Batch, bfloat16: bool = False) -> Tensor:
+        """The output for a batch, in the replica's precision."""
         with self.context(bfloat16):
-            output = self.flat.module(batch.inputs)
+            output: Tensor = self.flat.module(batch.inputs)
+        return output.to(self.flat.theta.dtype) if output.is_floating_point() else output
+
+    def _sums(self, loss: Loss, output: Tensor, batch: Batch) -> Sums:
+        """The loss of a batch."""
         with self.context(False):
-            output = output.to(self.flat.theta.dtype) if output.is_floating_point() else output
-            sums = loss.sums(output, batch.targets)
-            return output, sums.total, sums.exact
+            return loss.sums(output, batch.targets)
 
     # What a pass is judged by.
 

@@ -383,3 +383,41 @@ def test_probing_needs_no_more_than_a_few_samples():
 
     Objective(Counted(4, 3), (normal(5000, 4), labels(5000)))
     assert Counted.largest == passes.PROBE_SAMPLES
+
+
+# What is called on an objective.
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda o: o.loss([0.0] * 15), TypeError, r"theta must be a tensor \(15,\), got list"),
+        (lambda o: o.losses(None), TypeError, r"points must be a tensor \(k, 15\), got NoneType"),
+        (lambda o: o.point(torch.ones(3)), ValueError, r"coordinates must be \(15,\) torch.float32 on cpu, got \(3,\)"),
+        (lambda o: o.manifold(2).point(o.theta), ValueError, r"coordinates must be \(2,\) torch.float64 on cpu"),
+        (lambda o: o.loss_and_gradient(o.theta, out=o.theta.long()), ValueError, r"out must be \(15,\) torch.float32"),
+        (lambda o: o.part(torch.tensor([1.5])), ValueError, "chosen must be one or more indices below 9"),
+    ],
+)
+def test_what_an_objective_cannot_use(call, error, message):
+    with pytest.raises(error, match=message):
+        call(Objective(nn.Linear(4, 3), (normal(9, 4), labels(9))))
+
+
+def test_statistics_of_each_batch_are_not_kept():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    objective = Objective(model, (normal(9, 4), labels(9)), batch_norm="batch")
+    with pytest.raises(ValueError, match="batch_norm='batch' keeps no statistics: pass batch_norm='eval'"):
+        objective.statistics(objective.theta)
+
+
+def test_accuracy_is_counted_before_a_loss_that_overwrites_the_output():
+    def loss(output, target):
+        return F.cross_entropy(-output.neg_(), target)
+
+    model, data = nn.Linear(4, 3), (normal(30, 4), labels(30))
+    objective = Objective(model, data, loss=loss)
+    right = 100 * (model(data[0]).argmax(1) == data[1]).double().mean()
+    assert float(objective.loss_and_accuracy(objective.theta)[1]) == pytest.approx(float(right))
+    both = objective.combination_losses(torch.eye(1).double(), objective.theta[None], accuracy=True)[1]
+    assert both.tolist() == pytest.approx([float(right)])

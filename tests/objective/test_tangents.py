@@ -323,3 +323,34 @@ def test_passes_are_counted():
     assert objective.evaluations == 2
     objective.curvatures(theta, torch.stack([theta, theta]))
     assert objective.evaluations == 5
+
+
+class Frozen(nn.Module):
+    """A first layer that ``torch.no_grad`` hides from the gradient, though its parameters may move."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 60), nn.Linear(60, 3)
+
+    def forward(self, inputs):
+        with torch.no_grad():
+            hidden = self.first(inputs).relu()
+        return self.last(hidden)
+
+
+def test_derivatives_are_those_of_the_gradient_where_no_grad_hides_parameters():
+    data = normal(50, 4, dtype=torch.float32), torch.arange(50) % 3
+    objective = Objective(Frozen(), data)
+    gradient = objective.loss_and_gradient(objective.theta)[1].double()
+    for seed in range(30):
+        direction = normal(objective.n, seed=seed, dtype=torch.float32)
+        found = objective.directional_derivatives(objective.theta, direction).mean()
+        torch.testing.assert_close(found, gradient @ direction.double(), rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_made_in_inference_mode():
+    objective = Objective(nn.Linear(4, 3), (normal(20, 4, dtype=torch.float32), torch.arange(20) % 3))
+    with torch.inference_mode():
+        vectors = normal(2, objective.n, dtype=torch.float32)
+    found = objective.curvatures(objective.theta, vectors)
+    assert torch.equal(found, objective.curvatures(objective.theta, vectors.clone()))

@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lbgap.checks import whole
-from lbgap.measures.call import Call, Options, call
+from lbgap.measures.call import Call, Options, call, working
 from lbgap.objective import Objective
 from lbgap.objective.products.output import check_kind
 from lbgap.operators import LinearOperator
@@ -131,7 +130,7 @@ def estimate(measure: str, subject: Subject, data: Any, kind: str, options: Opti
         return
     _refuse(measure, data, kind, options)
     operator = subject if isinstance(subject, LinearOperator) else LinearOperator.of(subject)
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(operator.device.type, enabled=False):
+    with working(operator.device.type):
         yield Task(measure, operator, None, began, None)
 
 

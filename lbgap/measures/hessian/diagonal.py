@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
@@ -131,17 +132,25 @@ def _mean(products: Products, probes: Probes, asked: float | None) -> tuple[Tens
     """The mean of ``z * (H z)``, its standard errors, the draws, the relative error, and whether it is as was asked."""
     to = products.operator
     mean, spread = (torch.zeros(to.size, dtype=to.dtype, device=to.device) for _ in range(2))
+    unit = 1.0  # of the changes, whose squares would vanish where a matrix is tiny
     draws, relative, reached = 0, float("inf"), False
     for block in probes.signs_for(products):
         for draw in products(block).mul_(block):  # Welford's update, which loses nothing to cancellation
             draws += 1
+            unit = unit if draws > 1 else _unit(draw)
             change = draw - mean
             mean += change / draws
-            spread.addcmul_(change, draw - mean)
+            spread.addcmul_(change / unit, (draw - mean) / unit)
         if draws > 1:
-            errors = (spread / (draws * (draws - 1))).sqrt_()
+            errors = (spread / (draws * (draws - 1))).sqrt_().mul_(unit)
             relative = share(float(errors.double().norm()), float(mean.double().norm()))
         reached = asked is not None and draws >= FEWEST and relative <= asked
         if reached:
             break
     return mean, errors, draws, relative, reached
+
+
+def _unit(draw: Tensor) -> float:
+    """A power of two of the size of some numbers where their squares vanish, else one: no other bit changes."""
+    largest, tiny = float(draw.abs().max()), torch.finfo(draw.dtype).tiny
+    return 1.0 if largest == 0 or largest**2 > tiny / torch.finfo(draw.dtype).eps else 2.0 ** math.frexp(largest)[1]

@@ -152,7 +152,7 @@ class Products:
         inputs, targets = (part.double() if part.is_floating_point() else part for part in few)
         engine = Engine(flat, inputs, self._loss, self._backend)
         generator = torch.Generator().manual_seed(0)
-        vectors = torch.randn(TRIED_VECTORS, len(flat.theta), dtype=torch.float64, generator=generator)
+        vectors = torch.randn(TRIED_VECTORS, len(flat.theta), dtype=torch.float64, generator=generator, device="cpu")
         vectors = vectors.to(flat.theta.device)
         if not self._agree(flat, engine, Batch(inputs[:TRIED_SAMPLES], targets[:TRIED_SAMPLES]), vectors, kind):
             return False

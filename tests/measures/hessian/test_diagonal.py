@@ -34,3 +34,14 @@ def test_the_diagonal_stops_by_its_rule(quadratic):
     assert found.relative_error == pytest.approx(float(found.standard_errors.norm() / found.values.norm()))
     assert found.relative_error <= 0.05
     assert found.draws == sum(objective.calls) < 5000
+
+
+def test_a_tiny_matrix_has_errors():
+    """Its squares are no numbers of float32, yet neither exact nor converged."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(40, 40, generator=generator)
+    matrix = matrix + matrix.T
+    large, tiny = (lbgap.hessian_diagonal(matrix * scale, max_products=40) for scale in (1.0, 2.0**-100))
+    assert torch.equal(tiny.values * 2.0**100, large.values)
+    torch.testing.assert_close(tiny.standard_errors * 2.0**100, large.standard_errors, rtol=1e-5, atol=0)
+    assert tiny.status == large.status

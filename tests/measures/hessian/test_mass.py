@@ -56,3 +56,14 @@ def test_mass_reads_what_a_density_holds(quadratic):
 def test_one_parameter_has_no_rest(quadratic):
     with pytest.raises(ValueError, match="needs two or more parameters that may move, got 1"):
         lbgap.positive_mass(quadratic([2.0]))
+
+
+def test_copies_that_a_block_missed_are_not_claimed_to_be_found():
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(200, 200, dtype=torch.float64, generator=generator))[0]
+    values = torch.cat((torch.full((30,), 5.0), torch.linspace(0, 1, 170))).double()
+    matrix = (basis * values) @ basis.T
+    found = lbgap.positive_mass((matrix + matrix.T) / 2, threshold=3.0, top=40)
+    assert found.value == pytest.approx(30, abs=4 * found.standard_error)
+    assert found.standard_error > 0.1
+    assert found.status.startswith("beyond 40 eigenvalues found one by one it is an estimate: ")
