@@ -305,6 +305,6 @@ def _try(plan: Plan, flat: FlatModule, inputs: Tensor, spans: bool) -> None:
     expected = flat.module(inputs.clone())
     found = plan.measure(source, inputs)[0]
     close = float(torch.finfo(theta.dtype).eps) ** 0.5
-    size = close * float(expected.nan_to_num(0, 0, 0).abs().amax())  # outputs may all be small
+    size = close * float(expected.detach().nan_to_num(0, 0, 0).abs().amax())  # outputs may all be small
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=close, atol=size, equal_nan=True):
         raise UnknownError("layers whose outputs differ from the network's own")
