@@ -101,7 +101,7 @@ else:
             home = importlib.import_module(f"lbgap.{_HOME_OF.get(name, 'measures')}")
             return globals().setdefault(name, getattr(home, name))
         hint = ""
-        if not name.startswith("_"):
+        if name.isidentifier() and not name.startswith("_"):
             try:
                 return importlib.import_module(f"lbgap.{name}")
             except ModuleNotFoundError as error:

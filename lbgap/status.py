@@ -120,9 +120,9 @@ SENTENCES: dict[str, str] = {
     "*.one_by_one": "all of them are among the {count} eigenvalues found one by one; of the rest: {rest}",
     "*.beyond": "beyond {count} eigenvalues found one by one it is an estimate: {rest}",
     "*.not_converged": "the eigenvalues found one by one are not exact: {found}; of the rest: {rest}",
-    "above.edge": "above the edge; the eigenvalue {found}",
-    "at.edge": "at the edge; the eigenvalue {found}",
-    "below.edge": "below the edge; the eigenvalue {found}",
+    "above.edge": "above the edge; of the eigenvalue: {found}",
+    "at.edge": "at the edge; of the eigenvalue: {found}",
+    "below.edge": "below the edge; of the eigenvalue: {found}",
     # Landscapes.
     "complete": "the loss was evaluated at all {points:,} points: pass more points to see what is between them",
     "refined": "the loss was evaluated at {evaluated:,} of {points:,} points and interpolated at the others, off by at "

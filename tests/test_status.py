@@ -121,3 +121,11 @@ def test_a_status_survives_each_protocol(protocol):
     made = status("exact")
     again = pickle.loads(pickle.dumps(made, protocol))
     assert (again, again.name) == (made, made.name)
+
+
+@pytest.mark.parametrize("name", sorted({key.partition(".")[0] for key in SENTENCES} - {"*"}))
+def test_each_name_is_explained(name):
+    page = FOLDER.parent / "docs" / "measures.md"
+    if not page.exists():
+        pytest.skip("needs the source tree")
+    assert re.search(rf"^\| [^|]*`{name}`[^|]* \|", page.read_text(), re.MULTILINE)

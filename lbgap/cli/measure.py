@@ -187,7 +187,14 @@ def density(
     """Estimate the density of all eigenvalues of the Hessian, and draw it."""
 
 
-@measure("positive_mass", ("large", "value"), ERROR, ("sum of\nlarge", "sum"), ("negative\nshare", "negative_share"))
+@measure(
+    "positive_mass",
+    ("threshold", "threshold"),
+    ("large", "value"),
+    ERROR,
+    ("sum of\nlarge", "sum"),
+    shared="threshold",
+)
 def positive_mass(
     threshold: Threshold = None,
     top: Annotated[int, Option(help="Eigenvalues to find one by one.")] = 10,
@@ -197,7 +204,10 @@ def positive_mass(
     max_products: MaxProducts = 500,
     seed: Seed = 0,
 ) -> None:
-    """Count the large positive eigenvalues of the Hessian, and add them up."""
+    """Count the large positive eigenvalues of the Hessian, and add them up.
+
+    Several minimizers are compared at one --threshold.
+    """
 
 
 @measure("edge_of_stability", ("ratio", "value"), ("lambda_max", "lambda_max"), ("limit", "limit"))
@@ -218,7 +228,11 @@ def asymmetry(
     random: Annotated[int, Option(help="Random directions.")] = 3,
     distances: Annotated[
         list[float] | None,
-        Option("--distance", help="From the minimizer; may be given several times.", show_default="13, up to its norm"),
+        Option(
+            "--distance",
+            help="From the minimizer; may be given several times.",
+            show_default="13 up to its norm",
+        ),
     ] = None,
     seed: Seed = 0,
 ) -> None:

@@ -48,6 +48,7 @@ class Command:
         rows: Rows of the table for one result.
         split: Parts of a result, each with a name and a record of its own.
         draw: Figures of all results by minimizer.
+        shared: The option that several minimizers must have in common; None without.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Command:
     rows: Callable[[Any], list[Row]]
     split: Callable[[Any], list[tuple[dict[str, Any], Any]]]
     draw: Callable[[dict[str, Any]], Iterator[Figure]] | None
+    shared: str | None
 
     def own(self) -> list[inspect.Parameter]:
         """The options of its own."""
@@ -94,6 +96,7 @@ def measure(
     rows: Callable[[Any], list[Row]] | None = None,
     split: Callable[[Any], list[tuple[dict[str, Any], Any]]] = lambda found: [({}, found)],
     draw: Callable[[dict[str, Any]], Iterator[Figure]] | None = None,
+    shared: str | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Enter a function that declares the options of a measure in :data:`MEASURES`.
 
@@ -103,12 +106,13 @@ def measure(
         rows: All rows of a result, where these columns are not enough.
         split: As of :class:`Command`; by default a result is its only part.
         draw: As of :class:`Command`.
+        shared: As of :class:`Command`.
     """
 
     def enter(declared: Callable[..., None]) -> Callable[..., None]:
         name = declared.__name__.replace("_", "-")
         shown = rows or (lambda found: [_row(found, columns)])
-        MEASURES[name] = Command(name, function, declared, shown, split, draw)
+        MEASURES[name] = Command(name, function, declared, shown, split, draw, shared)
         return declared
 
     return enter
@@ -136,6 +140,8 @@ def _run(
     import lbgap
 
     minimizers = load_minimizers(runs, model, weights, data, data_dir, download)
+    if len(minimizers) > 1 and measure.shared is not None and own[measure.shared] is None:
+        raise ValueError(f"several minimizers are compared at one {measure.shared}: give --{measure.shared}")
     writable(out)
     options: dict[str, Any] = {
         "parameters": parameters,
@@ -177,7 +183,8 @@ def _report(measure: Command, found: list[tuple[str, str, float, Any]], out: Pat
         from lbgap import plotting
 
         for figure in measure.draw(by_name([(label, result) for label, _, _, result in found])):
-            paths += plotting.save(figure, stem if len(paths) == 1 else fresh(out, measure.name))
+            number = len(paths) // 2 + 1
+            paths += plotting.save(figure, stem if number == 1 else stem.with_name(f"{stem.name}-minimizer{number}"))
     table = new_table(*rows[0])
     for row in rows:
         table.add_row(*row.values())
@@ -243,6 +250,7 @@ def of_sides(found: Any) -> list[Row]:
     return [
         {
             "direction": escape(name),
+            "distance": number(found.distances[-1]),
             "ahead %": number(ahead[-1]),
             "behind %": number(behind[-1]),
             "index": f"{index:+.2f}",

@@ -131,7 +131,8 @@ def check_same_architecture(
     """
     for role, model in zip(names, (small, large), strict=True):
         if not isinstance(model, nn.Module):
-            raise TypeError(f"the {role} model must be a torch.nn.Module, got {type(model).__name__}")
+            hint = ": only the first may be an Objective, so pass its module" if isinstance(model, Objective) else ""
+            raise TypeError(f"the {role} model must be a torch.nn.Module, got {type(model).__name__}{hint}")
     _check_shapes("parameter", dict(small.named_parameters()), dict(large.named_parameters()))
     _check_what_stays(small, large, parameters)
     ours, theirs = (_buffers(model, bare) for model in (small, large))

@@ -43,7 +43,7 @@ def ended(values: list[float], relative_error: float | None, what: str = "") -> 
         what: Of what the standard error is, where that is not the result's value.
     """
     mean, error = mean_and_error(values)
-    draws, percent = len(values), 100 * error / abs(mean) if mean else math.inf
+    draws, percent = len(values), 100 * error / abs(mean) if mean else math.inf if error else 0.0
     if known(values, relative_error):
         return status("converged.draws", draws=draws, what=what, percent=percent, asked=100 * (relative_error or 0))
     key = "complete.draws" if relative_error is None else "limit.draws"

@@ -214,11 +214,18 @@ def test_a_measure_by_name(run, tmp_path, name):
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_the_defaults_on_two_runs(run, name):
-    code, out, err = run(name, "run", "other", *needed(name))
+    shared = [] if MEASURES[name].shared is None else [f"--{MEASURES[name].shared}", "0.01"]
+    code, out, err = run(name, "run", "other", *needed(name), *shared)
     assert (code, err) == (0, "")
     assert {line.split()[0] for line in out.splitlines() if line.startswith(("run ", "other "))} == {"run", "other"}
     assert all(len(line) <= 80 for line in out.splitlines() if "Written" not in line)
     assert "…" not in out
+
+
+def test_minimizers_are_compared_at_one_threshold(run):
+    code, out, err = run("positive-mass", "run", "other")
+    assert (code, out) == (1, "")
+    assert err == "lbgap: several minimizers are compared at one threshold: give --threshold\n"
 
 
 def test_a_network_of_ones_own(run, tmp_path):
@@ -249,7 +256,7 @@ def test_values_are_those_of_the_function(run, tmp_path):
     curve = records("sharpness-curve")
     assert [record["epsilon"] for record in curve] == [1e-3, 1e-2]
     assert curve[0]["value"] < curve[1]["value"]
-    for name in ("density", "sharpness-curve", "asymmetry", "asymmetry-2"):
+    for name in ("density", "sharpness-curve", "asymmetry", "asymmetry-minimizer2"):
         assert (tmp_path / f"{name}.png").stat().st_size > 0
         assert ElementTree.parse(tmp_path / f"{name}.svg").getroot().tag.endswith("svg")
 

@@ -132,3 +132,11 @@ def test_where_no_sigma_is_found():
 def test_it_needs_a_classifier(quadratic):
     with pytest.raises(ValueError, match="counts misclassified samples: it needs class indices as targets"):
         lbgap.pac_bayes_sigma(*quadratic[:2], loss="mse")
+
+
+def test_draws_that_are_all_zero_have_no_error():
+    model = nn.Linear(6, 3, bias=False)
+    data = torch.zeros(60, 6), torch.zeros(60, dtype=torch.long)
+    found = lbgap.average_sharpness(model, data, relative_error=0.1)
+    assert (found.value, found.standard_error) == (0, 0)
+    assert found.status == "8 draws: the standard error is 0 %, within the 10 % asked for"
