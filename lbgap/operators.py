@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lbgap.checks import whole
+from lbgap.checks import flag, whole
 from lbgap.system import device as hardware
 
 CPU = torch.device("cpu")
@@ -29,6 +29,7 @@ class LinearOperator:
         dtype: Of the vectors, and of their products: ``torch.float32`` or ``torch.float64``.
         device: Where they are, in any form that ``torch.device`` knows.
         name: Of the matrix, for results.
+        fresh: Whether what ``multiply`` returns is kept by nobody else; where it may be, each call copies it.
 
     Raises:
         ValueError: The size, the dtype or the device is none.
@@ -46,6 +47,7 @@ class LinearOperator:
     dtype: torch.dtype = torch.float32
     device: torch.device = CPU
     name: str = "operator"
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         if not callable(self.multiply):
@@ -54,6 +56,7 @@ class LinearOperator:
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {self.dtype!r}")
         if not isinstance(self.name, str):
             raise TypeError(f"name must be a string, got {self.name!r}")
+        flag("fresh", self.fresh)
         object.__setattr__(self, "size", whole("size", self.size, 1))
         object.__setattr__(self, "device", hardware.usable(self.device, CPU))
 
@@ -88,7 +91,7 @@ class LinearOperator:
             with hardware.full_float32(vectors.device.type):
                 return vectors @ matrix
 
-        return cls(multiply, len(matrix), matrix.dtype, matrix.device, name)
+        return cls(multiply, len(matrix), matrix.dtype, matrix.device, name, fresh=True)
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Multiply vectors.
@@ -120,7 +123,7 @@ class LinearOperator:
         if not products.sum().isfinite() and not (finite := products.isfinite().all(1)).all():
             bad = int((~finite).nonzero()[0])
             raise FloatingPointError(f"the product of {self.name!r} with vector {bad} is NaN or infinite")
-        return products.clone()  # which an estimator may overwrite, and the caller's function may have kept
+        return products if self.fresh else products.clone()  # which an estimator may overwrite
 
     def _check(self, rows: Tensor, who: str, count: int | None = None) -> None:
         """Refuse what are not this many vectors of this operator, or any number of them."""

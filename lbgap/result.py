@@ -72,10 +72,15 @@ class Result:
         forms = {"n": "{:,} parameters" if of_model else "{:,} rows", "samples": "{:,} samples"}
         forms |= {"test_samples": "{:,} test samples", "batch_norm": "batch-norm {}"}
         said = [form.format(s[name]) for name, form in forms.items() if name in s]
-        said += [f"{self.evaluations:.4g} evaluations"] * (of_model or "n" not in s)
+        said += self._work()
         precision = s.get("precision", s.get("dtype"))
         where = [f"{precision} on {s['device']}"] if precision and "device" in s else []
         return ", ".join((*said, f"{self.seconds:.2f} s", *where))
+
+    def _work(self) -> list[str]:
+        """How much work it was, in the unit that matters here; nothing of a matrix that needs no data."""
+        needs_data = "samples" in self.settings or "n" not in self.settings
+        return [f"{self.evaluations:.4g} evaluations"] if needs_data else []
 
     def _notes(self) -> list[str]:
         """What the objective has to say of the way in which it was evaluated."""

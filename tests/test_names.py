@@ -50,7 +50,8 @@ def test_packages_are_found_without_an_import_of_their_own():
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("fast_sharpnes", ": did you mean 'fast_sharpness'?"), ("zzz", ""), ("__wrapped__", "")]
+    ("name", "hint"),
+    [("fast_sharpnes", ": did you mean 'fast_sharpness'?"), ("zzz", ""), ("measures.nothing", ""), ("__wrapped__", "")],
 )
 def test_a_wrong_name_has_a_hint(name, hint):
     with pytest.raises(AttributeError) as error:

@@ -249,3 +249,18 @@ def test_a_matrix_that_changes_later_does_not_change_its_operator():
     operator = LinearOperator.of(matrix)
     matrix.zero_()
     assert torch.equal(operator(torch.ones(1, 3)), torch.ones(1, 3))
+
+
+def test_what_nobody_else_keeps_is_not_copied():
+    made = []
+
+    def multiply(rows):
+        made.append(2 * rows)
+        return made[-1]
+
+    for fresh in (True, False):
+        found = LinearOperator(multiply, 3, fresh=fresh)(torch.ones(2, 3))
+        assert torch.equal(found, torch.full((2, 3), 2.0))
+        assert (found.data_ptr() == made[-1].data_ptr()) is fresh
+    with pytest.raises(TypeError, match="fresh must be True or False"):
+        LinearOperator(multiply, 3, fresh=1)

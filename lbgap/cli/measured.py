@@ -182,8 +182,8 @@ def _report(measure: Command, found: list[tuple[str, str, float, Any]], out: Pat
     if measure.draw is not None:
         from lbgap import plotting
 
-        for figure in measure.draw(by_name([(label, result) for label, _, _, result in found])):
-            number = len(paths) // 2 + 1
+        figures = measure.draw(by_name([(label, result) for label, _, _, result in found]))
+        for number, figure in enumerate(figures, 1):
             paths += plotting.save(figure, stem if number == 1 else stem.with_name(f"{stem.name}-minimizer{number}"))
     table = new_table(*rows[0])
     for row in rows:

@@ -310,8 +310,7 @@ def _train(
                     torch.mul(gradient, weight, out=row)
                 optimizer.step()
                 total += loss * len(batch)
-                if report is not None:
-                    report(1)
+                report(1)
             losses.append(float(total) / objective.samples)
     return torch.cat([ends[:1], middle.detach(), ends[1:]]), losses
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -47,54 +48,58 @@ class Search(Options, total=False):
     progress: Report
 
 
+def check_names(measure: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse keywords that a measure does not hand on.
+
+    Raises:
+        TypeError: One is not known; the message lists those that are.
+    """
+    known = tuple(known)
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise TypeError(
+            f"{measure}() got an unexpected keyword argument {unknown[0]!r}: beside its own it takes "
+            + ", ".join(known)
+        )
+
+
 def separate(measure: str, search: Search) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keywords that belong to the objective, and the rest.
 
     Raises:
         TypeError: A keyword is neither, or ``progress`` is no way to report it.
     """
-    unknown = [name for name in search if name not in Search.__annotations__]
-    if unknown:
-        raise TypeError(
-            f"{measure}() got an unexpected keyword argument {unknown[0]!r}: beside its own it takes "
-            + ", ".join(Search.__annotations__)
-        )
+    check_names(measure, search, Search.__annotations__)
     check_progress(search.get("progress", False))
     own = {name: value for name, value in search.items() if name in Options.__annotations__}
     return own, {name: value for name, value in search.items() if name not in own}
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
-    """One call of a measure under way.
+class Work(ABC):
+    """A measure under way, whatever it is called on.
 
     Attributes:
         measure: Its name.
-        objective: What it is called on.
-        centre: The minimizer, ``(n,)``.
         began: When, in seconds of ``time.perf_counter``.
-        first: Samples that the objective had evaluated before.
     """
 
     measure: str
-    objective: Objective
-    centre: Tensor
     began: float
-    first: int
 
     @property
+    @abstractmethod
     def evaluations(self) -> float:
         """Passes over the data so far."""
-        return (self.objective.evaluated - self.first) / self.objective.samples
+
+    @abstractmethod
+    def settings(self, own: dict[str, Any]) -> dict[str, Any]:
+        """Everything that the result depends on; ``own`` are the keywords of the measure."""
 
     @property
     def seconds(self) -> float:
         """Wall-clock time so far."""
         return time.perf_counter() - self.began
-
-    def settings(self, own: dict[str, Any]) -> dict[str, Any]:
-        """Everything that the result depends on; ``own`` are the keywords of the measure."""
-        return {"measure": self.measure, **own, **self.objective.settings(), "versions": versions()}
 
     def result(
         self,
@@ -128,6 +133,30 @@ class Call:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Call(Work):
+    """One call of a measure of an objective.
+
+    Attributes:
+        objective: What it is called on.
+        centre: The minimizer, ``(n,)``.
+        first: Samples that the objective had evaluated before.
+    """
+
+    objective: Objective
+    centre: Tensor
+    first: int
+
+    @property
+    def evaluations(self) -> float:
+        """Passes over the data so far."""
+        return (self.objective.evaluated - self.first) / self.objective.samples
+
+    def settings(self, own: dict[str, Any]) -> dict[str, Any]:
+        """Everything that the result depends on; ``own`` are the keywords of the measure."""
+        return {"measure": self.measure, **own, **self.objective.settings(), "versions": versions()}
+
+
 @contextmanager
 def call(measure: str, model: nn.Module | Objective, data: Any, options: Options) -> Iterator[Call]:
     """Build the objective, or take the one passed, and run the measure without recording gradients.
@@ -145,16 +174,11 @@ def call(measure: str, model: nn.Module | Objective, data: Any, options: Options
         ValueError: An objective came together with data or options that belong to it.
         TypeError: A module came without data, or an option is one that no measure has.
     """
-    unknown = [name for name in options if name not in Options.__annotations__]
-    if unknown:
-        raise TypeError(
-            f"{measure}() got an unexpected keyword argument {unknown[0]!r}: beside its own it takes "
-            + ", ".join(Options.__annotations__)
-        )
+    check_names(measure, options, Options.__annotations__)
     began = time.perf_counter()
     objective = as_objective(model, data, {**options})
     with working(objective.device.type):
-        yield Call(measure, objective, objective.theta, began, objective.evaluated)
+        yield Call(measure, began, objective, objective.theta, objective.evaluated)
 
 
 @contextmanager

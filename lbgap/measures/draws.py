@@ -26,6 +26,11 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return float(drawn.mean()), float(drawn.std()) / math.sqrt(len(values))
 
 
+def share(error: float, value: float) -> float:
+    """An error relative to a value; zero of zero."""
+    return error / abs(value) if value else math.inf if error else 0.0
+
+
 def known(values: list[float], relative_error: float | None) -> bool:
     """Whether the mean of draws is known as well as was asked; None asks for all draws."""
     if relative_error is None or len(values) < FEWEST:
@@ -43,7 +48,7 @@ def ended(values: list[float], relative_error: float | None, what: str = "") -> 
         what: Of what the standard error is, where that is not the result's value.
     """
     mean, error = mean_and_error(values)
-    draws, percent = len(values), 100 * error / abs(mean) if mean else math.inf if error else 0.0
+    draws, percent = len(values), 100 * share(error, mean)
     if known(values, relative_error):
         return status("converged.draws", draws=draws, what=what, percent=percent, asked=100 * (relative_error or 0))
     key = "complete.draws" if relative_error is None else "limit.draws"

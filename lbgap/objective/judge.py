@@ -8,7 +8,6 @@ import warnings
 import torch
 from torch import Tensor
 
-from lbgap.losses import Loss
 from lbgap.objective.passes import BATCH_NORM_BATCH, PROBE_SAMPLES, Evaluator
 from lbgap.samples import Batch
 from lbgap.system import device as hardware
@@ -65,7 +64,7 @@ def _probe(evaluator: Evaluator) -> tuple[Tensor, int]:
         if len(output) != few.size:
             raise ValueError(f"the model must return one output per sample, got {len(output)} for {few.size}")
         with torch.enable_grad():
-            _check_gradient(evaluator, loss, output, few.targets)
+            _check_gradient(evaluator, output, few.targets)
             loss.check_mean(once, again, evaluator.few().targets)
     evaluator.flat.check_views()
     _check_repeats(once, again)
@@ -74,9 +73,9 @@ def _probe(evaluator: Evaluator) -> tuple[Tensor, int]:
     return output.detach(), max(1, saved.total() // few.size)
 
 
-def _check_gradient(evaluator: Evaluator, loss: Loss, output: Tensor, targets: Tensor) -> None:
+def _check_gradient(evaluator: Evaluator, output: Tensor, targets: Tensor) -> None:
     """Refuse a loss without a gradient in the parameters that may move."""
-    total = loss.sums(output, targets).total
+    total = evaluator.loss.sums(output, targets).total
     try:
         found = total.requires_grad and any(
             part is not None for part in torch.autograd.grad(total, evaluator.flat.moving, allow_unused=True)

@@ -321,9 +321,10 @@ class Objective(Parts, Directional):
         Raises:
             ValueError: ``theta`` has the wrong shape, dtype or device, or there is one sample only.
         """
-        if self.by_batch or self.samples == 1:
-            who = "batch_norm='batch' keeps" if self.by_batch else "one sample has"
-            raise ValueError(f"{who} no statistics: pass batch_norm='eval' and more data")
+        if self.by_batch:
+            raise ValueError("batch_norm='batch' keeps no statistics: pass batch_norm='eval'")
+        if self.samples == 1:
+            raise ValueError("one sample has no statistics: pass more data")
         self._begin(theta)
         return self._evaluator.statistics()
 
@@ -393,7 +394,7 @@ class Objective(Parts, Directional):
         check_kind(kind)
         theta = self.theta
         multiply = torch.no_grad()(lambda vectors: self.hvp(theta, vectors, kind=kind))
-        return LinearOperator(multiply, self.n, self.dtype, self.device, kind)
+        return LinearOperator(multiply, self.n, self.dtype, self.device, kind, fresh=True)
 
     # How it is done.
 

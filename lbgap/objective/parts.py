@@ -105,7 +105,7 @@ class Parts(Held):
             TypeError: A number is not whole.
         """
         self._check_full()
-        drawn = RandomManifold(
+        random = RandomManifold(
             self._evaluator.flat,
             self.coordinates.centre,
             subspace,
@@ -114,7 +114,7 @@ class Parts(Held):
             distribution=distribution,
             backend=self.backend,
         )
-        return self._beside(coordinates=drawn)
+        return self._beside(coordinates=random)
 
     def _check_full(self) -> None:
         if not self.coordinates.complete:
@@ -143,7 +143,7 @@ def drawn(samples: int, seed: int, total: int, classes: Tensor | None) -> Tensor
     """Samples drawn at random, as many of each class as it has of all.
 
     Args:
-        samples: How many, at most all.
+        samples: How many, from one to all.
         seed: Of the draw.
         total: How many there are.
         classes: Of all samples, ``(total,)``; None where there are none.
@@ -152,10 +152,9 @@ def drawn(samples: int, seed: int, total: int, classes: Tensor | None) -> Tensor
         Their indices, ascending, ``(samples,)`` int64 on the CPU.
 
     Raises:
-        ValueError: ``samples`` is less than one or more than all, or the seed is negative.
-        TypeError: One of them is not a whole number.
+        ValueError: The seed is negative.
+        TypeError: It is not a whole number.
     """
-    samples = whole("samples", samples, 1, total + 1)
     generator = torch.Generator().manual_seed(whole("seed", seed, 0))
     order = torch.randperm(total, generator=generator, device="cpu")
     if classes is not None:

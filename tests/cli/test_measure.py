@@ -244,7 +244,7 @@ def test_values_are_those_of_the_function(run, tmp_path):
     run("density", "run", "--precision", "float64")
     run("layers", "run")
     run("sharpness-curve", "run", "--epsilon", "1e-3", "--epsilon", "1e-2")
-    run("asymmetry", "run", "other", "--top", "1", "--random", "1")
+    out = run("asymmetry", "run", "other", "--top", "1", "--random", "1")[1]
 
     def records(name):
         return json.loads((tmp_path / f"{name}.json").read_text())
@@ -256,6 +256,9 @@ def test_values_are_those_of_the_function(run, tmp_path):
     curve = records("sharpness-curve")
     assert [record["epsilon"] for record in curve] == [1e-3, 1e-2]
     assert curve[0]["value"] < curve[1]["value"]
+    furthest = [f"{record['distances'][-1]:.4g}" for record in records("asymmetry") for _ in record["names"]]
+    rows = [line.split() for line in out.splitlines() if line.startswith(("run ", "other "))]
+    assert [size for size, row in zip(furthest, rows, strict=True) if size in row] == furthest
     for name in ("density", "sharpness-curve", "asymmetry", "asymmetry-minimizer2"):
         assert (tmp_path / f"{name}.png").stat().st_size > 0
         assert ElementTree.parse(tmp_path / f"{name}.svg").getroot().tag.endswith("svg")

@@ -188,7 +188,10 @@ class TestLoss:
 class TestPlaces:
     def test_the_large_batch_minimizer_is_a_module(self):
         data = make_data()
-        with pytest.raises(TypeError, match=r"the large-batch model must be a torch\.nn\.Module, got Objective"):
+        with pytest.raises(
+            TypeError,
+            match=r"large-batch model must be a torch\.nn\.Module, got Objective: only the first .* pass its module",
+        ):
             lbgap.line(Objective(make_model(1), data), Objective(make_model(2), data))
 
     @pytest.mark.parametrize(("directions", "place", "shown"), [(None, 2, "model 3 of 3"), ("pca", 0, "model 1 of 3")])

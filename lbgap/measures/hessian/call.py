@@ -12,43 +12,34 @@ from typing import Any
 from torch import Tensor, nn
 
 from lbgap.checks import whole
-from lbgap.measures.call import Call, Options, call, working
+from lbgap.measures.call import Call, Options, Work, call, check_names, working
 from lbgap.objective import Objective
 from lbgap.objective.products.output import check_kind
 from lbgap.operators import LinearOperator
-from lbgap.result import Measure, Result, versions
+from lbgap.result import Result, versions
 from lbgap.status import Status, status
 
 Subject = nn.Module | Objective | LinearOperator | Tensor  # what has a matrix, or is one; a module comes with its data
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
-    """One call of an estimator under way.
+class Task(Work):
+    """One call of an estimator.
 
     Attributes:
-        measure: Its name.
         operator: The matrix.
         kind: ``"hessian"``, ``"ggn"`` or ``"fisher"`` where the matrix is one of an objective; else None.
-        began: When, in seconds of ``time.perf_counter``.
         model: The call as one on an objective; None where the matrix came by itself.
     """
 
-    measure: str
     operator: LinearOperator
     kind: str | None
-    began: float
     model: Call | None
 
     @property
     def evaluations(self) -> float:
         """Passes over the data so far."""
         return 0.0 if self.model is None else self.model.evaluations
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock time so far."""
-        return time.perf_counter() - self.began
 
     @property
     def matrix(self) -> Objective | LinearOperator:
@@ -79,28 +70,6 @@ class Task:
             "versions": versions(),
         }
 
-    def result(
-        self,
-        value: float,
-        *,
-        standard_error: float,
-        base_loss: float,
-        status: Status,
-        own: dict[str, Any],
-        details: dict[str, Any],
-    ) -> Measure:
-        """The result of an estimator of one number, with what the call knows about itself."""
-        return Measure(
-            value=value,
-            standard_error=standard_error,
-            base_loss=base_loss,
-            evaluations=self.evaluations,
-            status=status,
-            details=details,
-            settings=self.settings(own),
-            seconds=self.seconds,
-        )
-
 
 @contextmanager
 def estimate(measure: str, subject: Subject, data: Any, kind: str, options: Options) -> Iterator[Task]:
@@ -126,12 +95,12 @@ def estimate(measure: str, subject: Subject, data: Any, kind: str, options: Opti
                 f"{type(subject).__name__}"
             )
         with call(measure, subject, data, options) as model:
-            yield Task(measure, model.objective.operator(kind), kind, began, model)
+            yield Task(measure, began, model.objective.operator(kind), kind, model)
         return
     _refuse(measure, data, kind, options)
     operator = subject if isinstance(subject, LinearOperator) else LinearOperator.of(subject)
     with working(operator.device.type):
-        yield Task(measure, operator, None, began, None)
+        yield Task(measure, began, operator, None, None)
 
 
 def _refuse(measure: str, data: Any, kind: str, options: Options) -> None:
@@ -141,9 +110,7 @@ def _refuse(measure: str, data: Any, kind: str, options: Options) -> None:
         ValueError: There is something.
         TypeError: No measure has such an option.
     """
-    unknown = [name for name in options if name not in Options.__annotations__]
-    if unknown:
-        raise TypeError(f"{measure}() got an unexpected keyword argument {unknown[0]!r}")
+    check_names(measure, options, Options.__annotations__)
     given = ["data"] if data is not None else []
     given += [name for name, value in options.items() if value is not None]
     given += ["kind"] if kind != "hessian" else []
@@ -183,11 +150,5 @@ class Spectral(Result):
         """What the matrix is called: ``"hessian"``, ``"ggn"``, ``"fisher"``, or the name of its operator."""
         return str(self.settings["kind"] if "samples" in self.settings else self.settings["name"])
 
-    def _cost(self) -> str:
-        s, work = self.settings, f"{self.products} products, {self.seconds:.2f} s"
-        if "samples" not in s:
-            return f"{s['n']:,} rows, {work}, {s['dtype']} on {s['device']}"
-        return (
-            f"{s['n']:,} parameters, {s['samples']:,} samples, batch-norm {s['batch_norm']}, {work}, {s['precision']} "
-            f"on {s['device']}"
-        )
+    def _work(self) -> list[str]:
+        return [f"{self.products} products"]

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lbgap.checks import positive, whole
 from lbgap.measures.call import Options
+from lbgap.measures.draws import share
 from lbgap.measures.hessian.call import Spectral, Subject, Task, check_limits, estimate
 from lbgap.measures.hessian.eigenvalues import Eigenvalues
 from lbgap.measures.hessian.lanczos import tridiagonals
-from lbgap.measures.hessian.means import share
 from lbgap.measures.hessian.probes import AT_ONCE, LARGEST, Probes
 from lbgap.measures.hessian.products import Products
 from lbgap.measures.hessian.quadrature import FALL, extent, nodes_and_weights, smooth, sums

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lbgap.checks import positive
 from lbgap.measures.call import Options
+from lbgap.measures.draws import FEWEST, share
 from lbgap.measures.hessian.call import Spectral, Subject, check_limits, ended, estimate
-from lbgap.measures.hessian.means import FEWEST, share
 from lbgap.measures.hessian.probes import Probes
 from lbgap.measures.hessian.products import Products
 from lbgap.system.progress import Report, check_progress, products_bar

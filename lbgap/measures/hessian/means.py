@@ -6,7 +6,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
-FEWEST = 8  # draws before a standard error is believed
+from lbgap.measures.draws import FEWEST, share
 
 
 @dataclass
@@ -47,8 +47,3 @@ class Mean:
     def reached(self) -> bool:
         """Whether the standard error is believed, and as small as was asked."""
         return self.relative_error is not None and len(self.draws) >= FEWEST and self.relative <= self.relative_error
-
-
-def share(error: float, value: float) -> float:
-    """An error relative to a value; zero of zero."""
-    return error / abs(value) if value else math.inf if error else 0.0
