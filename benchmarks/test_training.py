@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 import lbgap
 from lbgap import datasets
-from lbgap.losses import resolve_loss
 from lbgap.networks import f1, mlp
+from lbgap.problem.loss import resolve_loss
 from lbgap.samples import Split
 from lbgap.training.batches import ORDER, derive_seed
 from lbgap.training.checkpoint import State

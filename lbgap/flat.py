@@ -165,6 +165,11 @@ class FlatModule:
         """Whether the statistics of batches or of training enter the output."""
         return any(isinstance(module, _BatchNorm) for module in self.module.modules())
 
+    @property
+    def takes_statistics(self) -> bool:
+        """Whether batch-norm takes the statistics of each evaluation batch."""
+        return any(isinstance(module, _BatchNorm) and module.running_mean is None for module in self.module.modules())
+
     def statistics(self, batches: Iterable[Tensor]) -> dict[str, Tensor]:
         """Estimate the statistics of all batch-norms at theta: the mean of those of the batches.
 

@@ -346,22 +346,18 @@ def _copied(module: nn.Module, inputs: Tensor) -> nn.Module:
         return copy.deepcopy(module, dict(shared))
 
 
-def displaced(parts: Sequence[Tensor]) -> Tensor:
-    """A point some way off, where a branch that counts for nothing at this one counts.
+def displace(parts: Sequence[Tensor]) -> None:
+    """Move parameters some way off, where a branch that counts for nothing where they are counts.
 
     Args:
-        parts: The parameters.
-
-    Returns:
-        ``(n,)``.
+        parts: The parameters, each written in place.
     """
-    moved: list[Tensor] = []
     period = torch.rand(PERIOD, generator=torch.Generator().manual_seed(0), device="cpu") * 0.2 - 0.1
-    for part in parts:
-        size = part.square().mean().sqrt()
-        noise = period.roll(len(moved)).to(part).repeat(-(-part.numel() // PERIOD))[: part.numel()]
-        moved.append(torch.addcmul(part.flatten(), noise, torch.where(size > 0, size, 1)))
-    return torch.cat(moved).detach()
+    with torch.no_grad():
+        for number, part in enumerate(parts):
+            size = part.square().mean().sqrt()
+            noise = period.roll(number).to(part).repeat(-(-part.numel() // PERIOD))[: part.numel()]
+            part.addcmul_(noise.view_as(part), torch.where(size > 0, size, 1))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

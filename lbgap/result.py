@@ -13,7 +13,7 @@ from lbgap.status import Status
 
 _OF_THE_OBJECTIVE = {
     *("measure", "versions", "loss", "parameters", "n", "samples", "batch_norm", "batch_size", "precision"),
-    *("directions", "device", "threads", "backend", "data", "graph", "notes"),
+    *("directions", "device", "threads", "backend", "data", "graph", "notes", "coupled", "judged", "weight"),
 }
 
 

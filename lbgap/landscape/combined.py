@@ -98,7 +98,7 @@ class Combined:
             ValueError: A model keeps more than its parameters and floating-point buffers.
         """
         few = self.objectives[0].few()
-        options = {**self._given.options, "batch_size": None, "device": self.ends.device}
+        options = {**self._given.options, "batch_size": few.size, "device": self.ends.device}
         if options.get("precision") == "mixed":
             options["precision"] = "float32"
         own = [Objective(model, few, batch_norm=self._given.within, **options) for _, _, model in models]

@@ -17,8 +17,8 @@ from lbgap.landscape.ends import Ends
 from lbgap.landscape.given import MODES, Given, take
 from lbgap.landscape.line import Line, as_line
 from lbgap.landscape.shape import shape_of
-from lbgap.losses import LossFunction
 from lbgap.objective import Objective
+from lbgap.problem.loss import LossFunction
 from lbgap.result import Result, versions
 from lbgap.status import Status, status
 from lbgap.system.progress import Report, check_progress, products_bar
@@ -105,6 +105,8 @@ def connect(
     batch_size: int | None = None,
     device: str | torch.device | None = None,
     backend: str | None = None,
+    coupled: bool | None = None,
+    judge: bool | None = None,
 ) -> Connection:
     """Train a path of low loss between two minimizers, and compare its barrier with that of the straight line.
 
@@ -139,6 +141,10 @@ def connect(
         batch_size: Samples in a micro-batch of the evaluation; with ``batch_norm="batch"`` part of the result.
         device: Where to compute; the small model's device by default.
         backend: ``"auto"`` (the default), ``"native"`` or ``"torch"``.
+        coupled: True where the samples of a batch see each other, in model or loss: the value is then the mean
+            over the loader's batches, or over those of ``batch_size``, whose size is part of the result.
+        judge: False leaves out the questions asked of model, loss and data before a number is believed
+            (docs/limits.md), which the result then says.
 
     Returns:
         The path.
@@ -158,7 +164,7 @@ def connect(
     positive("learning_rate", learning_rate, "1e-2")
     check_progress(progress)
     options: dict[str, Any] = {"loss": loss, "parameters": parameters, "precision": precision}
-    options |= {"batch_size": batch_size, "device": device, "backend": backend}
+    options |= {"batch_size": batch_size, "device": device, "backend": backend, "coupled": coupled, "judge": judge}
     given = _given(small, data, batch_norm, options)
     ends = Ends(given, large, data, test_data)
     _check_statistics(given, ends)

@@ -10,8 +10,8 @@ from torch import nn
 
 from lbgap.flat import Selection
 from lbgap.landscape.line import Line, evaluate_path
-from lbgap.losses import LossFunction
 from lbgap.objective import Objective
+from lbgap.problem.loss import LossFunction
 from lbgap.system.progress import Report
 
 TURNS = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))
@@ -35,6 +35,8 @@ def curve(
     batch_size: int | None = None,
     device: str | torch.device | None = None,
     backend: str | None = None,
+    coupled: bool | None = None,
+    judge: bool | None = None,
 ) -> Line:
     """Evaluate ``f(sin(alpha pi / 2) x_l + cos(alpha pi / 2) x_s)`` on training and test data.
 
@@ -67,6 +69,10 @@ def curve(
         batch_size: Samples in a micro-batch; with ``batch_norm="batch"`` part of the result, 5,000 by default.
         device: Where to compute; the small model's device by default.
         backend: ``"auto"`` (the default), ``"native"`` or ``"torch"``.
+        coupled: True where the samples of a batch see each other, in model or loss: the value is then the mean
+            over the loader's batches, or over those of ``batch_size``, whose size is part of the result.
+        judge: False leaves out the questions asked of model, loss and data before a number is believed
+            (docs/limits.md), which the result then says.
 
     Returns:
         The curve, as :func:`lbgap.line` returns a line.
@@ -78,7 +84,7 @@ def curve(
         TypeError: An argument is of the wrong kind.
     """
     options: dict[str, Any] = {"loss": loss, "parameters": parameters, "precision": precision}
-    options |= {"batch_size": batch_size, "device": device, "backend": backend}
+    options |= {"batch_size": batch_size, "device": device, "backend": backend, "coupled": coupled, "judge": judge}
     return evaluate_path(
         "curve", turn, small, large, data, test_data, (points, low, high, rise), batch_norm, options, progress
     )

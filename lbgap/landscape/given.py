@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,8 @@ class Given:
         if first is None:
             first = as_objective(self.module, data, options)
         elif first.batch_size == first.samples:
-            options["batch_size"] = None  # all samples at once: so are those of the test data, where they can be
+            # All samples at once: so are those of the test data, where they can be.
+            options["batch_size"] = sys.maxsize if first.coupled else None
         return [first] if test_data is None else [first, Objective(self.module, test_data, **options)]
 
 

@@ -18,8 +18,8 @@ from lbgap.landscape.combined import Pairs
 from lbgap.landscape.ends import Ends
 from lbgap.landscape.given import take
 from lbgap.landscape.shape import Shape, shape_of, status_of
-from lbgap.losses import LossFunction
 from lbgap.objective import Objective
+from lbgap.problem.loss import LossFunction
 from lbgap.result import Result, versions
 from lbgap.system.progress import Report, check_progress
 
@@ -89,6 +89,8 @@ def line(
     batch_size: int | None = None,
     device: str | torch.device | None = None,
     backend: str | None = None,
+    coupled: bool | None = None,
+    judge: bool | None = None,
 ) -> Line:
     """Evaluate ``f(alpha x_l + (1 - alpha) x_s)`` on training and test data.
 
@@ -120,6 +122,10 @@ def line(
         batch_size: Samples in a micro-batch; with ``batch_norm="batch"`` part of the result, 5,000 by default.
         device: Where to compute; the small model's device by default.
         backend: ``"auto"`` (the default), ``"native"`` or ``"torch"``.
+        coupled: True where the samples of a batch see each other, in model or loss: the value is then the mean
+            over the loader's batches, or over those of ``batch_size``, whose size is part of the result.
+        judge: False leaves out the questions asked of model, loss and data before a number is believed
+            (docs/limits.md), which the result then says.
 
     Returns:
         The line.
@@ -138,7 +144,7 @@ def line(
         (0.5, True, 'complete')
     """
     options: dict[str, Any] = {"loss": loss, "parameters": parameters, "precision": precision}
-    options |= {"batch_size": batch_size, "device": device, "backend": backend}
+    options |= {"batch_size": batch_size, "device": device, "backend": backend, "coupled": coupled, "judge": judge}
     return evaluate_path(
         "line",
         lambda alpha: (1 - alpha, alpha),

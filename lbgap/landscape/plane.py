@@ -21,8 +21,8 @@ from lbgap.landscape.frame import Frame, Range
 from lbgap.landscape.given import Given, take
 from lbgap.landscape.grid import Grid, Rows, check_grid
 from lbgap.landscape.record import NO_BATCH_NORM, opened
-from lbgap.losses import LossFunction
 from lbgap.objective import Objective
+from lbgap.problem.loss import LossFunction
 from lbgap.result import Result, versions
 from lbgap.status import Status, status
 from lbgap.system import files
@@ -109,6 +109,8 @@ def plane(
     batch_size: int | None = None,
     device: str | torch.device | None = None,
     backend: str | None = None,
+    coupled: bool | None = None,
+    judge: bool | None = None,
 ) -> Plane:
     """Evaluate loss and accuracy on a plane of the parameter space, on training and test data.
 
@@ -158,6 +160,10 @@ def plane(
         batch_size: Samples in a micro-batch; with ``batch_norm="batch"`` part of the result, 5,000 by default.
         device: Where to compute; the device of the first model, or of the last iterate, by default.
         backend: ``"auto"`` (the default), ``"native"`` or ``"torch"``.
+        coupled: True where the samples of a batch see each other, in model or loss: the value is then the mean
+            over the loader's batches, or over those of ``batch_size``, whose size is part of the result.
+        judge: False leaves out the questions asked of model, loss and data before a number is believed
+            (docs/limits.md), which the result then says.
 
     Returns:
         The plane.
@@ -188,7 +194,7 @@ def plane(
         raise ValueError("resume=True needs the folder of the plane that goes on: pass it as `out`")
     check_progress(progress)
     options: dict[str, Any] = {"loss": loss, "parameters": parameters, "precision": precision}
-    options |= {"batch_size": batch_size, "device": device, "backend": backend}
+    options |= {"batch_size": batch_size, "device": device, "backend": backend, "coupled": coupled, "judge": judge}
     given, modules = _taken(several, kind, data, batch_norm, options)
     check_models(modules, kind, given)
     combined = Combined(given, data, test_data)

@@ -116,7 +116,7 @@ def scout_samples(objective: Objective, method: str, restarts: int, scout: int |
     """
     if scout is not None and scout > objective.samples:
         raise ValueError(f"scout must be between 0 and {objective.samples} samples, got {scout}")
-    if method != "vertex" or not restarts or objective.by_batch:
+    if method != "vertex" or not restarts or objective.coupled:
         return 0
     chosen = max(SMALLEST_SCOUT, objective.samples // SCOUT_SHARE)
     return scout if scout is not None else chosen if chosen * LARGEST_SCOUT_SHARE <= objective.samples else 0

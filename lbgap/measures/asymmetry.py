@@ -93,8 +93,8 @@ def asymmetry(
         seed: Of random directions and of the start of the eigenvectors.
         progress: True for bars on standard error, or a function that is called with each
             :class:`~lbgap.system.progress.Progress`.
-        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
-            in :func:`lbgap.fast_sharpness`.
+        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device``, ``backend``,
+            ``coupled`` and ``judge``, as in :func:`lbgap.fast_sharpness`.
 
     Returns:
         The losses, the sharpness of each side and the indices.

@@ -48,8 +48,8 @@ def batch_sharpness(
         seed: Of the batches.
         progress: True for a bar on standard error, or a function that is called with each
             :class:`~lbgap.system.progress.Progress`.
-        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
-            in :func:`lbgap.fast_sharpness`.
+        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device``, ``backend``,
+            ``coupled`` and ``judge``, as in :func:`lbgap.fast_sharpness`.
 
     Returns:
         The mean and its standard error. In ``details``: ``ratio_of_means``, ``E g_B' H_B g_B / E |g_B|^2``, which
@@ -138,8 +138,8 @@ def noise_scale(
         seed: Of the batches.
         progress: True for a bar on standard error, or a function that is called with each
             :class:`~lbgap.system.progress.Progress`.
-        options: ``loss``, ``parameters``, ``batch_norm`` (not ``"batch"``), ``precision``, ``batch_size``, ``device``
-            and ``backend``, as in :func:`lbgap.fast_sharpness`.
+        options: ``loss``, ``parameters``, ``batch_norm`` (not ``"batch"``), ``precision``, ``batch_size``, ``device``,
+            ``backend``, ``coupled`` and ``judge``, as in :func:`lbgap.fast_sharpness`.
 
     Returns:
         The scale in samples, and its standard error to first order; NaN where ``|G|^2`` is not above zero. In
@@ -165,7 +165,7 @@ def noise_scale(
         products_bar("noise scale", draws, progress, "batches") as report,
     ):
         objective, total = task.objective, task.objective.samples
-        if objective.by_batch:
+        if objective.coupled:
             raise ValueError(
                 "noise_scale needs samples whose gradients do not depend on each other: use batch_norm='eval'"
             )

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.flat import Selection
-from lbgap.losses import LossFunction
 from lbgap.objective import Objective
+from lbgap.problem.loss import LossFunction
 from lbgap.result import Measure, versions
 from lbgap.status import Status
 from lbgap.system.device import full_float32
@@ -32,6 +32,8 @@ class Options(TypedDict, total=False):
     batch_size: int | None
     device: str | torch.device | None
     backend: str | None
+    coupled: bool | None
+    judge: bool | None
 
 
 class Search(Options, total=False):

@@ -40,9 +40,9 @@ def fisher_rao_norm(
             ``cross_entropy`` with class indices.
         progress: True for a bar on standard error, or a function that is called with each
             :class:`~lbgap.system.progress.Progress`.
-        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
-            in :func:`lbgap.fast_sharpness`. Parameters that may not move count as constants. A callable loss must be a
-            mean of one term a sample.
+        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device``, ``backend``,
+            ``coupled`` and ``judge``, as in :func:`lbgap.fast_sharpness`. Parameters that may not
+            move count as constants. A callable loss must be a mean of one term a sample.
 
     Returns:
         The squared norm; in ``details`` the ``norm`` itself, and for ``labels="data"`` ``radial_slope``, the mean of

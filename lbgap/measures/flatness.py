@@ -53,8 +53,8 @@ def relative_flatness(
         seed: Of these.
         progress: True for a bar on standard error, or a function that is called with each
             :class:`~lbgap.system.progress.Progress`.
-        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
-            in :func:`lbgap.fast_sharpness`.
+        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device``, ``backend``,
+            ``coupled`` and ``judge``, as in :func:`lbgap.fast_sharpness`.
 
     Returns:
         kappa and, where it is estimated, its standard error over draws.

@@ -54,8 +54,8 @@ def pac_bayes_sigma(
         seed: Of the noise.
         progress: True for a bar on standard error, or a function that is called with each
             :class:`~lbgap.system.progress.Progress`.
-        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device`` and ``backend``, as
-            in :func:`lbgap.fast_sharpness`.
+        options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device``, ``backend``,
+            ``coupled`` and ``judge``, as in :func:`lbgap.fast_sharpness`.
 
     Returns:
         sigma, with its standard error to first order: that of the mean error at sigma, divided by the slope of the

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.flat import Selection
-from lbgap.losses import LossFunction
 from lbgap.maximize.climb import Maximum, of_part
 from lbgap.maximize.region import Box, box
 from lbgap.maximize.search import check, check_scaling, maximise, scout_samples
 from lbgap.measures.call import Call, Options, call
 from lbgap.objective import Objective
 from lbgap.objective.coordinates import RandomManifold, check_manifold
+from lbgap.problem.loss import LossFunction
 from lbgap.result import Result
 from lbgap.status import status
 from lbgap.system.progress import Report, check_progress, evaluations_bar
@@ -111,6 +111,8 @@ def fast_sharpness(
     batch_size: int | None = None,
     device: str | torch.device | None = None,
     backend: str | None = None,
+    coupled: bool | None = None,
+    judge: bool | None = None,
 ) -> Sharpness:
     """Measure the sharpness of a minimizer, in the full parameter space or on random manifolds.
 
@@ -154,6 +156,10 @@ def fast_sharpness(
         batch_size: Samples in a micro-batch; chosen by itself.
         device: Where to compute; the model's device by default.
         backend: ``"auto"`` (default), ``"native"`` or ``"torch"``.
+        coupled: True where the samples of a batch see each other, in model or loss: the value is then the mean
+            over the loader's batches, or over those of ``batch_size``, whose size is part of the result.
+        judge: False leaves out the questions asked of model, loss and data before a number is believed
+            (docs/limits.md), which the result then says.
 
     Returns:
         The sharpness with everything it depends on.
@@ -179,6 +185,8 @@ def fast_sharpness(
         "batch_size": batch_size,
         "device": device,
         "backend": backend,
+        "coupled": coupled,
+        "judge": judge,
     }
     search: dict[str, Any] = {
         **check(method, iterations, restarts, scout, seed),

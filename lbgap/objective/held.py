@@ -28,6 +28,7 @@ class Held:
         batch_norm: ``"eval"`` or ``"batch"``.
         precision: As it was asked for.
         backend: ``"native"`` or ``"torch"``: who runs the ops of a measure.
+        judged: What was asked before any number was believed, and the answers; or that nothing was.
         evaluated: Samples evaluated so far, those of parts included.
     """
 
@@ -37,6 +38,7 @@ class Held:
     batch_norm: str
     precision: str
     backend: str
+    judged: dict[str, str] | str
     evaluated: int
     _evaluator: Evaluator
     _products: Products
@@ -91,9 +93,9 @@ class Held:
         return self.evaluated / self.samples
 
     @property
-    def by_batch(self) -> bool:
+    def coupled(self) -> bool:
         """Whether the loss of a sample depends on the batch that it is evaluated in."""
-        return self._evaluator.by_batch
+        return self._evaluator.coupled
 
     @property
     def has_batch_norm(self) -> bool:
@@ -115,6 +117,8 @@ class Held:
             "samples": self.samples,
             "batch_norm": self.batch_norm if self.has_batch_norm else "none in the model",
             "batch_size": self.batch_size,
+            "coupled": self.coupled,
+            "weight": evaluator.weight,
             "precision": self.precision,
             "directions": "bfloat16" if self.mixed else flat,
             "device": str(self.device),
@@ -122,6 +126,7 @@ class Held:
             "backend": self.backend,
             "data": "streamed" if evaluator.is_streamed else "resident",
             "graph": evaluator.graphs.status,
+            "judged": dict(self.judged) if isinstance(self.judged, dict) else self.judged,
             "notes": list(self.notes),
             **self.coordinates.settings(),
         }
@@ -189,6 +194,8 @@ class Held:
             "batch_size": self.batch_size,
             "device": self.device,
             "backend": self.backend,
+            "coupled": self.coupled,
+            "judge": isinstance(self.judged, dict),
         }
 
     # How it is done.
@@ -199,7 +206,7 @@ class Held:
         other.coordinates = coordinates or self.coordinates
         other._evaluator = evaluator or self._evaluator
         other.parameters, other.batch_norm, other.precision = self.parameters, self.batch_norm, self.precision
-        other.backend, other.classes = self.backend, self.classes
+        other.backend, other.classes, other.judged = self.backend, self.classes, self.judged
         other._products, other._many = self._products, self._many
         other._whole, other._losses_way, other.evaluated = self, self._losses_way, 0
         return other

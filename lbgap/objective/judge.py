@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lbgap.objective.passes import BATCH_NORM_BATCH, PROBE_SAMPLES, Evaluator
+from lbgap.objective.questions import additive, gradient, moves, paths, repeats, slope
+from lbgap.objective.questions.case import Case
 from lbgap.samples import Batch
 from lbgap.system import device as hardware
 from lbgap.system.device import first_line
@@ -16,27 +19,55 @@ from lbgap.system.device import first_line
 SMALLEST_BATCH = 32
 
 
-def judge(evaluator: Evaluator, batch_size: int | None, loader_batch: int | None) -> Tensor:
+QUESTIONS: dict[str, Callable[[Case], str]] = {
+    "repeats": repeats.ask,
+    "with and without gradients": gradient.ask,
+    "gradient paths": paths.ask,
+    "moves": moves.ask,
+    "additive": additive.ask,
+    "slope": slope.ask,
+}
+NOT_ASKED = "judge=False: nobody asked whether this is the loss of the model (docs/limits.md)"
+
+
+def judge(
+    evaluator: Evaluator,
+    model: nn.Module,
+    centre: Tensor,
+    batch_size: int | None,
+    loader_batch: int | None,
+    *,
+    asked: bool,
+) -> tuple[Tensor, dict[str, str] | str]:
     """Ask all questions, and choose the micro-batch by what a sample takes.
 
     Args:
         evaluator: At the minimizer.
+        model: The user's own.
+        centre: The minimizer, ``(n,)``.
         batch_size: What the user asked for.
-        loader_batch: That of the user's loader, which only counts where batches have statistics.
+        loader_batch: That of the user's loader, which only counts where the samples of a batch see each other.
+        asked: Whether to ask more than a pass needs.
 
     Returns:
-        The output for a few samples, without a graph.
+        The output for a few samples, without a graph; and question to answer, or that none was asked.
 
     Raises:
         ValueError: A question has the wrong answer; the message says which, and what to do.
         MemoryError: Not even one sample fits, or with statistics of the batch a batch does not.
     """
-    if evaluator.by_batch:
-        evaluator.batch_size = _statistics_batch(evaluator.samples, batch_size or loader_batch or BATCH_NORM_BATCH)
+    if evaluator.coupled:
+        evaluator.batch_size = _unit(evaluator, batch_size or loader_batch)
     output, bytes_each = evaluator.within_memory(lambda: _probe(evaluator))
-    if not evaluator.by_batch:
+    if not evaluator.coupled:
         evaluator.batch_size = _micro_batch(evaluator, batch_size, bytes_each)
-    return output
+    if not asked:
+        evaluator.notes.append(NOT_ASKED)
+        return output, NOT_ASKED
+    case = Case(evaluator, model, centre)
+    for name, ask in QUESTIONS.items():
+        case.answers[name] = evaluator.within_memory(lambda ask=ask: ask(case))  # type: ignore[misc]
+    return output, case.answers
 
 
 def _probe(evaluator: Evaluator) -> tuple[Tensor, int]:
@@ -115,13 +146,22 @@ def _overwritten(used: Batch, fresh: Batch) -> bool:
     return not all(torch.equal(*parts) for parts in zip(used, fresh, strict=True))
 
 
-def _statistics_batch(samples: int, wanted: int) -> int:
-    """The batch that batch-norm takes its statistics from."""
-    size = min(wanted, samples)
-    if samples % size == 1 or size == 1:
+def _unit(evaluator: Evaluator, wanted: int | None) -> int:
+    """The batch whose samples see each other."""
+    if wanted is None and not evaluator.flat.takes_statistics:
         raise ValueError(
-            f"batch_norm='batch' with {samples} samples in batches of {size} leaves a batch of one "
-            "sample, which has no statistics: choose another batch_size"
+            "coupled=True needs to know which samples see each other: pass batch_size=, or the DataLoader whose "
+            "batches they are"
+        )
+    samples = evaluator.samples
+    size = min(wanted or BATCH_NORM_BATCH, samples)
+    if samples % size == 1 or size == 1:
+        what, lacks = "coupled=True", "sees no other"
+        if evaluator.flat.takes_statistics:
+            what, lacks = "batch_norm='batch'", "has no statistics"
+        raise ValueError(
+            f"{what} with {samples} samples in batches of {size} leaves a batch of one sample, which {lacks}: choose "
+            "another batch_size"
         )
     return size
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lbgap._extension import resolve_backend
-from lbgap.checks import whole
+from lbgap.checks import flag, whole
 from lbgap.flat import FlatModule, Selection, name_patterns
-from lbgap.losses import Loss, LossFunction, resolve_loss
 from lbgap.objective.coordinates import Coordinates
 from lbgap.objective.directional import Directional
-from lbgap.objective.judge import has_bfloat16, judge
+from lbgap.objective.judge import has_bfloat16
+from lbgap.objective.judge import judge as ask
 from lbgap.objective.parts import Parts
 from lbgap.objective.passes import Evaluator
 from lbgap.objective.points.many import Many
@@ -26,6 +26,7 @@ from lbgap.objective.points.source import Combinations, Separate, Source
 from lbgap.objective.products import choose as products
 from lbgap.objective.products.output import check_kind
 from lbgap.operators import LinearOperator
+from lbgap.problem.loss import Loss, LossFunction, resolve_loss
 from lbgap.samples import Batch, as_tensors
 from lbgap.system import device as hardware
 
@@ -52,6 +53,8 @@ class Objective(Parts, Directional):
         batch_size: int | None = None,
         device: str | torch.device | None = None,
         backend: str = "auto",
+        coupled: bool = False,
+        judge: bool = True,
     ) -> None:
         """Build the replica, load the data and check that they fit.
 
@@ -69,6 +72,10 @@ class Objective(Parts, Directional):
                 size of the activations, with ``"batch"`` the loader's or 5,000 as the paper's authors use.
             device: Where to compute; the model's device by default.
             backend: ``"auto"``, ``"native"`` or ``"torch"``.
+            coupled: Whether the samples of a batch see each other, in model or loss. The value is then the mean
+                over the loader's batches, or over those of ``batch_size``, whose size is part of the result;
+                ``batch_norm="batch"`` is one such case.
+            judge: Whether to ask, before any number, if this is the loss of the model (docs/limits.md).
 
         Raises:
             ValueError: An argument is out of its range, the data are empty or do not fit the model, the model is
@@ -84,6 +91,8 @@ class Objective(Parts, Directional):
             batch_size = whole("batch_size", batch_size, 1)
         self.parameters = parameters if isinstance(parameters, str) else name_patterns(parameters)
         self.batch_norm, self.precision = batch_norm, precision
+        flag("coupled", coupled)
+        flag("judge", judge)
         place = None if device is None else hardware.usable(device, torch.device("cpu"))
         notes: list[str] = []
         with torch.inference_mode(False), torch.no_grad():
@@ -99,18 +108,20 @@ class Objective(Parts, Directional):
                 raise ValueError(
                     f"the model is on {here} and the data on {inputs.device}: move one of them, or pass device="
                 )
-            by_batch = batch_norm == "batch" and flat.has_batch_norm
+            coupled = coupled or (batch_norm == "batch" and flat.has_batch_norm)
             samples = Batch(inputs, targets)
-            self._evaluator = Evaluator(flat, wanted, samples, notes, by_batch=by_batch, bfloat16=bfloat16)
+            self._evaluator = Evaluator(flat, wanted, samples, notes, coupled=coupled, bfloat16=bfloat16)
+        with torch.inference_mode(False):
+            output, self.judged = ask(
+                self._evaluator, model, self.coordinates.centre, batch_size, loader_batch, asked=judge
+            )
         self._products = products.Products(
-            flat, wanted, by_batch=by_batch, bfloat16=bfloat16, backend=self.backend, notes=notes
+            flat, wanted, coupled=coupled, bfloat16=bfloat16, backend=self.backend, notes=notes
         )
         self._many = Many(native=self.backend == "native")
         self._whole = None
         self._losses_way = "not used yet"
         self.evaluated = 0
-        with torch.inference_mode(False):
-            output = judge(self._evaluator, batch_size, loader_batch)
         indices = output.dim() == 2 and output.shape[1] > 1 and targets.dtype == torch.int64
         self.classes = output.shape[1] if indices and targets.dim() == 1 else None
 
@@ -321,7 +332,7 @@ class Objective(Parts, Directional):
         Raises:
             ValueError: ``theta`` has the wrong shape, dtype or device, or there is one sample only.
         """
-        if self.by_batch:
+        if self.coupled:
             raise ValueError("batch_norm='batch' keeps no statistics: pass batch_norm='eval'")
         if self.samples == 1:
             raise ValueError("one sample has no statistics: pass more data")
@@ -369,7 +380,7 @@ class Objective(Parts, Directional):
         self.coordinates.check_complete()
         self.coordinates.check(theta, "theta")
         products.check(vectors, self.coordinates.centre, kind)
-        products.check_batches(self.by_batch, self.batch_size, self.samples, kind)
+        products.check_batches(self.coupled, self.batch_size, self.samples, kind)
         if len(vectors) == 0:
             return torch.empty_like(vectors)
         evaluator = self._evaluator

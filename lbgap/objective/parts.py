@@ -32,7 +32,7 @@ class Parts(Held):
             TypeError: ``samples`` is not a whole number.
         """
         chosen = spread(samples, self.samples)
-        return None if self.by_batch else self._beside(evaluator=self._evaluator.part(chosen))
+        return None if self.coupled else self._beside(evaluator=self._evaluator.part(chosen))
 
     @torch.inference_mode(False)
     def sample(self, samples: int, seed: int = 0) -> Self:
@@ -48,7 +48,7 @@ class Parts(Held):
             TypeError: ``samples`` is not a whole number.
         """
         samples = whole("samples", samples, 1, self.samples + 1)
-        if self.by_batch:
+        if self.coupled:
             raise ValueError(
                 "samples needs a loss that is a mean over single samples, got batch_norm='batch', under which fewer "
                 "samples are another function: use batch_norm='eval'"
@@ -70,7 +70,7 @@ class Parts(Held):
             ValueError: It is empty, or an index is out of range; or with ``batch_norm="batch"`` there is only one
                 sample, or more than fit into one batch.
         """
-        check_chosen(chosen, self.samples, self.batch_size if self.by_batch else None)
+        check_chosen(chosen, self.samples, self.batch_size if self.coupled else None)
         return self._beside(evaluator=self._evaluator.part(chosen))
 
     @torch.inference_mode(False)

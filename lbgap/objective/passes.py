@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from lbgap.flat import FlatModule
-from lbgap.losses import Loss, Sums
 from lbgap.objective import tangents
 from lbgap.objective.cuda_graphs import Graphs
+from lbgap.problem.loss import Loss, Sums
 from lbgap.samples import Batch, resident, streamed
 from lbgap.system import device as hardware
 
@@ -41,7 +41,7 @@ class Evaluator:
         loss: The loss.
         data: All samples.
         weight: Of all samples, which the sum of the loss is divided by.
-        by_batch: Whether the loss of a sample depends on the batch that it is evaluated in.
+        coupled: Whether the loss of a sample depends on the batch that it is evaluated in.
         bfloat16: Whether gradients that only choose a direction run in bfloat16.
         batch_size: Samples in a micro-batch (the last may hold fewer); halved where memory runs out.
         few_samples: How many samples are enough to try something out; halved likewise.
@@ -59,7 +59,7 @@ class Evaluator:
         data: Batch,
         notes: list[str],
         *,
-        by_batch: bool = False,
+        coupled: bool = False,
         bfloat16: bool = False,
         whole: Evaluator | None = None,
     ) -> None:
@@ -70,11 +70,11 @@ class Evaluator:
             loss: The loss.
             data: All samples.
             notes: Takes sentences on what was not done as asked.
-            by_batch: Whether the statistics of a batch enter the loss of its samples.
+            coupled: Whether the statistics of a batch enter the loss of its samples.
             bfloat16: Whether directions run in bfloat16.
             whole: The evaluator that these samples are a part of; it shares what is known of memory.
         """
-        self.flat, self.loss, self.notes, self.by_batch, self.bfloat16 = flat, loss, notes, by_batch, bfloat16
+        self.flat, self.loss, self.notes, self.coupled, self.bfloat16 = flat, loss, notes, coupled, bfloat16
         self.device = flat.theta.device
         self._whole = whole
         self.is_streamed = not hardware.fit(data, self.device, flat.theta.dtype)
@@ -103,7 +103,7 @@ class Evaluator:
             self.loss,
             self.data.rows(chosen.to(self.data.inputs.device)),
             self.notes,
-            by_batch=self.by_batch,
+            coupled=self.coupled,
             bfloat16=self.bfloat16,
             whole=self,
         )
@@ -294,7 +294,7 @@ class Evaluator:
             except torch.OutOfMemoryError:
                 pass  # on leaving this block the error lets go of all tensors of the work
             self._empty()
-            if self.by_batch:
+            if self.coupled:
                 raise MemoryError(
                     f"a batch of {self.batch_size} samples does not fit in the memory of {self.device}, and with "
                     "batch_norm='batch' another size is another function: pass a smaller batch_size, or "

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lbgap.flat import FlatModule
-from lbgap.losses import Loss
 from lbgap.objective.attention import PlainAttention
+from lbgap.problem.loss import Loss
 from lbgap.system.device import first_line
 
 TangentOf = Callable[[FlatModule, Tensor, Tensor], tuple[Tensor, Tensor]]

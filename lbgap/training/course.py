@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from lbgap.checks import json_value
-from lbgap.losses import Loss
+from lbgap.problem.loss import Loss
 from lbgap.samples import DataLike, Split, as_tensors
 from lbgap.system.device import usable
 from lbgap.training.batches import private_rng, resolve_batch_size

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lbgap.losses import Loss
+from lbgap.problem.loss import Loss
 from lbgap.training.checkpoint import State
 
 

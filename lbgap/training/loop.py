@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lbgap.datasets import Split
-from lbgap.losses import Loss
+from lbgap.problem.loss import Loss
 from lbgap.training.batches import NOISE, derive_seed, epoch_batches, private_rng
 from lbgap.training.checkpoint import State
 from lbgap.training.descent import Descent

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lbgap.layers import HOOKS, POINTWISE, hooked_everywhere, is_hooked
-from lbgap.losses import Loss
+from lbgap.problem.loss import Loss
 from lbgap.training.checkpoint import State
 
 ELEMENTWISE = ("Adam", "AdamW", "Adamax", "Adadelta", "Adagrad", "ASGD", "NAdam", "RAdam", "RMSprop", "SGD")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lbgap.checks import json_value, real, whole
-from lbgap.losses import LossFunction, resolve_loss
+from lbgap.problem.loss import LossFunction, resolve_loss
 from lbgap.samples import DataLike, as_tensors
 from lbgap.system.progress import check_progress
 from lbgap.training.batches import epoch_batches

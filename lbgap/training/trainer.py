@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.checks import json_value, real, whole
-from lbgap.losses import LossFunction, resolve_loss
+from lbgap.problem.loss import LossFunction, resolve_loss
 from lbgap.samples import DataLike
 from lbgap.system.progress import check_progress
 from lbgap.training.course import Course, new_course

@@ -101,7 +101,7 @@ def test_it_offers_what_an_objective_does():
     objective = network()
     before = objective.evaluated
     manifold = objective.manifold(4)
-    assert (manifold.samples, manifold.classes, manifold.mixed, manifold.by_batch) == (60, 3, False, False)
+    assert (manifold.samples, manifold.classes, manifold.mixed, manifold.coupled) == (60, 3, False, False)
     assert (manifold.device, manifold.dtype, manifold.backend) == (CPU, torch.float64, objective.backend)
     assert (manifold.evaluations, objective.evaluated) == (0, before)
     manifold.loss(manifold.theta)

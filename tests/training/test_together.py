@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lbgap
 from lbgap import datasets, networks
-from lbgap.losses import resolve_loss
+from lbgap.problem.loss import resolve_loss
 from lbgap.training import read_iterates
 from lbgap.training.checkpoint import State
 from lbgap.training.stack import ELEMENTWISE, Stack

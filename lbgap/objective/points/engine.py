@@ -15,12 +15,12 @@ from torch import Tensor
 
 from lbgap import ops
 from lbgap.flat import FlatModule
-from lbgap.layers import UnknownError, displaced
-from lbgap.losses import Loss
+from lbgap.layers import UnknownError, displace
 from lbgap.objective.points.chain import MOST, TILE, Chain, find_chain
 from lbgap.objective.points.rules import Kind, Run, own
 from lbgap.objective.points.source import Combinations, Separate, Source
 from lbgap.objective.points.steps import Step, fold_norms, steps_of
+from lbgap.problem.loss import Loss
 from lbgap.system.device import first_line
 
 PER_CALL = 1_000_000  # operations that a call of a layer costs beside its own: some 10 microseconds
@@ -281,7 +281,7 @@ def make_plan(flat: FlatModule, inputs: Tensor, spans: bool) -> Plan:
     theta = flat.theta.clone()
     try:  # at this point; then with other samples at one some way off, where code may take another path
         _try(plan, flat, inputs[:TRIED_SAMPLES], spans)
-        flat.theta.copy_(displaced(flat.moving))
+        displace(flat.moving)
         _try(plan, flat, inputs[-OTHER_SAMPLES:], spans)
     except (UnknownError, torch.OutOfMemoryError):
         raise

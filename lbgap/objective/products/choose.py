@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from lbgap.flat import FlatModule
-from lbgap.layers import UnknownError, displaced
-from lbgap.losses import Loss
+from lbgap.layers import UnknownError, displace
 from lbgap.objective.products import general
 from lbgap.objective.products.engine import Engine
 from lbgap.objective.products.output import check_kind
+from lbgap.problem.loss import Loss
 from lbgap.samples import Batch
 from lbgap.system.device import first_line
 
@@ -36,14 +36,14 @@ class Products:
     """
 
     def __init__(
-        self, flat: FlatModule, loss: Loss, *, by_batch: bool, bfloat16: bool, backend: str, notes: list[str]
+        self, flat: FlatModule, loss: Loss, *, coupled: bool, bfloat16: bool, backend: str, notes: list[str]
     ) -> None:
         """Begin; nothing is computed yet.
 
         Args:
             flat: The replica.
             loss: The loss.
-            by_batch: Whether the loss of a sample depends on its batch.
+            coupled: Whether the loss of a sample depends on its batch.
             bfloat16: Whether tangents may be rounded to bfloat16.
             backend: ``"native"`` or ``"torch"``: who runs the engine's pointwise parts.
             notes: Takes a sentence on what bfloat16 did to the products.
@@ -52,7 +52,7 @@ class Products:
         self._backend = backend
         self._engine: Engine | None = None
         self._agreed: set[str] = set()  # kinds
-        self.way = "general: batch-norm with statistics of the batch" if by_batch else "not used yet"
+        self.way = "general: batch-norm with statistics of the batch" if coupled else "not used yet"
         self.error: float | None = None
 
     def multiply(self, batches: Batches, vectors: Tensor, kind: str) -> Tensor:
@@ -156,7 +156,7 @@ class Products:
         vectors = vectors.to(flat.theta.device)
         if not self._agree(flat, engine, Batch(inputs[:TRIED_SAMPLES], targets[:TRIED_SAMPLES]), vectors, kind):
             return False
-        flat.theta.copy_(displaced(flat.moving))
+        displace(flat.moving)
         return self._agree(flat, engine, Batch(inputs[-OTHER_SAMPLES:], targets[-OTHER_SAMPLES:]), vectors[:1], kind)
 
     def _agree(self, flat: FlatModule, engine: Engine, batch: Batch, vectors: Tensor, kind: str) -> bool:
@@ -227,11 +227,11 @@ def check(vectors: Tensor, like: Tensor, kind: str) -> None:
         raise ValueError(f"vectors must be finite, but row {int((~finite).nonzero()[0])} holds NaN or infinity")
 
 
-def check_batches(by_batch: bool, batch_size: int, samples: int, kind: str) -> None:
+def check_batches(coupled: bool, batch_size: int, samples: int, kind: str) -> None:
     """Refuse products of a loss whose samples are coupled by the statistics of their batches.
 
     Args:
-        by_batch: Whether there are such statistics.
+        coupled: Whether there are such statistics.
         batch_size: Samples in a micro-batch.
         samples: All of them.
         kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
@@ -239,13 +239,13 @@ def check_batches(by_batch: bool, batch_size: int, samples: int, kind: str) -> N
     Raises:
         ValueError: They are, by those of a part of the samples; or the kind needs each sample by itself.
     """
-    if by_batch and batch_size < samples:
+    if coupled and batch_size < samples:
         raise ValueError(
             "products with second derivatives need a loss that is a mean over single samples, but with "
             f"batch_norm='batch' {samples} samples in micro-batches of {batch_size} are coupled by their "
             "statistics: use batch_norm='eval', or a batch_size that holds all samples"
         )
-    if by_batch and kind == "fisher":
+    if coupled and kind == "fisher":
         raise ValueError("kind='fisher' needs the gradient of each sample, got batch_norm='batch': use 'eval'")
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from lbgap import ops, reference
 from lbgap.flat import FlatModule
 from lbgap.layers import UnknownError
-from lbgap.losses import Loss
 from lbgap.objective import tangents
 from lbgap.objective.products.output import OutputCurvature
 from lbgap.objective.products.rules import Run
 from lbgap.objective.products.steps import Step, steps_of
+from lbgap.problem.loss import Loss
 from lbgap.samples import Batch
 
 CPU_BATCH_BYTES = 96 * 2**20  # of a batch's values and tangents: half as much slows the products with bfloat16

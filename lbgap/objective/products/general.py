@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lbgap.flat import FlatModule
-from lbgap.losses import Loss
 from lbgap.objective import tangents
 from lbgap.objective.products.output import OutputCurvature
+from lbgap.problem.loss import Loss
 from lbgap.samples import Batch
 from lbgap.system.device import first_line
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lbgap import reference
-from lbgap.losses import Loss
 from lbgap.objective import tangents
+from lbgap.problem.loss import Loss
 from lbgap.system.device import first_line
 
 KINDS = ("hessian", "ggn", "fisher")

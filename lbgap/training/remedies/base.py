@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from lbgap.checks import json_value, real, whole
 from lbgap.datasets import Split
-from lbgap.losses import Loss
+from lbgap.problem.loss import Loss
 from lbgap.training.batches import REMEDY, derive_seed
 
 Evaluate = Callable[[], Tensor]

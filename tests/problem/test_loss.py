@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lbgap.losses import resolve_loss
+from lbgap.problem.loss import resolve_loss
 
 
 def normal(*shape, seed=0):

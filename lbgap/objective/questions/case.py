@@ -1,0 +1,61 @@
+"""What the questions are asked of: a replica, the user's own model, and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lbgap.layers import displace
+from lbgap.objective.passes import Evaluator
+from lbgap.samples import Batch
+
+YES = "yes"
+
+
+class Case:
+    """A model, a loss and data that are judged.
+
+    A question is a function of a case. It returns what ``settings["judged"]`` keeps: :data:`YES`, or a sentence that
+    begins with ``"not judged: "`` and says why, or with ``"yes, "`` and says what was done; or it raises a
+    ``ValueError`` of one line that says what is wrong, and what to do. It leaves the replica at the minimizer.
+
+    Attributes:
+        evaluator: At the minimizer.
+        model: The user's own, which is neither changed nor evaluated.
+        centre: The minimizer, ``(n,)``.
+        answers: Question to answer, in the order in which they were asked.
+    """
+
+    def __init__(self, evaluator: Evaluator, model: nn.Module, centre: Tensor) -> None:
+        """Begin; nothing is evaluated.
+
+        Args:
+            evaluator: At the minimizer.
+            model: The user's own.
+            centre: The minimizer, ``(n,)``.
+        """
+        self.evaluator, self.model, self.centre = evaluator, model, centre
+        self.answers: dict[str, str] = {}
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """The replica at a point some way off, the same each time, and back at the minimizer afterwards."""
+        flat = self.evaluator.flat
+        try:
+            displace(flat.moving)
+            yield
+        finally:
+            with torch.no_grad():
+                flat.theta.copy_(self.centre)
+
+    def rows(self, chosen: Tensor) -> Batch:
+        """A fresh copy of some samples on the device.
+
+        Args:
+            chosen: Their indices, ``(samples,)`` int64, on the CPU.
+        """
+        data = self.evaluator.data
+        return Batch(*(part[chosen.to(part.device)].to(self.evaluator.device, copy=True) for part in data))

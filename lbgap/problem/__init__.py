@@ -1,0 +1,1 @@
+"""What is measured: a loss, as sums over samples and their weights."""
