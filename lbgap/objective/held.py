@@ -98,6 +98,18 @@ class Held:
         return self._evaluator.coupled
 
     @property
+    def coupling(self) -> str:
+        """The keyword by which the samples of a batch see each other, for messages; empty where they do not."""
+        if not self.coupled:
+            return ""
+        return "batch_norm='batch'" if self._evaluator.flat.takes_statistics else "coupled=True"
+
+    @property
+    def uncoupling(self) -> str:
+        """What to do where samples must not see each other, for messages."""
+        return "use batch_norm='eval'" if self._evaluator.flat.takes_statistics else "leave out coupled=True"
+
+    @property
     def has_batch_norm(self) -> bool:
         """Whether statistics of batch-norm enter the output."""
         return self._evaluator.flat.has_batch_norm

@@ -81,7 +81,7 @@ class Objective(Parts, Directional):
             ValueError: An argument is out of its range, the data are empty or do not fit the model, the model is
                 random in evaluation mode, or model and data are on different devices.
             TypeError: An argument is of the wrong kind.
-            MemoryError: Not even one sample fits in the device's memory, or with ``batch_norm="batch"`` a batch does
+            MemoryError: Not even one sample fits in the device's memory, or a batch whose samples see each other does
                 not; so do all evaluations.
         """
         wanted = resolve_loss(loss)
@@ -332,7 +332,7 @@ class Objective(Parts, Directional):
         Raises:
             ValueError: ``theta`` has the wrong shape, dtype or device, or there is one sample only.
         """
-        if self.coupled:
+        if self._evaluator.flat.takes_statistics:
             raise ValueError("batch_norm='batch' keeps no statistics: pass batch_norm='eval'")
         if self.samples == 1:
             raise ValueError("one sample has no statistics: pass more data")
