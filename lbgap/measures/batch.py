@@ -41,7 +41,7 @@ def batch_sharpness(
         model: Any ``torch.nn.Module`` that can be differentiated twice, never changed; or an
             :class:`~lbgap.objective.Objective`.
         data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
-        batch: Samples of a batch, which see each other, as in training, with ``batch_norm="batch"`` or ``coupled=True``.
+        batch: Samples of a batch; with ``batch_norm="batch"`` or ``coupled=True`` they see each other, as in training.
         relative_error: Stop after eight draws or more once the standard error is at most this share of the mean; None
             for all draws. Stopping on the error makes it slightly too small.
         draws: Batches at most, two or more.
