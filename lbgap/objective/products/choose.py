@@ -52,7 +52,7 @@ class Products:
         self._backend = backend
         self._engine: Engine | None = None
         self._agreed: set[str] = set()  # kinds
-        self.way = "general: batch-norm with statistics of the batch" if coupled else "not used yet"
+        self.way = "general: the samples of a batch see each other" if coupled else "not used yet"
         self.error: float | None = None
 
     def multiply(self, batches: Batches, vectors: Tensor, kind: str) -> Tensor:
@@ -227,26 +227,23 @@ def check(vectors: Tensor, like: Tensor, kind: str) -> None:
         raise ValueError(f"vectors must be finite, but row {int((~finite).nonzero()[0])} holds NaN or infinity")
 
 
-def check_batches(coupled: bool, batch_size: int, samples: int, kind: str) -> None:
-    """Refuse products of a loss whose samples are coupled by the statistics of their batches.
+def check_coupled(coupled: bool, kind: str) -> None:
+    """Refuse what needs the gradient of each sample where the samples of a batch see each other.
+
+    The other kinds are those of a mean over fixed batches: the mean of the batches' own matrices.
 
     Args:
-        coupled: Whether there are such statistics.
-        batch_size: Samples in a micro-batch.
-        samples: All of them.
+        coupled: Whether they do.
         kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
 
     Raises:
-        ValueError: They are, by those of a part of the samples; or the kind needs each sample by itself.
+        ValueError: It is ``"fisher"``, and they do.
     """
-    if coupled and batch_size < samples:
-        raise ValueError(
-            "products with second derivatives need a loss that is a mean over single samples, but with "
-            f"batch_norm='batch' {samples} samples in micro-batches of {batch_size} are coupled by their "
-            "statistics: use batch_norm='eval', or a batch_size that holds all samples"
-        )
     if coupled and kind == "fisher":
-        raise ValueError("kind='fisher' needs the gradient of each sample, got batch_norm='batch': use 'eval'")
+        raise ValueError(
+            "kind='fisher' needs the gradient of each sample, which with coupled=True or batch_norm='batch' depends on "
+            "the others of its batch: use kind='ggn' or 'hessian', or batch_norm='eval'"
+        )
 
 
 def check_finite(products: Tensor) -> None:
