@@ -139,9 +139,9 @@ class Combined:
             )
 
     def _enter(self, buffers: Mapping[str, Tensor]) -> bool:
-        """Whether an end has another training loss with the buffers of another end."""
+        """Whether an end, or the point between all of them, has another training loss with buffers of another end."""
         one, count = torch.ones(1, 1, dtype=torch.float64), len(self.ends)
-        for end in self.ends:
+        for end in (*self.ends, self.ends.mean(0)):
             losses = [
                 self.objectives[0].combination_losses(
                     one, end[None], buffers={name: values[i, None] for name, values in buffers.items()}

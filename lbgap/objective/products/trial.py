@@ -51,7 +51,7 @@ class Trial:
         self._flat, self._engine, self._loss, self._few = flat, engine, loss, few
 
     def agrees(self, kind: str) -> bool:
-        """Compare in every parameter, here and then with other samples at a point some way off.
+        """Compare in every parameter, here and with other samples at a point some way off.
 
         There code may take another path. The engine, which cuts batches further, meets the samples in pieces: these
         must not depend on each other.
@@ -67,11 +67,11 @@ class Trial:
         """
         vectors = self._vectors(VECTORS if self._exact else 1)
         here, elsewhere = self._few.rows(slice(SAMPLES)), self._few.rows(slice(-OTHER_SAMPLES, None))
-        if not self._compare(here, vectors, kind, self._tolerance(here, kind)):
-            return False
-        with displaced(self._flat.moving):
+        with displaced(self._flat.moving):  # the larger part of the memory first, where holes are fewest
             tolerance = self._tolerance(elsewhere, kind)
-            known = self._compare(elsewhere, vectors[:1], kind, tolerance)
+            if not self._compare(elsewhere, vectors[:1], kind, tolerance):
+                return False
+        known = self._compare(here, vectors, kind, self._tolerance(here, kind))
         if known and not tolerance <= MAX_TOLERANCE:
             raise ArithmeticError("the loss of a large network leaves too few digits to compare by")
         return known
