@@ -372,15 +372,15 @@ class Objective(Parts, Directional):
 
         Raises:
             ValueError: ``theta`` or ``vectors`` has the wrong shape, dtype or device, or ``vectors`` holds NaN; the
-                model or the loss cannot be differentiated twice; or the statistics of a batch-norm couple the
-                samples of a micro-batch.
+                model or the loss cannot be differentiated twice; or the kind is ``"fisher"`` where the samples of a
+                batch see each other.
             TypeError: ``vectors`` is not a tensor.
             FloatingPointError: A product is NaN or infinite.
         """
         self.coordinates.check_complete()
         self.coordinates.check(theta, "theta")
         products.check(vectors, self.coordinates.centre, kind)
-        products.check_batches(self.coupled, self.batch_size, self.samples, kind)
+        products.check_coupled(self.coupled, kind)
         if len(vectors) == 0:
             return torch.empty_like(vectors)
         evaluator = self._evaluator

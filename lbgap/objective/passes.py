@@ -83,7 +83,7 @@ class Evaluator:
         if self.is_streamed:
             none = "the data are streamed"
             self.note(STREAMED, f"they are too large for {self.device} and are copied there batch by batch")
-        self.graphs = Graphs(self.device, notes, none)
+        self.graphs = Graphs(self.device, notes, none, moving=flat.moving)
         self.weight = loss.weight(self.data.targets)
         self.few_samples = self.batch_size = PROBE_SAMPLES
         self.overwrites = False

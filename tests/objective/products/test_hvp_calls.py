@@ -346,19 +346,6 @@ def test_a_mean_by_class_weights_over_samples_sorted_by_class(kind, monkeypatch)
         objective.hvp(objective.theta, vectors, kind="fisher")
 
 
-def test_batch_norm_with_statistics_of_the_batch():
-    coupled = built(batch_norm="batch", batch_size=20)
-    with pytest.raises(ValueError, match="40 samples in micro-batches of 20 are coupled by their statistics"):
-        coupled.hvp(coupled.theta, vectors_for(coupled, 1))
-    whole = built(batch_norm="batch", batch_size=40)
-    vectors = vectors_for(whole, 2)
-    found = whole.hvp(whole.theta, vectors)
-    torch.testing.assert_close((vectors * found).sum(1), whole.curvatures(whole.theta, vectors), rtol=1e-10, atol=0)
-    assert whole.hvp_way == "general: batch-norm with statistics of the batch"
-    with pytest.raises(ValueError, match="needs the gradient of each sample, got batch_norm='batch'"):
-        whole.hvp(whole.theta, vectors, kind="fisher")
-
-
 N = sum(p.numel() for p in network().parameters())
 BAD = {
     "one vector": (torch.zeros(N), {}, ValueError, rf"must be \(k, {N}\).* got \({N},\)"),
