@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ def recorded(module: nn.Module, inputs: Tensor, again: Callable[[], Tensor]) -> 
         The output with its graph, and bytes.
     """
     saved = SavedBytes([*module.parameters(), *module.buffers()])
+    constant = [*module.parameters(), *module.buffers()]
+    saved = SavedBytes(constant)
     with torch.enable_grad():
         try:
             with torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor):
@@ -32,11 +35,15 @@ def recorded(module: nn.Module, inputs: Tensor, again: Callable[[], Tensor]) -> 
             raise
         except Exception:  # of the hooks, or of the model itself, then here again
             output = module(again())
-    return output, _searched(output, SavedBytes([*module.parameters(), *module.buffers()]))
+    saved = SavedBytes(constant)
+    for tensor in _saved(output):
+        with contextlib.suppress(RuntimeError):  # of a tensor of torch.func, which has no storage of its own
+            saved.note(tensor)
+    return output, saved.total()
 
 
-def _searched(output: Tensor, saved: SavedBytes) -> int:
-    """Bytes of the tensors in the graph of an output."""
+def _saved(output: object) -> Iterator[Tensor]:
+    """The tensors in the graph of an output."""
     waiting, seen = [getattr(output, "grad_fn", None)], set()
     while waiting:
         node = waiting.pop()
@@ -47,7 +54,4 @@ def _searched(output: Tensor, saved: SavedBytes) -> int:
         for name in dir(node):
             if name == "saved_tensors" or name.startswith("_saved_"):
                 held = getattr(node, name)
-                for tensor in held if isinstance(held, tuple | list) else (held,):
-                    if isinstance(tensor, Tensor):
-                        saved.note(tensor)
-    return saved.total()
+                yield from (x for x in (held if isinstance(held, tuple | list) else (held,)) if isinstance(x, Tensor))

@@ -61,6 +61,8 @@ def judge(
     """
     if evaluator.coupled:
         evaluator.batch_size = _unit(evaluator, batch_size or loader_batch)
+        if not evaluator.flat.takes_statistics:
+            evaluator.few_samples = min(evaluator.few_samples, evaluator.batch_size)
     probed = evaluator.within_memory(lambda: _probe_or_unit(evaluator))
     if not evaluator.coupled:
         evaluator.batch_size = _micro_batch(evaluator, batch_size, probed.bytes_each)
@@ -102,11 +104,14 @@ def _same_draws(evaluator: Evaluator) -> contextlib.AbstractContextManager[None]
 
 def _probe_or_unit(evaluator: Evaluator) -> Probed:
     """Run a few samples, or where samples see each other and a few cannot be run, a whole batch of them."""
-    if not evaluator.coupled or evaluator.few_samples >= evaluator.batch_size:
+    by_statistics = evaluator.flat.takes_statistics
+    if not evaluator.coupled or by_statistics or evaluator.few_samples >= evaluator.batch_size:
         return _probe(evaluator)
     try:
         return _probe(evaluator)
-    except (ValueError, RuntimeError):
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # of a model or a loss that takes batches of one size
         evaluator.few_samples = evaluator.batch_size
         return _probe(evaluator)
 

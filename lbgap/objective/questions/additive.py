@@ -23,6 +23,7 @@ REMEDY = (
 )
 
 
+LARGEST_LAST = 1024  # samples of a last batch that is tried out
 SAME_VALUE, SAME_WEIGHT = 1e-5, 1e-6
 Weights = list[tuple[float, float] | None]  # of the pieces of each cut
 
@@ -74,12 +75,16 @@ def ask(case: Case) -> str:
         ValueError: The samples of a batch see each other, or the loss is no mean over samples.
     """
     evaluator = case.evaluator
+    if evaluator.flat.takes_statistics:
+        return "not judged: batch_norm='batch'"
     if evaluator.coupled:
-        return f"not judged: {'batch_norm=' + repr('batch') if evaluator.flat.takes_statistics else 'coupled=True'}"
+        _check_last(case)
+        return "not judged: coupled=True"
     pool = _pool(case)
     targets = case.rows(pool.rows).targets
     others = [(group.value, case.rows(group.rows).targets) for group in pools.groups(evaluator.data.targets)]
-    mixture = case.rows(pools.mixture(evaluator.data.targets)).targets
+    kinds = min(pools.KINDS, pools.ENTRIES // max(1, case.first[:1].numel()))
+    mixture = case.rows(pools.mixture(evaluator.data.targets, kinds)).targets
     outputs, doubt = _outputs(case, pool)
     _check_alone(case, outputs, targets)
     here = [_compare(case, cut) for cut in _cuts(pool, outputs, targets, others, mixture)]
@@ -92,6 +97,29 @@ def ask(case: Case) -> str:
     return doubt or other_doubt or YES
 
 
+def _check_last(case: Case) -> None:
+    """Refuse batches of which the last is smaller than model or loss take, where samples are meant to see each other.
+
+    Raises:
+        ValueError: It is.
+    """
+    evaluator = case.evaluator
+    last = evaluator.samples % evaluator.batch_size
+    if not 0 < last <= LARGEST_LAST:
+        return
+    batch = case.rows(torch.arange(evaluator.samples - last, evaluator.samples, device="cpu"))
+    try:
+        _value(case, case.output(batch.inputs), batch.targets, None)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{evaluator.samples} samples in batches of {evaluator.batch_size} leave a last one of {last}, which the "
+            f"model or the loss does not take ({first_line(error)}): choose a batch_size that divides "
+            f"{evaluator.samples}, or pass fewer samples"
+        ) from error
+
+
 # The model.
 
 
@@ -99,12 +127,14 @@ def _pool(case: Case) -> Pool:
     """Draw the samples and the pieces: a third and the rest, and one alone if passes will have such a batch."""
     evaluator = case.evaluator
     # Without a graph half as many again need less memory than the few did with one.
-    rows = pools.draw(evaluator.few_samples * 3 // 2, evaluator.samples, case.first[:1].numel())
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1), device="cpu")
+    drawn = pools.draw(evaluator.few_samples * 3 // 2, evaluator.samples, case.first[:1].numel())
+    times = -(-pools.SMALLEST // len(drawn))  # of very few samples each several times, and always in one piece
+    order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(1), device="cpu")
+    order = (order[:, None] * times + torch.arange(times, device="cpu")).flatten()
     alone = evaluator.batch_size == 1 or evaluator.samples % evaluator.batch_size == 1
     sizes = [1] if alone else []
-    sizes.append(max(2 - alone, (len(rows) - alone) // 3))
-    return Pool(rows, order.split([*sizes, len(rows) - sum(sizes)]))
+    sizes.append(max(2 - alone, (len(order) - alone) // 3))
+    return Pool(drawn.repeat_interleave(times), order.split([*sizes, len(order) - sum(sizes)]))
 
 
 def _outputs(case: Case, pool: Pool) -> tuple[Tensor, str]:
@@ -218,6 +248,9 @@ def _compare(case: Case, cut: Cut) -> tuple[float, float] | None:
     missed = abs(both.total - one.total - other.total)
     size = sum(abs(value.total) for value in values)
     if missed > rounding.tolerance(torch.float64) * size and not _is_rounding(case, cut, missed, size):
+        again = _values(case, cut)[0].total
+        if not abs(again - both.total) < 0.1 * missed:
+            raise ValueError(_not_the_same(case, both.total, again))
         raise ValueError(_not_a_mean(case, cut, values))
     if abs(both.weight - one.weight - other.weight) > SAME_WEIGHT * abs(both.weight):
         raise ValueError(
@@ -296,10 +329,7 @@ def _check_alone(case: Case, output: Tensor, target: Tensor) -> None:
             "not move: leave them out, or detach() them"
         )
     if not torch.isclose(first.exact, second.exact, rtol=SAME_VALUE, atol=0.0, equal_nan=True):
-        raise ValueError(
-            f"the loss {loss.name!r} gives {float(first.exact):g} and then {float(second.exact):g} for the same "
-            "outputs: there must be nothing random in it, and nothing that it keeps of earlier batches"
-        )
+        raise ValueError(_not_the_same(case, float(first.exact), float(second.exact)))
 
 
 def _check_weights(case: Case, here: Weights, there: Weights) -> None:
@@ -313,6 +343,13 @@ def _check_weights(case: Case, here: Weights, there: Weights) -> None:
 
 
 # What is wrong.
+
+
+def _not_the_same(case: Case, once: float, again: float) -> str:
+    return (
+        f"the loss {case.evaluator.loss.name!r} gives {once:.9g} and then {again:.9g} for the same outputs: there must "
+        "be nothing random in it, and nothing that it keeps of earlier batches"
+    )
 
 
 def _not_finite(case: Case, cut: Cut, values: Sequence[Value]) -> str:

@@ -12,7 +12,8 @@ SMALLEST = 4
 ENTRIES = 2**22  # of the outputs of a pool
 ROWS, COLUMNS = 2**16, 256  # of the targets that are searched
 GROUP = 4  # samples of a group
-KINDS = 256  # values of which each has a sample in the mixture
+SWEPT = 2**24  # entries up to here are swept for the smallest and the largest
+KINDS = 256  # classes of which each has a sample in the mixture
 
 
 class Group(NamedTuple):
@@ -36,14 +37,14 @@ def draw(wanted: int, samples: int, entries: int) -> Tensor:
         entries: Numbers in the output for one sample.
 
     Returns:
-        Indices, int64 on the CPU, in random order; of fewer than four samples all, several times.
+        Indices, int64 on the CPU, in random order, each of them once.
     """
     size = max(SMALLEST, min(wanted, ENTRIES // max(1, entries)))
     generator = torch.Generator().manual_seed(0)
     if samples > 1000 * size:  # too many to shuffle
-        return torch.randint(samples, (size,), generator=generator, device="cpu")
-    order = torch.randperm(samples, generator=generator, device="cpu")[:size]
-    return order.repeat(-(-SMALLEST // len(order)))
+        chosen: Tensor = torch.randint(samples, (size,), generator=generator, device="cpu").unique()
+        return chosen
+    return torch.randperm(samples, generator=generator, device="cpu")[:size]
 
 
 def groups(targets: Tensor) -> list[Group]:
@@ -55,10 +56,11 @@ def groups(targets: Tensor) -> list[Group]:
     Returns:
         A group for each of these values, of at most four samples in which it has the largest share.
     """
-    part, rows = _searched(targets)
+    flat = _flat(targets)
+    part, rows = _searched(flat)
     if not part.numel():
         return []
-    values = [part.min(), part.max()]
+    values = [*(flat if flat.numel() <= SWEPT else part).aminmax()]
     if part.is_floating_point():
         values.append(torch.zeros_like(values[0]))
     else:
@@ -68,35 +70,41 @@ def groups(targets: Tensor) -> list[Group]:
     for value in values:
         share = (part == value).double().mean(1)
         if (largest := share.max()) > 0:
-            chosen = (share == largest).nonzero()[:GROUP, 0].cpu()
-            word = f"{value.item():g}" if part.is_floating_point() else str(value.item())
-            made.setdefault(word, Group(word, rows[chosen]))
+            chosen = rows[(share == largest).nonzero()[:GROUP, 0].cpu()]
+        else:  # it is rare, or zero and nowhere
+            chosen = (flat == value).any(1).nonzero()[:GROUP, 0].cpu() if flat.numel() <= SWEPT else rows[:0]
+        if len(chosen):
+            word = f"{value.item():g}" if part.is_floating_point() else str(int(value))
+            made.setdefault(word, Group(word, chosen))
     return list(made.values())
 
 
-def mixture(targets: Tensor) -> Tensor:
-    """One sample of each class, of up to 256, where targets are one class index each: ``(samples,)`` int64, on the CPU.
+def mixture(targets: Tensor, wanted: int) -> Tensor:
+    """One sample of each class where targets are one class index each: ``(samples,)`` int64, on the CPU.
 
     Args:
         targets: Of all samples, ``(n, ...)``.
+        wanted: How many at most; of more classes some, spread evenly.
     """
     if targets.dim() != 1 or targets.is_floating_point() or targets.is_complex():
         return torch.empty(0, dtype=torch.int64, device="cpu")
-    part, rows = _searched(targets)
+    part, rows = _searched(_flat(targets))
     found, inverse = part[:, 0].cpu().unique(return_inverse=True)
     first = torch.zeros(len(found), dtype=torch.int64, device="cpu")
     first[inverse] = torch.arange(len(inverse), device="cpu")
-    return rows[first[:KINDS]]
+    size = min(wanted, len(found))
+    return rows[first[torch.arange(size, device="cpu") * len(found) // max(1, size)]]
 
 
-def _searched(targets: Tensor) -> tuple[Tensor, Tensor]:
+def _flat(targets: Tensor) -> Tensor:
+    """Targets as real numbers, ``(n, entries)``."""
+    targets = torch.view_as_real(targets) if targets.is_complex() else targets
+    targets = targets.view(torch.uint8) if targets.dtype == torch.bool else targets
+    return targets.flatten(1) if targets.dim() > 1 else targets[:, None]
+
+
+def _searched(flat: Tensor) -> tuple[Tensor, Tensor]:
     """Some of the targets, ``(samples, entries)``, spread evenly; and the samples that they are of, on the CPU."""
-    if targets.is_complex():
-        targets = torch.view_as_real(targets)
-    flat = targets.reshape(len(targets), -1)
     columns = flat[:, :: max(1, math.ceil(flat.shape[1] / COLUMNS))]
-    step = math.ceil(len(flat) * max(1, columns.shape[1]) / (16 * ROWS)) if columns.shape[1] > 1 else 1
-    step = max(step, math.ceil(len(flat) / ROWS))
-    rows = torch.arange(0, len(flat), step, device="cpu")
-    part = columns[::step]
-    return part.long() if part.dtype == torch.bool else part, rows
+    step = max(math.ceil(len(flat) / ROWS), math.ceil(columns.numel() / (16 * ROWS)), 1)
+    return columns[::step], torch.arange(0, len(flat), step, device="cpu")
