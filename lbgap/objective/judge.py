@@ -76,8 +76,9 @@ def judge(
         try:
             for name, ask in QUESTIONS.items():
                 case.answers[name] = evaluator.within_memory(lambda ask=ask: ask(case))  # type: ignore[misc]
-        except ValueError:  # that the model remembers what it was evaluated on may be why
-            repeats.ask_again(case)
+        except ValueError:
+            if "repeats" in case.answers:  # at first; that the model remembers what it was evaluated on may be why
+                repeats.ask_again(case)
             raise
         evaluator.within_memory(lambda: repeats.ask_again(case))
     return probed.output, case.answers

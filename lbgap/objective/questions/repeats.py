@@ -20,17 +20,21 @@ def ask(case: Case) -> str:
     flat, few = case.evaluator.flat, case.evaluator.few
     buffers = {name: value.clone() for name, value in flat.module.named_buffers() if value.layout == torch.strided}
     frozen = {name: _sum(value) for name, value in flat.module.named_parameters() if not value.requires_grad}
+
+    def check_written(versions: list[int], theta: Tensor) -> None:
+        _check_moving(case, versions, theta)
+        _check_buffers(dict(flat.module.named_buffers()), buffers)
+        _check_frozen(dict(flat.module.named_parameters()), frozen)
+
     versions = [parameter._version for parameter in flat.moving]
     again = case.output(few().inputs)
-    _check_written(case, versions, case.centre)
+    check_written(versions, case.centre)
     _check_same(case.first, again)
     with case.elsewhere():
         versions = [parameter._version for parameter in flat.moving]
         once, again = (case.output(few().inputs) for _ in range(2))
-        _check_written(case, versions, case.displaced)
+        check_written(versions, case.displaced)
         _check_same(once, again)
-    _check_buffers(dict(flat.module.named_buffers()), buffers)
-    _check_frozen(dict(flat.module.named_parameters()), frozen)
     return YES
 
 
@@ -63,7 +67,7 @@ def _check_norms(case: Case) -> None:
                 )
 
 
-def _check_written(case: Case, versions: list[int], theta: Tensor) -> None:
+def _check_moving(case: Case, versions: list[int], theta: Tensor) -> None:
     """Refuse a model that writes into parameters that are to move, be it the value that they have."""
     flat = case.evaluator.flat
     for name, parameter, before, part in zip(flat.names, flat.moving, versions, flat.parts(theta), strict=True):
