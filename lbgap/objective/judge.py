@@ -73,13 +73,8 @@ def judge(
         return probed.output, NOT_ASKED
     case = Case(evaluator, model, centre, probed.plain)
     with evaluator.exact(), evaluator.context(False), _same_draws(evaluator):
-        try:
-            for name, ask in QUESTIONS.items():
-                case.answers[name] = evaluator.within_memory(lambda ask=ask: ask(case))  # type: ignore[misc]
-        except ValueError:
-            if "repeats" in case.answers:  # at first; that the model remembers what it was evaluated on may be why
-                repeats.ask_again(case)
-            raise
+        for name, ask in QUESTIONS.items():
+            case.answers[name] = evaluator.within_memory(lambda ask=ask: ask(case))  # type: ignore[misc]
         evaluator.within_memory(lambda: repeats.ask_again(case))
     return probed.output, case.answers
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lbgap.objective.questions import pools, rounding
 from lbgap.objective.questions.case import YES, Case
+from lbgap.objective.questions.kept import check_again
 from lbgap.system.device import first_line
 
 WIDE_ENTRIES = 2**20  # outputs up to here are summed in float64 at once, larger ones where there is a doubt
@@ -144,6 +145,7 @@ def _outputs(case: Case, pool: Pool) -> tuple[Tensor, str]:
     expected = [together[piece.to(together.device)] for piece in pool.pieces]
     answer = rounding.differ(case, apart, expected, functools.partial(_again, case, pool))
     if answer:
+        check_again(together, _one_each(case, pool.rows))  # a counter explains more
         raise ValueError(
             "the output for a sample depends on the others of its batch, so that the loss depends on how the data are "
             f"cut: {_hint(case.evaluator.flat.module)}, or pass coupled=True with a batch_size= if that is meant, or "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.objective.questions.case import YES, Case
+from lbgap.objective.questions.kept import Kept
 from lbgap.objective.questions.rounding import differ, wide
 
 DOUBT = (
@@ -20,17 +21,18 @@ def ask(case: Case) -> str:
     """Ask it of the few samples, at the minimizer and some way off.
 
     Raises:
-        ValueError: The outputs differ.
+        ValueError: The outputs differ, or the pass of a gradient writes into a parameter or a buffer.
     """
-    doubt = _compare(case, case.first)
+    doubt = _compare(case, case.first, case.centre)
     with case.elsewhere():
-        return _compare(case, case.output(case.evaluator.few().inputs)) or doubt or YES
+        return _compare(case, case.output(case.evaluator.few().inputs), case.displaced) or doubt or YES
 
 
-def _compare(case: Case, plain: Tensor) -> str:
+def _compare(case: Case, plain: Tensor, theta: Tensor) -> str:
     """Compare the output of a gradient's pass with that of a value's, where the replica stands; returns a doubt."""
-    inputs = case.evaluator.few().inputs
-    recorded = case.output(inputs, grad=True)
+    kept = Kept(case)
+    recorded = case.output(case.evaluator.few().inputs, grad=True)
+    kept.check(theta)
     few = case.evaluator.few().inputs
     answer = differ(case, [recorded], [plain], functools.partial(_both, few, case.evaluator.unrecorded))
     if answer:

@@ -54,7 +54,8 @@ def groups(targets: Tensor) -> list[Group]:
         targets: Of all samples, ``(n, ...)``.
 
     Returns:
-        A group for each of these values, of at most four samples in which it has the largest share.
+        Groups for each of these values, of at most four samples: in which it has the largest share, and where a sample
+        has several targets, the smallest.
     """
     flat = _flat(targets)
     part, rows = _searched(flat)
@@ -69,13 +70,16 @@ def groups(targets: Tensor) -> list[Group]:
     made: dict[str, Group] = {}
     for value in values:
         share = (part == value).double().mean(1)
-        if (largest := share.max()) > 0:
-            chosen = rows[(share == largest).nonzero()[:GROUP, 0].cpu()]
-        else:  # it is rare, or zero and nowhere
-            chosen = (flat == value).any(1).nonzero()[:GROUP, 0].cpu() if flat.numel() <= SWEPT else rows[:0]
-        if len(chosen):
-            word = f"{value.item():g}" if part.is_floating_point() else str(int(value))
-            made.setdefault(word, Group(word, chosen))
+        word = f"{value.item():g}" if part.is_floating_point() else str(int(value))
+        if share.max() > 0:
+            made.setdefault(word, Group(word, rows[(share == share.max()).nonzero()[:GROUP, 0].cpu()]))
+            if part.shape[1] > 1 and share.min() < share.max():
+                least = rows[(share == share.min()).nonzero()[:GROUP, 0].cpu()]
+                made.setdefault(f"least often {word}", Group(f"least often {word}", least))
+        elif flat.numel() <= SWEPT:  # it is rare, or zero and nowhere
+            chosen = (flat == value).any(1).nonzero()[:GROUP, 0].cpu()
+            if len(chosen):
+                made.setdefault(word, Group(word, chosen))
     return list(made.values())
 
 

@@ -44,6 +44,20 @@ def test_models_that_decide_by_the_mode(name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("gate", [False, True])
+def test_what_only_the_pass_of_a_gradient_writes(gate):
+    class Averaging(nn.BatchNorm1d):
+        def forward(self, inputs):
+            if torch.is_grad_enabled() and (not gate or float(self.gate.detach())):
+                self.running_mean.lerp_(inputs.detach().mean(0), 1e-4)
+            return super().forward(inputs)
+
+    model = nn.Sequential(nn.Linear(8, 4), Averaging(4))
+    model[1].gate = nn.Parameter(torch.zeros(()))
+    with pytest.raises(ValueError, match=r"the model changes its buffer '1.running_mean' in evaluation mode"):
+        Objective(model, (X, Y))
+
+
 def test_rounding_is_no_difference():
     def change(_, output):  # summed in another order
         terms = output[:, None] * torch.linspace(0.1, 0.7, 7)[:, None]
