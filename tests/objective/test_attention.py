@@ -119,7 +119,6 @@ def test_the_fast_path_alone_is_kept_off(padding):
     for recorded in (True, False):
         with torch.set_grad_enabled(recorded), Noting() as noted, NoFastPath():
             seen.append(block(x, src_key_padding_mask=padding).detach())
-        assert "scaled_dot_product_attention" in noted.names or padding is not None
         assert not {name for name in noted.names if "fwd" in name or "native" in name}
     torch.testing.assert_close(*seen, rtol=1e-12, atol=1e-12)
     parts = triple(torch.float32)
