@@ -28,6 +28,7 @@ class Case:
         centre: The minimizer, ``(n,)``.
         answers: Question to answer, in the order in which they were asked.
         first: The output for the few samples in the first pass without a graph.
+        first_elsewhere: The same some way off, once that has been there.
     """
 
     def __init__(self, evaluator: Evaluator, model: nn.Module, centre: Tensor, first: Tensor) -> None:
@@ -41,6 +42,7 @@ class Case:
         """
         self.evaluator, self.model, self.centre, self.first = evaluator, model, centre, first
         self.answers: dict[str, str] = {}
+        self.first_elsewhere: Tensor | None = None
         self._displaced: Tensor | None = None
 
     @contextmanager

@@ -39,15 +39,16 @@ class Kept:
             ValueError: It has; the message says into what.
         """
         flat = self._flat
-        for name, parameter, before, part in zip(
-            flat.names, flat.moving, self._versions, flat.parts(theta), strict=True
-        ):
-            # Writing through .data counts no version, and there values tell.
-            if parameter._version != before or not _equal(parameter.detach(), part):
-                raise ValueError(
-                    f"the model writes into its parameter {name!r} when it runs, so that its gradient is not that of "
-                    "the loss: constrain it where it is trained, not in forward, or compute with a copy of it"
-                )
+        written = [p._version != before for p, before in zip(flat.moving, self._versions, strict=True)]
+        if not any(written) and not torch.equal(flat.theta, theta):  # by .data, where no version counts
+            pairs = zip(flat.moving, flat.parts(theta), strict=True)
+            written = [not _equal(parameter.detach(), part) for parameter, part in pairs]
+        if any(written):
+            raise ValueError(
+                f"the model writes into its parameter {flat.names[written.index(True)]!r} when it runs, so that its "
+                "gradient is not that of the loss: constrain it where it is trained, not in forward, or compute with a "
+                "copy of it"
+            )
         buffers = dict(flat.module.named_buffers())
         for name, value in self._buffers.items():
             if name not in buffers or not _equal(buffers[name], value):
