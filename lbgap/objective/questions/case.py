@@ -27,8 +27,6 @@ class Case:
         model: The user's own, which is neither changed nor evaluated.
         centre: The minimizer, ``(n,)``.
         answers: Question to answer, in the order in which they were asked.
-        first: The output for the few samples in the first pass without a graph.
-        first_elsewhere: The same some way off, once that has been there.
     """
 
     def __init__(self, evaluator: Evaluator, model: nn.Module, centre: Tensor, first: Tensor) -> None:
@@ -40,9 +38,9 @@ class Case:
             centre: The minimizer, ``(n,)``.
             first: The output for the few samples, without a graph.
         """
-        self.evaluator, self.model, self.centre, self.first = evaluator, model, centre, first
+        self.evaluator, self.model, self.centre = evaluator, model, centre
         self.answers: dict[str, str] = {}
-        self.first_elsewhere: Tensor | None = None
+        self._first = first
         self._displaced: Tensor | None = None
 
     @contextmanager
@@ -66,6 +64,11 @@ class Case:
         """Where :meth:`elsewhere` takes the replica, ``(n,)``; known once it has been there."""
         assert self._displaced is not None
         return self._displaced
+
+    @property
+    def first(self) -> Tensor:
+        """The output for the few samples in the first pass without a graph; of fewer where memory ran out since."""
+        return self._first[: self.evaluator.few_samples]
 
     def rows(self, chosen: Tensor) -> Batch:
         """A fresh copy of some samples on the device.

@@ -25,10 +25,7 @@ def ask(case: Case) -> str:
     """
     doubt = _compare(case, case.first, case.centre)
     with case.elsewhere():
-        plain = case.first_elsewhere
-        if plain is None:
-            plain = case.output(case.evaluator.few().inputs)
-        return _compare(case, plain, case.displaced) or doubt or YES
+        return _compare(case, case.output(case.evaluator.few().inputs), case.displaced) or doubt or YES
 
 
 def _compare(case: Case, plain: Tensor, theta: Tensor) -> str:

@@ -21,9 +21,9 @@ def ask(case: Case) -> str:
     _check_same(case.first, again)
     with case.elsewhere():
         kept = Kept(case)
-        case.first_elsewhere, again = (case.output(few().inputs) for _ in range(2))
+        once, again = (case.output(few().inputs) for _ in range(2))
         kept.check(case.displaced)
-        _check_same(case.first_elsewhere, again)
+        _check_same(once, again)
     return YES
 
 

@@ -400,6 +400,11 @@ RIGHT = {
     "a tiny loss": (dense, (X, T), lambda o, y: 1e-8 * F.mse_loss(o, y)),
     "a loss in float32": (dense, (X, T), lambda o, y: F.mse_loss(o.float(), y.float())),
     "a loss in bfloat16": (dense, (X, Y), lambda o, y: F.cross_entropy(o.bfloat16(), y).float()),
+    "a loss that takes float32 alone": (
+        dense,
+        (X, Y),
+        lambda o, y: F.cross_entropy(o, y) if o.dtype == torch.float32 else o.missing,
+    ),
     "samples first": (dense, (X, Y), lambda o, y: F.cross_entropy(o, y, reduction="none").mean()),
 }
 
@@ -429,6 +434,26 @@ def test_saturated_networks_pass():
     objective = Objective(model, (X[:60], Y[:60]))
     assert float(objective.loss(objective.theta)) < 1e-3
     assert objective.judged["additive"] == "yes"
+
+
+class Packed(nn.Module):
+    """Takes sequences whose lengths, in the first entry, do not grow."""
+
+    def __init__(self, coupled=False):
+        super().__init__()
+        self.cells, self.out, self.coupled = nn.GRU(8, 5, batch_first=True), nn.Linear(5, 4), coupled
+
+    def forward(self, inputs):
+        packed = nn.utils.rnn.pack_padded_sequence(inputs, inputs[:, 0, 0].long().cpu(), batch_first=True)
+        last = self.cells(packed)[1][0]
+        return self.out(last - last.mean(0) if self.coupled else last)
+
+
+def test_batches_that_must_be_sorted():
+    inputs = SERIES.clone()
+    inputs[:, 0, 0] = torch.arange(SAMPLES).flip(0) // 60 + 1
+    assert Objective(Packed(), (inputs, Y)).judged["additive"] == "yes"
+    refused("depends on the others of its batch", Packed(coupled=True), (inputs, Y))
 
 
 def test_a_model_that_runs_in_float32_alone():
