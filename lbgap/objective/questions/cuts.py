@@ -14,7 +14,7 @@ from lbgap.objective.questions.case import Case
 from lbgap.system.device import first_line
 
 WIDE_ENTRIES = 2**20  # outputs up to here are summed in float64 at once, larger ones where there is a doubt
-SAME_VALUE, SAME_WEIGHT = 1e-5, 1e-6
+SAME_VALUE = SAME_WEIGHT = 1e-5
 REMEDY = (
     "return (sum, weight) where it is a ratio of sums (class weights, masks, ignored targets), pass coupled=True with "
     "a batch_size= where the samples of a batch are meant to see each other, or judge=False"
