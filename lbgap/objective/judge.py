@@ -114,7 +114,7 @@ def _probe_or_unit(evaluator: Evaluator) -> Probed:
 
 def _probe(evaluator: Evaluator) -> Probed:
     """Run a few samples: do model, loss and data fit, is there a gradient, how large is a sample's activations?"""
-    loss, few = evaluator.loss, evaluator.few()
+    few, pristine = evaluator.few(), evaluator.few()
     versions = [part._version for part in few]
     with evaluator.exact(), evaluator.context(False), _same_draws(evaluator):
         try:
@@ -126,14 +126,14 @@ def _probe(evaluator: Evaluator) -> Probed:
                 f"the model does not accept inputs of shape {tuple(few.inputs.shape)}, {few.inputs.dtype}: "
                 f"{first_line(error)}"
             ) from error
-        loss.check(output, evaluator.data.targets)
+        evaluator.loss.check(output, evaluator.data.targets)
         if len(output) != few.size:
             raise ValueError(f"the model must return one output per sample, got {len(output)} for {few.size}")
         with torch.enable_grad():
             _check_gradient(evaluator, output, few.targets)
         plain = _plain(evaluator)
     evaluator.flat.check_views()
-    evaluator.overwrites = _overwritten(few, evaluator.few()) or [part._version for part in few] != versions
+    evaluator.overwrites = _overwritten(few, pristine) or [part._version for part in few] != versions
     return Probed(output.detach(), plain, max(1, saved // few.size))
 
 
