@@ -170,7 +170,7 @@ class FlatModule:
         """Whether batch-norm takes the statistics of each evaluation batch."""
         return any(isinstance(module, _BatchNorm) and module.running_mean is None for module in self.module.modules())
 
-    def statistics(self, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    def statistics(self, batches: Iterable[Tensor], *, grad: bool = False) -> dict[str, Tensor]:
         """Estimate the statistics of all batch-norms at theta: the mean of those of the batches.
 
         As ``torch.optim.swa_utils.update_bn`` does (Izmailov et al. 2018, arXiv 1803.05407); each batch-norm sees what
@@ -178,6 +178,7 @@ class FlatModule:
 
         Args:
             batches: Inputs ``(batch, ...)``, two samples or more in each.
+            grad: Whether the passes record a graph.
 
         Returns:
             Name of each buffer to its value; the replica's own stay as they are.
@@ -190,7 +191,7 @@ class FlatModule:
                 norm.reset_running_stats()
                 norm.momentum = None  # the mean over the batches
                 norm.train()
-            with torch.no_grad():
+            with torch.set_grad_enabled(grad):
                 for inputs in batches:
                     self.module(inputs)
             for name, norm in norms.items():

@@ -184,7 +184,7 @@ class Held:
         """
         values, replica = self.split(self.theta), self._evaluator.flat.module
         try:
-            with torch.autocast(self.device.type, enabled=False):
+            with self._evaluator.context(False), self._evaluator.unrecorded():
                 replica(self.few().inputs)  # what it keeps of a pass has no graph from now on, and can be copied
             module = copy.deepcopy(replica)
         except Exception as error:

@@ -116,7 +116,7 @@ class Objective(Parts, Directional):
                 self._evaluator, model, self.coordinates.centre, batch_size, loader_batch, asked=judge
             )
         self._products = products.Products(
-            flat, wanted, coupled=coupled, bfloat16=bfloat16, backend=self.backend, notes=notes
+            flat, wanted, coupled=coupled, bfloat16=self._evaluator.bfloat16, backend=self.backend, notes=notes
         )
         self._many = Many(native=self.backend == "native")
         self._whole = None

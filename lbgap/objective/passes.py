@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lbgap.flat import FlatModule
 from lbgap.objective import tangents
+from lbgap.objective.attention import NoFastPath, has_fast_path
 from lbgap.objective.cuda_graphs import Graphs
 from lbgap.problem.loss import Loss, Sums
 from lbgap.samples import Batch, resident, streamed
@@ -46,6 +47,7 @@ class Evaluator:
         batch_size: Samples in a micro-batch (the last may hold fewer); halved where memory runs out.
         few_samples: How many samples are enough to try something out; halved likewise.
         overwrites: Whether model or loss write into their inputs, so that each batch is copied.
+        needs_grad: Whether the model differentiates inside its forward pass, so that values record a graph too.
         device: Where everything is.
         notes: Sentences on what was not done as asked.
         graphs: The CUDA graphs of gradients.
@@ -86,8 +88,11 @@ class Evaluator:
         self.graphs = Graphs(self.device, notes, none, moving=flat.moving)
         self.weight = loss.weight(self.data.targets)
         self.few_samples = self.batch_size = PROBE_SAMPLES
-        self.overwrites = False
-        if whole is not None:
+        self.overwrites = self.needs_grad = False
+        if whole is None:
+            self._has_fast_path = has_fast_path(flat.module)
+        else:
+            self._has_fast_path, self.needs_grad = whole._has_fast_path, whole.needs_grad
             self.few_samples, self.overwrites = whole.few_samples, whole.overwrites
             self.batch_size = min(whole.batch_size, self.samples)
 
@@ -134,9 +139,9 @@ class Evaluator:
 
         def sweep() -> tuple[Tensor, Tensor]:
             shares, correct = [], []
-            with torch.no_grad(), self.exact():
+            with self.unrecorded(), self.exact():
                 for batch in self.batches():
-                    output = self._output(batch)
+                    output = self._output(batch).detach()
                     if accuracy:  # before the loss, which may overwrite the output
                         correct.append((output.argmax(1) == batch.targets).sum(dtype=torch.float64))
                     shares.append(self._sums(self.loss, output, batch).exact / self.weight)
@@ -197,7 +202,9 @@ class Evaluator:
         """The statistics of batch-norm over all samples: name of each buffer to its value."""
         with self.exact(), self.context(False):
             parts = self.data.inputs.tensor_split(math.ceil(self.samples / BATCH_NORM_BATCH))
-            return self.flat.statistics(part.to(self.device, copy=self.overwrites) for part in parts)
+            return self.flat.statistics(
+                (part.to(self.device, copy=self.overwrites) for part in parts), grad=self.needs_grad
+            )
 
     def _slopes(self, loss: Loss, bfloat16: bool) -> tuple[Tensor, Tensor]:
         shares = []
@@ -211,9 +218,18 @@ class Evaluator:
         return torch.stack(shares), self.flat.gradient.isfinite().all().double()
 
     def _output(self, batch: Batch, bfloat16: bool = False) -> Tensor:
-        """The output for a batch, in the replica's precision."""
+        """The output for a batch, in the replica's precision.
+
+        Raises:
+            ValueError: It is not one output for each sample.
+        """
         with self.context(bfloat16):
             output: Tensor = self.flat.module(batch.inputs)
+        if output.shape[:1] != (batch.size,):
+            raise ValueError(
+                f"the model must return one output per sample, got shape {tuple(output.shape)} for a batch of "
+                f"{batch.size}: make its first dimension that of the samples"
+            )
         return output.to(self.flat.theta.dtype) if output.is_floating_point() else output
 
     def _sums(self, loss: Loss, output: Tensor, batch: Batch) -> Sums:
@@ -273,9 +289,14 @@ class Evaluator:
 
     @contextlib.contextmanager
     def exact(self) -> Iterator[None]:
-        """Products in full float32, by kernels that repeat their bits, whatever the caller allows."""
-        with hardware.full_float32(self.device.type), hardware.repeatable(self.device.type):
+        """One function in every pass: full float32, kernels that repeat their bits, and no fast path of attention."""
+        slow = NoFastPath() if self._has_fast_path else contextlib.nullcontext()
+        with hardware.full_float32(self.device.type), hardware.repeatable(self.device.type), slow:
             yield
+
+    def unrecorded(self) -> torch.set_grad_enabled:
+        """No graph, unless the model differentiates inside its forward pass and needs one."""
+        return torch.set_grad_enabled(self.needs_grad)
 
     def context(self, bfloat16: bool) -> torch.autocast:
         """The precision of one pass, whatever the caller's autocast is."""
@@ -295,10 +316,12 @@ class Evaluator:
                 pass  # on leaving this block the error lets go of all tensors of the work
             self._empty()
             if self.coupled:
+                why, remedy = "coupled=True", ""
+                if self.flat.takes_statistics:
+                    why, remedy = "batch_norm='batch'", ", or batch_norm='eval'"
                 raise MemoryError(
                     f"a batch of {self.batch_size} samples does not fit in the memory of {self.device}, and with "
-                    "batch_norm='batch' another size is another function: pass a smaller batch_size, or "
-                    "batch_norm='eval'"
+                    f"{why} another size is another function: pass a smaller batch_size{remedy}"
                 )
             if self.batch_size == 1:
                 raise MemoryError(
