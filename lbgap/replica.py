@@ -21,6 +21,7 @@ REGISTERED = ("_parameters", "_buffers", "_modules")
 DEPTH = 6  # of containers and objects within each other, so far as they are searched
 CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 CALLABLES = (types.FunctionType, types.MethodType, types.BuiltinMethodType, functools.partial, weakref.ref)
+FORMATS = ("__get__", "size", "dim", "numel", "stride", "__len__", "is_floating_point", "is_contiguous")  # no values
 OUTSIDE = (
     "the model reaches its own {name!r} by another way than as an attribute (a global name, a class attribute, a "
     "function that it does not keep?), so that a copy of it computes with the original's: reach it by self"
@@ -326,11 +327,12 @@ class Arguments(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Note what a function is called with, and call it."""
-        kwargs = kwargs or {}
-        for part in tree_leaves((args, kwargs)):
-            if isinstance(part, Tensor):
-                self._note(part)
-        return func(*args, **kwargs)
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor) or getattr(func, "__name__", "") not in FORMATS:
+            for part in tree_leaves((args, kwargs)):
+                if isinstance(part, Tensor):
+                    self._note(part)
+        return output
 
 
 class Watch(Arguments):
