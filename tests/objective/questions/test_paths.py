@@ -164,8 +164,8 @@ class Auxiliary(Base):
 def test_parameters_without_an_effect_are_named(kind, name):
     objective = Objective(kind(), make_data())
     assert objective.notes == [
-        f"no gradient path to '{name}.weight', '{name}.bias', in the samples tried: they count as directions without an "
-        "effect"
+        f"no gradient path to '{name}.weight', '{name}.bias', in the samples tried: they count as directions without "
+        "an effect"
     ]
     assert objective.judged["gradient paths"] == "yes"
     gradient = objective.split(objective.loss_and_gradient(objective.theta)[1])
