@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Self
 
 import torch
@@ -12,6 +11,7 @@ from lbgap.objective.coordinates import Coordinates
 from lbgap.objective.passes import Evaluator
 from lbgap.objective.points.many import Many
 from lbgap.objective.products.choose import Products
+from lbgap.replica import replicate
 from lbgap.samples import Batch
 from lbgap.system.device import first_line
 from lbgap.system.files import digest
@@ -184,9 +184,7 @@ class Held:
         """
         values, replica = self.split(self.theta), self._evaluator.flat.module
         try:
-            with self._evaluator.context(False), self._evaluator.unrecorded():
-                replica(self.few().inputs)  # what it keeps of a pass has no graph from now on, and can be copied
-            module = copy.deepcopy(replica)
+            module, _ = replicate(replica)
         except Exception as error:
             raise ValueError(
                 f"what the Objective evaluates cannot be copied ({first_line(error)}): pass model and data in its place"
