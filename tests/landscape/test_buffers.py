@@ -293,6 +293,24 @@ class TestOtherBuffers:
             LANDSCAPES[name](models, make_data())
 
 
+class Gated(nn.Module):
+    """A buffer that is met by a product of two numbers, one of which is zero at either end."""
+
+    def __init__(self, gates, value):
+        super().__init__()
+        self.layer, self.gates = nn.Linear(6, 3), nn.Parameter(torch.tensor(gates))
+        self.register_buffer("code", torch.tensor([value, 0.0, 0.0]))
+
+    def forward(self, x):
+        return self.layer(x) + self.gates.prod() * self.code
+
+
+def test_one_that_enters_only_between_the_ends_is_refused():
+    models = Gated([0.0, 1.0], 1.0), Gated([1.0, 0.0], 2.0)
+    with pytest.raises(ValueError, match="buffer 'code' differs between the models"):
+        lbgap.line(*models, make_data(), points=3)
+
+
 def test_equal_buffers_are_constants():
     """On a curve, whose coefficients do not sum to one, they would be scaled."""
     models, data = [Extra(0.5, seed=seed) for seed in (1, 2)], make_data()

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from lbgap import Objective, eigenvalues
 from lbgap.flat import FlatModule
 from lbgap.objective.products import general
-from lbgap.problem.loss import Loss
+from lbgap.problem.loss import resolve_loss
 from lbgap.samples import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -118,7 +118,7 @@ def test_eigenvalues_are_those_of_the_dense_matrix(name):
 @pytest.mark.parametrize("loss", [infonce, barlow])
 def test_a_batch_has_one_matrix_of_all_its_outputs(loss, kind):
     flat = FlatModule(seeded(Pairs), dtype=torch.float64)
-    named = Loss(loss.__name__, classification=False, function=loss)
+    named = resolve_loss(loss)
     expected = torch.zeros(len(flat.theta), len(flat.theta), dtype=torch.float64)
     for inputs, targets in zip(*(part.split(8) for part in VIEWS), strict=True):
         general.add_products(flat, named, Batch(inputs, targets), torch.eye(len(flat.theta)).double(), expected, kind)

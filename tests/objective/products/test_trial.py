@@ -8,8 +8,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lbgap import Objective
-from lbgap.objective.products import choose, trial
+from lbgap.objective.products import choose, engine, trial
 from lbgap.objective.products.rules import Pointwise
+from lbgap.samples import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -103,6 +104,37 @@ def test_a_network_that_fits_its_samples_well_is_no_doubt(steps, kind, monkeypat
         optimizer.step()
     assert F.cross_entropy(model(DATA[0]), DATA[1]) < (1e-2 if steps == 200 else 1e-4)
     assert product(model, kind).hvp_way == "engine"
+
+
+@pytest.mark.parametrize("off", [1.0, 1.01])
+def test_units_close_to_their_kinks_are_no_doubt(off, monkeypatch):
+    """Sums that are zero but for rounding, to which two ways of computing them give either sign."""
+    in_place(monkeypatch)
+    model = nn.Sequential(nn.Linear(6, 500), nn.ReLU(), nn.Linear(500, 3)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(normal(500, 6, seed=7))
+        model[0].weight[:2] = 0.1 * torch.tensor([[1.0, 2.0, -3.0, 0, 0, 0], [3.0, -2.0, -1.0, 0, 0, 0]])
+        model[0].bias[:2] = 0
+        model[2].weight.copy_(normal(3, 500, seed=8) / 20)
+    inputs = DATA[0].clone()
+    inputs[:, :3] = inputs[:, :1]
+    multiply, backward, noises = engine.Engine.add_products, Pointwise.backward_tangent, []
+
+    def rounded(self, batches, *more):
+        noise = 1e-7 * normal(*inputs.shape, seed=9)
+        return multiply(self, [Batch(x * (1 + noise[: len(x)]), y) for x, y in batches], *more)
+
+    def noted(self, *arguments):
+        noises.append(noise(self, *arguments))
+        return noises[-1]
+
+    noise = trial.Trial._noise
+    monkeypatch.setattr(trial.Trial, "_noise", noted)
+    monkeypatch.setattr(engine.Engine, "add_products", rounded)
+    monkeypatch.setattr(Pointwise, "backward_tangent", lambda self, *more: (off * backward(self, *more)[0],))
+    way = product(model, data=(inputs, DATA[1])).hvp_way
+    assert noises
+    assert (way == "engine") == (off == 1.0)
 
 
 def test_where_rounding_leaves_nothing_the_general_way_is_taken(monkeypatch):
