@@ -97,9 +97,11 @@ def compare(case: Case, cut: Cut) -> tuple[float, float] | None:
     except Exception as error:
         if not cut.paired:  # an output and a target that do not belong together
             return None
+        what = first_line(error)
+        what = what if what.startswith("the loss") else f"the loss {case.evaluator.loss.name!r} does not run: {what}"
         raise ValueError(
-            f"the loss {case.evaluator.loss.name!r} does not run on some of the few samples ({first_line(error)}): let "
-            "it take a batch of any size, or pass coupled=True with a batch_size= that it takes"
+            f"{what} (on {len(cut.outputs[0])}, {len(cut.outputs[1])} or all of these samples, though on "
+            f"{len(case.first)} it ran): let it take a batch of any size, or pass coupled=True with batch_size="
         ) from error
     if not math.isfinite(both.total):
         return None
