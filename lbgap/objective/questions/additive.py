@@ -51,13 +51,15 @@ def ask(case: Case) -> str:
     doubt = _compare_outputs(case, pool, outputs)
     cuts.check_alone(case, outputs, targets)
     here = [cuts.compare(case, cut) for cut in cuts.make(pool.pieces, outputs, targets, others, mixture)]
+    if not any(here):
+        return UNKNOWN
+    if case.fails_elsewhere():
+        return case.fails_elsewhere()
     with case.elsewhere():
         outputs = _one_each(case, pool.rows)
         other_doubt = _compare_outputs(case, pool, outputs)
-    there = [cuts.compare(case, cut) for cut in cuts.make(pool.pieces, outputs, targets, others, mixture)]
-    cuts.check_weights(case, here, there)
-    if not any(here):
-        return UNKNOWN
+    moved = (cut._replace(paired=False) for cut in cuts.make(pool.pieces, outputs, targets, others, mixture))
+    cuts.check_weights(case, here, [cuts.compare(case, cut) for cut in moved])
     return doubt or other_doubt or YES
 
 

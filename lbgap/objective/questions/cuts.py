@@ -42,7 +42,8 @@ class Cut(NamedTuple):
         outputs: Of one piece and of the other, ``(rows, ...)`` each.
         targets: As many.
         value: Of the targets of the first piece, if they are a group.
-        paired: Whether outputs and targets are of the same samples.
+        paired: Whether these are outputs that the loss must take with these targets: those of the same samples at the
+            minimizer.
     """
 
     outputs: tuple[Tensor, Tensor]
@@ -95,7 +96,7 @@ def compare(case: Case, cut: Cut) -> tuple[float, float] | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        if not cut.paired:  # an output and a target that do not belong together
+        if not cut.paired:
             return None
         what = first_line(error)
         what = what if what.startswith("the loss") else f"the loss {case.evaluator.loss.name!r} does not run: {what}"
