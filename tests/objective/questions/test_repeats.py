@@ -146,7 +146,7 @@ def test_a_functional_embedding_that_writes():
     refused("writes into its parameter 'rows.weight'", Functional(nn.Embedding), (TOKENS, Y))
 
 
-@pytest.mark.parametrize("first", [1, 2, 5, 7, 8, 9, 10, 12, 15, 18])
+@pytest.mark.parametrize("first", [1, 2, 5, 7, 8, 9, 10, 12, 15])
 @pytest.mark.parametrize("size", [1e-3, 0.1])
 def test_a_counter_is_found_however_late_it_counts(first, size):
     class Counting(nn.Linear):
