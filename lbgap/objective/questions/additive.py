@@ -45,7 +45,8 @@ def ask(case: Case) -> str:
         return "not judged: coupled=True"
     pool, outputs = _drawn(case)
     targets = case.rows(pool.rows).targets
-    others = [(group.value, case.rows(group.rows).targets) for group in pools.groups(evaluator.data.targets)]
+    groups = pools.groups(evaluator.data.targets)
+    others = [cuts.Targets(*group, case.rows(group.rows).targets) for group in groups]
     kinds = min(pools.KINDS, pools.ENTRIES // max(1, case.first[:1].numel()))
     mixture = case.rows(pools.mixture(evaluator.data.targets, kinds)).targets
     doubt = _compare_outputs(case, pool, outputs)
@@ -58,7 +59,7 @@ def ask(case: Case) -> str:
     with case.elsewhere():
         outputs = _one_each(case, pool.rows)
         other_doubt = _compare_outputs(case, pool, outputs)
-    moved = (cut._replace(paired=False) for cut in cuts.make(pool.pieces, outputs, targets, others, mixture))
+    moved = (cut._replace(rows=None, paired=False) for cut in cuts.make(pool.pieces, outputs, targets, others, mixture))
     cuts.check_weights(case, here, [cuts.compare(case, cut) for cut in moved])
     return doubt or other_doubt or YES
 

@@ -275,6 +275,28 @@ def test_a_piece_that_is_ignored_altogether():
     refused("is nan for samples whose targets are -100, but finite", dense(), (X, targets), loss=among_others)
 
 
+def test_a_loss_that_does_not_run_where_all_is_ignored():
+    targets = torch.cat([Y[:290], torch.full((10,), -100)])
+
+    def counting(output, target):
+        return output.mean() + 0 / int((target >= 0).sum())
+
+    message = r"the loss 'counting'.*division by zero \(on samples whose targets are -100\): let it take any batch"
+    refused(message, dense(), (X, targets), loss=counting)
+
+
+def test_a_loss_for_pairs_that_belong_together():
+    """Outputs of some samples are tried with targets of others, which a loss need not take."""
+
+    def checking(output, target):
+        if not torch.equal(output.argmax(1), target):
+            raise ValueError("not its own")
+        return output.square().mean()
+
+    model = nn.Linear(8, 4)
+    assert Objective(model, (X, model(X).argmax(1)), loss=checking).judged["additive"] == "yes"
+
+
 def test_a_coupling_of_the_loss_that_shows_some_way_off():
     def loss(output, _):
         return output.mean() + (output.mean(0).square()).mean()
@@ -303,7 +325,7 @@ def test_a_loss_that_does_not_repeat(loss):
 
 def test_a_loss_for_one_size_of_batch():
     refused(
-        r"the loss .*: The size of tensor .* though on 32 it ran\): let it take a batch of any size",
+        r"the loss .*: The size of tensor .* though on 32 it ran\): let it take any batch",
         dense(),
         (X, T),
         loss=lambda o, _: (o - T[:32]).mean(),
