@@ -106,8 +106,9 @@ def _drawn(case: Case) -> tuple[Pool, Tensor]:
 def _pool(case: Case, *, in_order: bool) -> Pool:
     """Draw the samples and the pieces: a third and the rest, and one alone if passes will have such a batch."""
     evaluator = case.evaluator
-    # Without a graph half as many again need less memory than the few did with one.
-    drawn = pools.draw(evaluator.few_samples * 3 // 2, evaluator.samples, case.first[:1].numel())
+    # Half as many again as the few, if passes take as many: where memory is short they may take no more than the few.
+    wanted = min(evaluator.few_samples * 3 // 2, max(evaluator.few_samples, evaluator.batch_size))
+    drawn = pools.draw(wanted, evaluator.samples, case.first[:1].numel())
     times = -(-pools.SMALLEST // len(drawn))  # of very few samples each several times, and always in one piece
     order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(1), device="cpu")
     order = (order[:, None] * times + torch.arange(times, device="cpu")).flatten()
