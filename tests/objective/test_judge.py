@@ -265,6 +265,23 @@ def test_a_batch_that_does_not_fit_says_why_it_may_not_be_smaller(options, messa
         objective.loss(objective.theta)
 
 
+@pytest.mark.parametrize(("largest", "batch_size", "few"), [(40, 32, 32), (40, 8, 32), (20, 16, 16)])
+def test_memory_that_is_short_shortens_what_is_tried_out(largest, batch_size, few):
+    class Hungry(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = dense()
+
+        def forward(self, inputs):
+            if len(inputs) > largest:
+                raise torch.OutOfMemoryError
+            return self.body(inputs)
+
+    objective = Objective(Hungry(), (X, Y), batch_size=batch_size)
+    assert (objective.batch_size, objective.few().size) == (batch_size, few)
+    assert objective.judged == dict.fromkeys(judge.QUESTIONS, "yes")
+
+
 # Mixed precision.
 
 
