@@ -188,7 +188,7 @@ class Held:
         """The keywords with which an objective of another model or other data is the same function of these."""
         loss = self._evaluator.loss
         return {
-            "loss": loss.name if loss.function is None else loss.function,
+            "loss": loss.given,
             "parameters": self.parameters,
             "precision": self.precision,
             "batch_size": self.batch_size,

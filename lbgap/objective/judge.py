@@ -72,7 +72,7 @@ def judge(
 
 def _probe(evaluator: Evaluator) -> tuple[Tensor, int]:
     """Run a few samples: do model, loss and data fit, do they repeat, how large is a sample's activations?"""
-    module, loss = evaluator.flat.module, evaluator.loss
+    module = evaluator.flat.module
     devices = [evaluator.device] if evaluator.device.type == "cuda" else []
     few = evaluator.few()
     versions = [part._version for part in few]
@@ -91,7 +91,8 @@ def _probe(evaluator: Evaluator) -> tuple[Tensor, int]:
                 f"the model does not accept inputs of shape {tuple(few.inputs.shape)}, {few.inputs.dtype}: "
                 f"{first_line(error)}"
             ) from error
-        loss.check(output, evaluator.data.targets)
+        evaluator.fit(output)
+        loss = evaluator.loss
         if len(output) != few.size:
             raise ValueError(f"the model must return one output per sample, got {len(output)} for {few.size}")
         with torch.enable_grad():

@@ -53,7 +53,8 @@ class Parts(Held):
                 "samples needs a loss that is a mean over single samples, got batch_norm='batch', under which fewer "
                 "samples are another function: use batch_norm='eval'"
             )
-        classes = None if self.classes is None else self._evaluator.data.targets
+        targets = self._evaluator.data.targets
+        classes = None if self.classes is None or targets.dim() > 1 else targets
         chosen = drawn(samples, seed, self.samples, classes)
         return self._beside(evaluator=self._evaluator.part(chosen))
 

@@ -174,7 +174,7 @@ def new_course(
     loop = _prepare(state, where, loss, train_split, test_split, size, seed)
     if remedies:
         parameters = list(state.trainable().values())
-        task = Task(state.model, loss, state.optimizer, parameters, loop.train, size, stopping.epochs, seed, where)
+        task = Task(state.model, loop.loss, state.optimizer, parameters, loop.train, size, stopping.epochs, seed, where)
         loop.descent = Treated(state, task, remedies)
     facts = _facts(state, loss, size, seed, train_split, test_split, where)
     facts |= {"remedies": describe(remedies)} if remedies else {}
