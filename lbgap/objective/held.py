@@ -103,6 +103,11 @@ class Held:
         return self._evaluator.flat.has_batch_norm
 
     @property
+    def by_class(self) -> bool:
+        """Whether the loss is plain cross-entropy with one class index a sample, each of which counts alike."""
+        return self._evaluator.loss.by_class(self._evaluator.data.targets)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the parameters that may move, in the order of ``theta``."""
         return self.coordinates.names

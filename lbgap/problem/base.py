@@ -202,15 +202,17 @@ class Loss(ABC):
         dim = self.class_dim + networks if self.class_dim > 0 else self.class_dim
         found = outputs.argmax(dim)
         right = (found == labels) & ~outputs.gather(dim, found.unsqueeze(dim)).squeeze(dim).isnan()
-        counts = self._counts(labels) if labels is target else None
+        counts = self._counts(target)
         right = right if counts is None else right & counts
         return right.flatten(networks).sum(networks, dtype=torch.float64)
 
     def counted(self, target: Tensor) -> int:
         """How many answers :meth:`correct` judges: the targets that are not ignored and whose class has a weight."""
-        labels = target.argmax(self.class_dim) if self.classification and target.is_floating_point() else target
-        counts = self._counts(labels) if labels is target else None
-        return labels.numel() if counts is None else int(counts.sum())
+        counts = self._counts(target)
+        if counts is not None:
+            return int(counts.sum())
+        rows = self.classification and target.is_floating_point() and target.dim() > 1  # of probabilities
+        return target.numel() // target.shape[self.class_dim] if rows else target.numel()
 
     def counting(self, target: Tensor) -> Tensor:
         """Which samples have a target that counts: their indices, ``(samples,)`` int64, on the targets' device."""
@@ -220,7 +222,7 @@ class Loss(ABC):
         return counts.reshape(len(target), -1).any(1).nonzero().flatten()
 
     def _counts(self, target: Tensor) -> Tensor | None:
-        """Which class indices count, a mask like them; None if all do."""
+        """Which class indices count, a mask like them; None if all do, or the targets are none."""
         return None
 
 
