@@ -158,7 +158,8 @@ class Evaluator:
         """A fresh copy of a few samples on the device, for trying something out; not of ignored ones alone."""
         rows: slice | Tensor = slice(self.few_samples)
         if not self.loss.counted(self.data.targets[rows]):
-            rows = self.loss.counting(self.data.targets)[: self.few_samples]
+            counting = self.loss.counting(self.data.targets)[: self.few_samples]
+            rows = counting if len(counting) else rows
         return Batch(*(part[rows].to(self.device, copy=True) for part in self.data))
 
     def batches(self) -> Iterator[Batch]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lbgap.problem.base import LossFunction
+from lbgap.problem.base import LossFunction, dims
 from lbgap.problem.forms import FORMS, VALUES
 
 SIZES = (5, 3)  # of the batches on which it must show, so that no other dimension is taken for that of the batch
@@ -36,7 +36,7 @@ class _Watch(TorchFunctionMode):
                 if (func in ELEMENTWISE and one.numel() == other.numel()) or (
                     grown and result.dim() == max(one.dim(), other.dim())
                 ):
-                    self.found = f"{tuple(other.shape)} and {tuple(one.shape)}"
+                    self.found = f"(n,{dims(other)}) and (n,{dims(one)})"
         return result
 
 
@@ -69,6 +69,6 @@ def check_broadcast(function: LossFunction, name: str, output: Tensor, target: T
         found.append(watch.found)
     if all(found):
         raise ValueError(
-            f"the loss {name!r} lets torch broadcast outputs and targets, {found[0]} of {SIZES[0]} samples, to all "
-            "pairs of samples: give them one shape, such as target[:, None] or output.squeeze(1)"
+            f"the loss {name!r} lets torch broadcast outputs and targets, {found[0]}, to all pairs of samples: give "
+            "them one shape, such as target[:, None] or output.squeeze(1)"
         )

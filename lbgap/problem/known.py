@@ -279,6 +279,8 @@ class Known(Loss):
         """Refuse targets that torch would broadcast against the outputs."""
         if target.shape[1:] != output.shape[1:]:
             hint = "one an output"
+            if target.numel() // max(1, len(target)) == output[:1].numel():
+                hint = f"them as target.reshape(-1,{dims(output)})"
             if self.form.targets == INDICES:
                 hint = "class indices as integers, or one probability per class"
             raise ValueError(

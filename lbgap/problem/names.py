@@ -87,9 +87,11 @@ class Named(Known):
         return -1 if last else 1
 
     def _refuse_members(self, target: Tensor) -> NoReturn:
+        one = target.dim() == 2 and _is_binary(target) and bool((target.sum(1) == 1).all())
         raise ValueError(
             f"loss {self.name!r} needs class indices, got one {str(target.dtype).removeprefix('torch.')} for each "
-            f"output, (n,{dims(target)}): pass loss='bce' if a sample may have several classes"
+            f"output, (n,{dims(target)}): pass {'target.argmax(1), or ' if one else ''}loss='bce' if a sample may have "
+            "several classes"
         )
 
     def _refuse_column(self, output: Tensor, target: Tensor) -> NoReturn:

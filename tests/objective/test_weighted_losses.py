@@ -10,6 +10,7 @@ from torch.func import functional_call, jacrev
 
 import lbgap
 from lbgap import Objective
+from lbgap.objective.products import general
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N, C = 21, 3
@@ -329,3 +330,21 @@ def test_a_line_evaluates_the_loss_of_each_set():
             found = losses[line.alphas.index(alpha)]
             expected = float(F.cross_entropy(model(inputs), targets, WEIGHT.double()).detach())
             assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_engine_is_compared_on_samples_that_count():
+    targets = labels(60, ignored=40)
+    objective = Objective(dense(), (normal(60, 4), targets), precision="float64", batch_size=10)
+    seen = []
+    add_products = general.add_products
+
+    def spy(flat, loss, batch, vectors, out, kind):
+        seen.append(batch.targets)
+        add_products(flat, loss, batch, vectors, out, kind)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(general, "add_products", spy)
+        objective.hvp(objective.theta, torch.ones(1, objective.n, dtype=torch.float64))
+    assert objective.hvp_way == "engine"
+    assert len(seen) == 2
+    assert all(bool((part >= 0).all()) for part in seen)

@@ -122,7 +122,7 @@ class Products:
             return None
         try:
             if self._engine is None or kind not in self._agreed:
-                batch = next(iter(batches()))
+                batch = next(one for one in batches() if self._loss.counted(one.targets))
                 self._engine = self._engine or Engine(self._flat, batch.inputs, self._loss, self._backend)
                 if kind not in self._agreed and not self._compare(batch, kind):
                     return None
@@ -147,6 +147,8 @@ class Products:
         Raises:
             ArithmeticError: They disagree.
         """
+        if self._loss.separable and not self._loss.even:  # samples that are ignored would show nothing
+            batch = batch.rows(self._loss.counting(batch.targets))
         flat = FlatModule(self._flat.module, dtype=torch.float64)
         few = [torch.cat((part[:TRIED_SAMPLES], part[-OTHER_SAMPLES:])) for part in batch]
         inputs, targets = (part.double() if part.is_floating_point() else part for part in few)
