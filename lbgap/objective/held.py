@@ -108,6 +108,11 @@ class Held:
         return self._evaluator.loss.by_class(self._evaluator.data.targets)
 
     @property
+    def counted(self) -> int:
+        """How many targets an accuracy is a share of: those that are not ignored, and whose class has a weight."""
+        return self._evaluator.counted
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the parameters that may move, in the order of ``theta``."""
         return self.coordinates.names

@@ -164,7 +164,7 @@ def derivative_of(loss: Loss, scale: float) -> Reduce:
     def derivative(output: Tensor, tangent: Tensor, targets: Tensor) -> Tensor:
         check_terms(loss, output, targets)
         slope = output_gradient(loss, output, targets)
-        return (slope.double() * tangent.double()).flatten(1).sum(1) * scale
+        return (slope.double() * tangent.double()).reshape(len(slope), -1).sum(1) * scale
 
     return derivative
 

@@ -24,6 +24,8 @@ from lbgap.problem.forms import (
     Form,
 )
 
+COUNTED = 2**20  # targets whose weights are added up at once
+
 
 @dataclass(frozen=True)
 class Known(Loss):
@@ -69,9 +71,9 @@ class Known(Loss):
         return self.form.ratio
 
     @property
-    def ignored(self) -> int | None:
-        """The class index that does not count; None where there is none."""
-        return int(self.options.get("ignore_index", -100)) if self.form.ratio else None
+    def ignored(self) -> int:
+        """The class index that does not count, where the mean is a ratio."""
+        return int(self.options.get("ignore_index", -100))
 
     @property
     def _class_weight(self) -> Tensor | None:
@@ -91,10 +93,12 @@ class Known(Loss):
         weight = self._class_weight
         if weight is None and self.complete:
             return float(target.numel())
-        labels = target[target != self.ignored].long()
         if weight is None:
-            return float(labels.numel())
-        return float(weight.to(labels.device, torch.float64)[labels].sum())
+            return float((target != self.ignored).sum())
+        weight, total = weight.to(target.device, torch.float64), 0.0
+        for some in target.flatten().split(COUNTED):
+            total += float(weight[some[some != self.ignored].long()].sum())
+        return total
 
     def mean(self, output: Tensor, target: Tensor) -> Tensor:
         """As :meth:`Loss.mean`."""
@@ -182,7 +186,7 @@ class Known(Loss):
             soft = target.to(output.dtype)
             soft = soft * (1 - smoothing) + spread if smoothing else soft
             return soft if weight is None else soft * weight
-        counts = target.ne(-100 if self.ignored is None else self.ignored)
+        counts = torch.ne(target, self.ignored)
         labels = target.where(counts, 0)[:, None]
         each = torch.ones_like(labels, dtype=output.dtype) if weight is None else weight[labels]
         soft = torch.zeros_like(output).scatter_(1, labels, (1 - smoothing) * each)
@@ -206,9 +210,9 @@ class Known(Loss):
         weight = self._class_weight
         if self.form.targets != INDICES or target.is_floating_point():
             return None
-        if weight is None and (self.complete or self.ignored is None):
+        if weight is None and (self.complete or not self.form.ratio):
             return None
-        counts = torch.ones_like(target, dtype=torch.bool) if self.ignored is None else target != self.ignored
+        counts = torch.ne(target, self.ignored) if self.form.ratio else torch.ones_like(target, dtype=torch.bool)
         if weight is None:
             return counts
         known = counts & (target >= 0) & (target < len(weight))  # targets may not have been checked yet
@@ -228,6 +232,7 @@ class Known(Loss):
                 )
             if self.form is CROSS_ENTROPY and (target.is_floating_point() or target.is_complex()):
                 self._check_shape(output, target)
+                fitted = replace(fitted, complete=True)
             else:
                 fitted = self._check_indices(output, target, fitted)
             self._check_class_weight(output.shape[self.class_dim])
@@ -264,7 +269,7 @@ class Known(Loss):
             )
         indices, classes = target.long() if target.dtype == torch.bool else target, output.shape[self.class_dim]
         low, high = (int(end) for end in indices.aminmax())
-        complete = self.ignored is None or not (low <= self.ignored <= high and bool((indices == self.ignored).any()))
+        complete = not (self.form.ratio and low <= self.ignored <= high and bool((indices == self.ignored).any()))
         if not complete and not (low >= 0 and high < classes):
             others = indices[indices != self.ignored]
             low, high = (int(end) for end in others.aminmax()) if others.numel() else (0, 0)

@@ -101,6 +101,12 @@ CASES = {
         "bce",
         lambda o, t: F.binary_cross_entropy_with_logits(o, t.double(), reduction="none").mean(1),
     ),
+    "numbers": (
+        dense(nn.Linear(C, 1), nn.Flatten(0)),
+        normal(N, seed=3),
+        "huber",
+        lambda o, t: F.huber_loss(o, t, reduction="none"),
+    ),
     PAIR: (dense(), labels(N), pair, lambda o, t: F.cross_entropy(o, t, reduction="none")),
 }
 DIVISORS = {
@@ -112,6 +118,7 @@ DIVISORS = {
     "tokens": 13 * 4,
     "sum": 1,
     "bce": N,
+    "numbers": N,
     PAIR: 13,
 }
 
@@ -183,7 +190,7 @@ def test_products(name, kind, way):
         objective._products.way = "general: asked for"
     found = objective.hvp(objective.theta, torch.eye(objective.n, dtype=torch.float64), kind=kind)
     assert_close(found, case.matrix(kind))
-    if name not in ("tokens", "nll"):
+    if name not in ("tokens", "nll", "numbers"):
         assert objective.hvp_way.startswith(way)
 
 

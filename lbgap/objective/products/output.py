@@ -102,7 +102,7 @@ class OutputCurvature:
 
     def _multiply(self, tangents: Tensor) -> Tensor:
         if self._kind == "fisher":
-            along = (tangents * self.gradient.unsqueeze(1)).flatten(2).sum(2)
+            along = (tangents * self.gradient.unsqueeze(1)).reshape(*tangents.shape[:2], -1).sum(2)
             return along.view(*along.shape, *[1] * (tangents.dim() - 2)) * self.gradient.unsqueeze(1)
         if (second := self._loss.quadratic(self.gradient)) is not None:
             return tangents * second
