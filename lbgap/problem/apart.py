@@ -26,18 +26,18 @@ def take_apart(loss: LossFunction) -> Known | None:
     Raises:
         ValueError: It has trainable tensors.
     """
-    function, keywords = loss, {}
+    inner = getattr(loss, "_orig_mod", loss)  # what torch.compile was given
+    function, keywords = inner, {}
     if isinstance(loss, functools.partial):
         function, keywords = loss.func, dict(loss.keywords)
         if loss.args:
             return None
     for form in FORMS:
         if function is form.function and set(keywords) <= {*form.options, "reduction", "size_average", "reduce"}:
-            name = form.function.__name__
-            return _known(name, loss, form, keywords)
-        if isinstance(loss, form.module) and _is_plain(loss, form.module):
-            options = {option: getattr(loss, option) for option in form.options if hasattr(loss, option)}
-            return _known(type(loss).__name__, loss, form, {**options, "reduction": loss.reduction})
+            return _known(form.function.__name__, loss, form, keywords)
+        if isinstance(inner, form.module) and _is_plain(inner, form.module):
+            options = {option: getattr(inner, option) for option in form.options if hasattr(inner, option)}
+            return _known(type(inner).__name__, loss, form, {**options, "reduction": inner.reduction})
     return None
 
 

@@ -172,7 +172,9 @@ class Loop:
 
     def _advice(self) -> str:
         rate = self.state.optimizer.param_groups[0]["lr"]
-        return f"lower learning_rate (now {rate:g}), or look for inputs that overflow the model"
+        ignored = self.loss.separable and not self.loss.even
+        batches = ", or for batches whose targets are all ignored" if ignored else ""
+        return f"lower learning_rate (now {rate:g}), or look for inputs that overflow the model{batches}"
 
     @torch.no_grad()
     def _measure(self, split: Split, prefix: str, loss: Loss) -> Metrics:

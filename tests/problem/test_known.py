@@ -187,6 +187,13 @@ def test_what_is_not_what_torch_computes_is_a_callable(given):
     assert isinstance(resolve_loss(given), Own)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_compiled_module_is_what_was_compiled():
+    given = torch.compile(nn.CrossEntropyLoss(WEIGHT))
+    loss = resolve_loss(given)
+    assert (loss.separable, loss.name, loss.given) == (True, "CrossEntropyLoss", given)
+
+
 def test_a_subclass_that_keeps_forward_is_taken_apart():
     loss = resolve_loss(Renamed(WEIGHT))
     assert loss.separable

@@ -117,3 +117,12 @@ def test_a_loss_module_is_not_changed():
     train(make_model(), DATA, loss=loss, epochs=1, batch_size=8)
     assert loss.state_dict() == before
     assert loss.training
+
+
+def test_a_batch_of_ignored_targets_is_named():
+    targets = torch.full((N,), -100)
+    targets[-1] = 0
+    with pytest.raises(
+        FloatingPointError, match=r"became nan at epoch 1.*, or for batches whose targets are all ignored"
+    ):
+        train(make_model(), (DATA[0], targets), epochs=1, batch_size=5)
