@@ -138,12 +138,12 @@ def _probability_dim(target: Tensor) -> int:
 
 def _sums_to_one(target: Tensor, dim: int) -> bool:
     """Whether all sums are one, but for the rounding of the dtype that the numbers come from."""
-    off = (target.sum(dim, dtype=torch.float64) - 1).abs().amax()
-    dtype = target.dtype
-    if dtype in (torch.float32, torch.float64):  # which lower ones may have been converted to
-        lower = (torch.bfloat16, torch.float16, torch.float32)
-        dtype = next((one for one in lower if torch.equal(target.to(one).to(target.dtype), target)), dtype)
-    return float(off) <= max(8, target.shape[dim]) * torch.finfo(dtype).eps
+    off = float((target.sum(dim, dtype=torch.float64) - 1).abs().amax())
+    for dtype in (target.dtype, torch.float32, torch.float16, torch.bfloat16):  # which may have been converted since
+        close = off <= max(8, target.shape[dim]) * torch.finfo(dtype).eps
+        if close and torch.equal(target.to(dtype).to(target.dtype), target):
+            return True
+    return False
 
 
 def _check_shares(target: Tensor) -> None:
