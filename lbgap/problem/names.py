@@ -30,10 +30,10 @@ class Named(Known):
     def check(self, output: Tensor, target: Tensor) -> Self:
         """As :meth:`Loss.check`; the classes may be in the last dimension too."""
         output = check_output(output)
-        whole = target.is_floating_point() or target.is_complex()
+        floating = target.is_floating_point() or target.is_complex()
         if self.form in (CROSS_ENTROPY, NLL):
-            fitted = self._with_classes(output, target, whole)
-            if whole:
+            fitted = self._with_classes(output, target, floating)
+            if floating:
                 self._check_shape(output, target)
                 if target.is_complex():
                     self._refuse_dtype(target)
@@ -54,12 +54,12 @@ class Named(Known):
     def _refuse_dtype(self, target: Tensor) -> NoReturn:
         raise TypeError(f"loss {self.name!r} needs floating-point targets, got {target.dtype}: use .float()")
 
-    def _with_classes(self, output: Tensor, target: Tensor, whole: bool) -> Self:
+    def _with_classes(self, output: Tensor, target: Tensor, floating: bool) -> Self:
         """Find the dimension of the classes, and refuse targets of another loss."""
         fitted = replace(self, samples=len(target))
         if output.dim() < 2 or output[0].numel() == 1:
             self._refuse_column(output, target)
-        if whole:
+        if floating:
             if target.shape[1:] == output.shape[1:] and self.form is CROSS_ENTROPY and not target.is_complex():
                 fitted = replace(fitted, class_dim=_probability_dim(target))
             elif self.form is NLL:
