@@ -20,6 +20,11 @@ NAMES: dict[str, tuple[Form, dict[str, Any]]] = {
     "l1": (L1, {}),
     "huber": (HUBER, {}),
 }
+# Operations whose results have no bounds, as autograd names them, and those that leave it to what they are made of.
+LINEAR = {"Addmm", "Mm", "Bmm", "Baddbmm", "Addbmm", "Mv", "Addmv", "Dot", "Linear", "Convolution"}
+LINEAR |= {"NativeBatchNorm", "NativeLayerNorm"}
+KEEPING = {"View", "UnsafeView", "ReshapeAlias", "Alias", "Clone", "Squeeze", "Unsqueeze", "Select", "Slice", "Expand"}
+KEEPING |= {"T", "Transpose", "Permute", "ToCopy", "Mean", "Sum", "Add", "Sub"}
 SURE = 1e-3  # by which probabilities that the model returns may miss a sum of one
 
 
@@ -158,12 +163,20 @@ def _check_shares(target: Tensor) -> None:
 
 
 def _check_logits(output: Tensor) -> None:
-    """Refuse outputs of ``"bce"`` that look like probabilities; zeros alone are those of a last layer of zeros."""
-    if bool(((output >= 0) & (output <= 1)).all()) and bool((output != 0).any()):
+    """Refuse outputs of ``"bce"`` that look like probabilities, unless a last layer shows that they have no bounds."""
+    if bool(((output >= 0) & (output <= 1)).all()) and not _is_linear(output.grad_fn):
         raise ValueError(
             "loss 'bce' needs logits, got outputs that all lie between 0 and 1, like probabilities: pass "
             "torch.nn.BCELoss(), or torch.nn.BCEWithLogitsLoss() if they are logits"
         )
+
+
+def _is_linear(node: Any) -> bool:
+    """Whether what an operation of a graph returns is linear in the weights of a layer, as far as its name says."""
+    if node is None:
+        return False
+    name = node.name().rstrip("0123456789").removesuffix("Backward")
+    return name in LINEAR or (name in KEEPING and any(_is_linear(source) for source, _ in node.next_functions))
 
 
 def _check_log_probabilities(output: Tensor, dim: int) -> None:

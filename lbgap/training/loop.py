@@ -19,7 +19,7 @@ from lbgap.training.descent import Descent
 from lbgap.training.progress import Metrics, Reporter
 
 EVALUATION_BATCH = 512  # a compromise: fills the cores with a small network, spares memory with a large one
-PROBE_SAMPLES = 2
+PROBE_SAMPLES = 8
 
 
 @dataclass

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from lbgap.problem.loss import log_probability, resolve_loss
 
@@ -155,10 +156,20 @@ def test_targets_of_another_loss(name, output, target, error, message):
     assert "\n" not in str(caught.value)
 
 
-def test_outputs_of_a_last_layer_of_zeros_are_logits():
-    output = torch.zeros(4, 3)
+@pytest.mark.parametrize("last", [[], [nn.Unflatten(1, (3, 1)), nn.Flatten()], [nn.BatchNorm1d(3).eval()]])
+def test_outputs_of_a_last_layer_are_logits_wherever_they_lie(last):
+    layer = nn.Linear(4, 3)
+    nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+    output = nn.Sequential(layer, *last)(torch.zeros(4, 4))
     sums = resolve_loss("bce").check(output, HOT).sums(output, HOT)
     assert float(sums.exact) / sums.weight == pytest.approx(math.log(2), rel=1e-7)
+
+
+@pytest.mark.parametrize("last", [nn.Sigmoid(), nn.Softmax(1), nn.Hardtanh(0, 1)])
+def test_outputs_with_bounds_are_no_logits(last):
+    model = nn.Sequential(nn.Linear(4, 3), last, nn.Unflatten(1, (3, 1)), nn.Flatten()).double()
+    with pytest.raises(ValueError, match="like probabilities"):
+        resolve_loss("bce").check(model(normal(4, 4)), HOT)
 
 
 def test_one_hot_rows_are_probabilities():

@@ -303,7 +303,7 @@ class TestGhostBatchNorm:
         calls = []
         model[1].forward = lambda x: calls.append(len(x)) or x
         run = trained(model, "ghost:size=5", epochs=1)
-        assert calls == [2, *[5] * 7, 2, 37]  # the check, three batches of 10 and one of 7, the measurement
+        assert calls == [8, *[5] * 7, 2, 37]  # the check, three batches of 10 and one of 7, the measurement
         assert run.model[1].forward is model[1].forward
 
 

@@ -126,3 +126,20 @@ def test_a_batch_of_ignored_targets_is_named():
         FloatingPointError, match=r"became nan at epoch 1.*, or for batches whose targets are all ignored"
     ):
         train(make_model(), (DATA[0], targets), epochs=1, batch_size=5)
+
+
+def test_a_callable_that_broadcasts_is_refused():
+    data = DATA[0], normal(N, seed=4)
+    with pytest.raises(ValueError, match="lets torch broadcast outputs and targets"):
+        train(nn.Linear(6, 1), data, loss=lambda output, target: (output - target).square().mean(), epochs=1)
+
+
+def test_fresh_networks_train_with_bce():
+    model = nn.Sequential(nn.Linear(6, 1), nn.Tanh(), nn.Linear(1, 1))
+    nn.init.constant_(model[2].bias, 0.3), nn.init.constant_(model[2].weight, 0.01)  # logits between 0 and 1
+    targets = DATA[0][:, :1] > 0
+    run = train(model, (DATA[0], targets), loss="bce", epochs=1)
+    expected = F.binary_cross_entropy_with_logits(run.model(DATA[0]), targets.float())
+    assert run.metrics[-1]["train_loss"] == pytest.approx(float(expected.detach()), rel=1e-6)
+    with pytest.raises(ValueError, match=r"like probabilities: pass torch.nn.BCELoss\(\)"):
+        train(nn.Sequential(model, nn.Sigmoid()), (DATA[0], targets), loss="bce", epochs=1)
