@@ -122,7 +122,7 @@ class Held:
         evaluator = self._evaluator
         flat = str(evaluator.flat.theta.dtype).removeprefix("torch.")
         return {
-            "loss": evaluator.loss.name,
+            **evaluator.loss.facts(),
             "parameters": self.parameters if isinstance(self.parameters, str) else list(self.parameters),
             "samples": self.samples,
             "batch_norm": self.batch_norm if self.has_batch_norm else "none in the model",

@@ -50,6 +50,10 @@ class Loss(ABC):
     given: str | LossFunction
     class_dim: int = 1
 
+    def facts(self) -> dict[str, Any]:
+        """What a result records, ready for JSON: ``loss``, and ``loss_options`` where torch's defaults were changed."""
+        return {"loss": self.name}
+
     @property
     def separable(self) -> bool:
         """Whether it is known to be a sum of one term a sample."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -53,6 +54,17 @@ class Known(Loss):
     _casts: dict[tuple[torch.dtype, torch.device], dict[str, Any]] = field(
         default_factory=dict, compare=False, repr=False
     )
+
+    def facts(self) -> dict[str, Any]:
+        """As :meth:`Loss.facts`; tensors as lists."""
+        usual = inspect.signature(self.form.function).parameters
+        given = {**self.options, "reduction": self.reduction}
+        changed = {
+            name: value.tolist() if isinstance(value, Tensor) else value
+            for name, value in sorted(given.items())
+            if isinstance(value, Tensor) or value != usual[name].default
+        }
+        return {**super().facts(), **({"loss_options": changed} if changed else {})}
 
     @property
     def separable(self) -> bool:

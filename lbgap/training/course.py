@@ -229,7 +229,7 @@ def _facts(
     optimizer = type(state.optimizer).__name__
     return {
         "format": FORMAT,
-        "loss": loss.name,
+        **loss.facts(),
         "batch_size": size,
         "optimizer": optimizer,
         "learning_rate": float(state.optimizer.defaults["lr"]),

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import warnings
 
 import pytest
@@ -314,3 +315,22 @@ def test_an_output_that_is_nan_is_no_answer():
     output = torch.tensor([[0.0, 1.0], [torch.nan, 1.0], [1.0, torch.nan]])
     target = torch.tensor([1, 0, 1])
     assert float(resolve_loss("cross_entropy").check(output, target).correct(output, target)) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ("cross_entropy", None),
+        (nn.CrossEntropyLoss(), None),
+        (F.mse_loss, None),
+        (nn.PoissonNLLLoss(), None),
+        (nn.CrossEntropyLoss(WEIGHT[:2], ignore_index=255), {"ignore_index": 255, "weight": [0.5, 0.0]}),
+        (functools.partial(F.huber_loss, delta=0.5, reduction="sum"), {"delta": 0.5, "reduction": "sum"}),
+        (nn.KLDivLoss(reduction="batchmean", log_target=True), {"log_target": True, "reduction": "batchmean"}),
+    ],
+)
+def test_results_say_what_was_changed(given, options):
+    loss = resolve_loss(given)
+    facts = loss.facts()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts == {"loss": loss.name} | ({} if options is None else {"loss_options": options})

@@ -143,3 +143,10 @@ def test_fresh_networks_train_with_bce():
     assert run.metrics[-1]["train_loss"] == pytest.approx(float(expected.detach()), rel=1e-6)
     with pytest.raises(ValueError, match=r"like probabilities: pass torch.nn.BCELoss\(\)"):
         train(nn.Sequential(model, nn.Sigmoid()), (DATA[0], targets), loss="bce", epochs=1)
+
+
+def test_a_run_with_other_class_weights_is_not_continued(tmp_path):
+    options = {"epochs": 1, "out": tmp_path / "run"}
+    train(make_model(), DATA, loss=nn.CrossEntropyLoss(WEIGHT), **options)
+    with pytest.raises(ValueError, match=r"loss_options.weight is \[1.0, 4.0, 0.5\] there but absent here"):
+        train(make_model(), DATA, loss=nn.CrossEntropyLoss(), resume=True, **options)
