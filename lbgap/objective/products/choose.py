@@ -122,7 +122,7 @@ class Products:
             return None
         try:
             if self._engine is None or kind not in self._agreed:
-                batch = next(one for one in batches() if self._loss.counted(one.targets))
+                batch = self._some(batches)
                 self._engine = self._engine or Engine(self._flat, batch.inputs, self._loss, self._backend)
                 if kind not in self._agreed and not self._compare(batch, kind):
                     return None
@@ -134,6 +134,13 @@ class Products:
             return None
         self.way = "engine"
         return self._engine
+
+    def _some(self, batches: Batches) -> Batch:
+        """Samples to try the engine on, of which each counts: ignored ones would show nothing."""
+        batch = next(one for one in batches() if self._loss.counted(one.targets))
+        if self._loss.even or not self._loss.separable:
+            return batch
+        return batch.rows(self._loss.counting(batch.targets))
 
     def _compare(self, batch: Batch, kind: str) -> bool:
         """Compare the engine with the general way, both in float64, in every parameter.
@@ -147,8 +154,6 @@ class Products:
         Raises:
             ArithmeticError: They disagree.
         """
-        if self._loss.separable and not self._loss.even:  # samples that are ignored would show nothing
-            batch = batch.rows(self._loss.counting(batch.targets))
         flat = FlatModule(self._flat.module, dtype=torch.float64)
         few = [torch.cat((part[:TRIED_SAMPLES], part[-OTHER_SAMPLES:])) for part in batch]
         inputs, targets = (part.double() if part.is_floating_point() else part for part in few)
