@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from lbgap.system.device import first_line
+from lbgap.replica import pin_mode, replicate, set_mode
 
 Selection = str | Iterable[str]
 
@@ -81,6 +80,18 @@ def name_patterns(parameters: Selection) -> tuple[str, ...]:
     return patterns
 
 
+def _check_memory(moving: Mapping[str, nn.Parameter]) -> None:
+    """Refuse two parameters that are one and the same memory, and so cannot move each for itself."""
+    places: dict[int, str] = {}
+    for name, parameter in moving.items():
+        other = places.setdefault(parameter.data_ptr(), name) if parameter.numel() else name
+        if other != name:
+            raise ValueError(
+                f"the parameters {other!r} and {name!r} share their memory, but are two: tie them by assigning one "
+                "nn.Parameter to both modules"
+            )
+
+
 class FlatModule:
     """A replica of a module in evaluation mode; the module itself is never touched.
 
@@ -90,6 +101,9 @@ class FlatModule:
         gradient: ``(n,)``, where ``backward`` accumulates.
         names: Names of the parameters that may move, in the order of ``theta``.
         moving: Those parameters: views of ``theta``, their gradients views of ``gradient``.
+        kept: Tensors that the module kept of an earlier pass, as the replica has them: without a graph, by name.
+        selection: Which parameters were chosen.
+        batch_norm: ``"eval"`` or ``"batch"``.
     """
 
     def __init__(
@@ -100,6 +114,7 @@ class FlatModule:
         batch_norm: str = "eval",
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
+        gradients: bool = True,
     ) -> None:
         """Build the replica.
 
@@ -109,6 +124,7 @@ class FlatModule:
             batch_norm: ``"eval"`` (running statistics) or ``"batch"`` (those of each evaluation batch).
             dtype: Floating-point type of the replica's parameters and buffers.
             device: Where the replica lives; the model's own device by default.
+            gradients: Whether there is a place for them; without, ``gradient`` is empty.
 
         Raises:
             ValueError: See :func:`select_parameters`; the model cannot be copied; it spans several devices and
@@ -119,41 +135,67 @@ class FlatModule:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if batch_norm not in ("eval", "batch"):
             raise ValueError(f"batch_norm must be 'eval' or 'batch', got {batch_norm!r}")
+        self.selection, self.batch_norm = parameters, batch_norm
         moving = select_parameters(model, parameters)
-        device = device or device_of(model)
-        sizes = [p.numel() for p in moving.values()]
+        _check_memory(moving)
         self.names = tuple(moving)
-        self.theta = torch.empty(sum(sizes), dtype=dtype, device=device)
-        self.gradient = torch.zeros_like(self.theta)
-        memo: dict[int, nn.Parameter] = {}
-        for parameter, part, gradient in zip(
-            moving.values(), self.theta.split(sizes), self.gradient.split(sizes), strict=True
-        ):
-            part.copy_(parameter.detach().reshape(-1))
-            view = nn.Parameter(part.view(parameter.shape))
-            view.grad = gradient.view(parameter.shape)
-            memo[id(parameter)] = view
-        self.moving = tuple(memo.values())
-        for parameter in model.parameters():
-            if id(parameter) not in memo:
-                value = parameter.detach().to(device, dtype if parameter.is_floating_point() else None, copy=True)
-                memo[id(parameter)] = nn.Parameter(value, requires_grad=False)
-        self.module = _replicate(model, memo)
+        size = sum(parameter.numel() for parameter in moving.values())
+        self.theta = torch.empty(size, dtype=dtype, device=device or device_of(model))
+        self.gradient = torch.zeros_like(self.theta) if gradients else self.theta.new_empty(0)
+        self.replicate(model)
+
+    def replicate(self, model: nn.Module, training: Collection[str] = ()) -> None:
+        """Copy a module into this replica, in the place of what it was.
+
+        Args:
+            model: The module whose replica this is.
+            training: Names of modules that stay in training mode, without those inside of them: what they cache in
+                evaluation mode would not move.
+
+        Raises:
+            ValueError: See :meth:`__init__`.
+        """
+        moving, memo = select_parameters(model, self.selection), self._copies(model)
+        self.moving = tuple(memo[id(parameter)] for parameter in moving.values())
+        self.module, self.kept = replicate(model, memo, dtype=self.theta.dtype, device=self.theta.device)
+        if training:
+            _train_alone(self.module, training)
+        else:
+            set_mode(self.module, False)
         for name, module in self.module.named_modules():
-            for key, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[key] = buffer.to(device, dtype if buffer.is_floating_point() else None)
             if isinstance(module, nn.RNNBase):
                 # On a GPU it would move the weights out of theta, and theta would have no effect any more.
                 setattr(module, "flatten_parameters", lambda: None)  # noqa: B010
             if isinstance(module, _BatchNorm):
-                if batch_norm == "batch":
+                if self.batch_norm == "batch":
                     module.running_mean = module.running_var = None
                 elif module.running_mean is None:
                     raise ValueError(
                         f"batch-norm {name!r} has no running statistics, so that the loss depends on the batches: pass "
                         "batch_norm='batch'"
                     )
+
+    def _copies(self, model: nn.Module) -> dict[int, Tensor]:
+        """What stands for the parameters of a module, and for buffers of another dtype or device, by their ids."""
+        dtype, device = self.theta.dtype, self.theta.device
+        memo: dict[int, Tensor] = {}
+        start = 0
+        for parameter in select_parameters(model, self.selection).values():
+            here = slice(start, start := start + parameter.numel())
+            self.theta[here].copy_(parameter.detach().reshape(-1))
+            view = nn.Parameter(self.theta[here].view(parameter.shape))
+            if len(self.gradient):
+                view.grad = self.gradient[here].view(parameter.shape)
+            memo[id(parameter)] = view
+        for parameter in model.parameters():
+            if id(parameter) not in memo:
+                value = parameter.detach().to(device, dtype if parameter.is_floating_point() else None, copy=True)
+                memo[id(parameter)] = nn.Parameter(value, requires_grad=False)
+        for buffer in model.buffers():
+            wanted = dtype if buffer.is_floating_point() else buffer.dtype
+            if (buffer.dtype, buffer.device) != (wanted, device):
+                memo[id(buffer)] = buffer.detach().to(device, wanted, copy=True)
+        return memo
 
     def parts(self, vector: Tensor) -> list[Tensor]:
         """Views of a vector ``(n,)``, one for each parameter that may move and in its shape."""
@@ -170,7 +212,7 @@ class FlatModule:
         """Whether batch-norm takes the statistics of each evaluation batch."""
         return any(isinstance(module, _BatchNorm) and module.running_mean is None for module in self.module.modules())
 
-    def statistics(self, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    def statistics(self, batches: Iterable[Tensor], *, grad: bool = False) -> dict[str, Tensor]:
         """Estimate the statistics of all batch-norms at theta: the mean of those of the batches.
 
         As ``torch.optim.swa_utils.update_bn`` does (Izmailov et al. 2018, arXiv 1803.05407); each batch-norm sees what
@@ -178,6 +220,7 @@ class FlatModule:
 
         Args:
             batches: Inputs ``(batch, ...)``, two samples or more in each.
+            grad: Whether the passes record a graph.
 
         Returns:
             Name of each buffer to its value; the replica's own stay as they are.
@@ -190,7 +233,7 @@ class FlatModule:
                 norm.reset_running_stats()
                 norm.momentum = None  # the mean over the batches
                 norm.train()
-            with torch.no_grad():
+            with torch.set_grad_enabled(grad):
                 for inputs in batches:
                     self.module(inputs)
             for name, norm in norms.items():
@@ -220,26 +263,17 @@ class FlatModule:
                 )
 
 
-def _replicate(model: nn.Module, memo: dict[int, nn.Parameter]) -> nn.Module:
-    """Copy everything of a module but its parameters, which come from ``memo``."""
-    try:
-        replica = copy.deepcopy(model, dict(memo))
-    except Exception as error:
-        raise ValueError(
-            f"the model cannot be copied ({first_line(error)}): lbgap works on a private replica, so make "
-            f"copy.deepcopy({type(model).__name__}) work, e.g. with torch.nn.utils.parametrizations in place "
-            "of the older weight_norm"
-        ) from error
-    originals = {id(module) for module in model.modules()}
-    views = {id(view) for view in memo.values()}
-    if any(id(module) in originals for module in replica.modules()) or any(
-        id(parameter) not in views for parameter in replica.parameters()
-    ):
-        raise ValueError(
-            f"{type(model).__name__} makes new parameters when copied, or keeps parts of the original (a __deepcopy__ "
-            "that ignores its memo): lbgap cannot make a private replica of it"
-        )
-    return replica.eval()
+def _train_alone(module: nn.Module, training: Collection[str]) -> None:
+    """Put some modules into training mode for good, and all others into evaluation mode.
+
+    A module's own ``train`` is called where it has one, for it may clear what it keeps; its submodules come after it.
+    """
+    for name, child in module.named_modules():
+        if type(child).train is not nn.Module.train:
+            set_mode(child, name in training)
+        child.training = name in training
+    for name in training:
+        pin_mode(module.get_submodule(name))
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -358,6 +359,19 @@ def displace(parts: Sequence[Tensor]) -> None:
             size = part.square().mean().sqrt()
             noise = period.roll(number).to(part).repeat(-(-part.numel() // PERIOD))[: part.numel()]
             part.addcmul_(noise.view_as(part), torch.where(size > 0, size, 1))
+
+
+@contextmanager
+def displaced(parts: Sequence[Tensor]) -> Iterator[None]:
+    """Parameters some way off, the same each time, and afterwards back where they were, to the bit."""
+    kept = [part.detach().clone() for part in parts]
+    try:
+        displace(parts)
+        yield
+    finally:
+        with torch.no_grad():
+            for part, value in zip(parts, kept, strict=True):
+                part.copy_(value)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

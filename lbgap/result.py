@@ -70,6 +70,10 @@ class Result:
         """On what the value was measured, and what that took."""
         s, of_model = self.settings, "samples" in self.settings
         forms = {"n": "{:,} parameters" if of_model else "{:,} rows", "samples": "{:,} samples"}
+        if s.get("weight", s.get("samples")) != s.get("samples"):  # of a loss that is no mean over samples
+            forms["weight"] = "of weight {:,.6g}"
+        if s.get("coupled"):
+            forms["batch_size"] = "coupled in batches of {:,}"
         forms |= {"test_samples": "{:,} test samples", "batch_norm": "batch-norm {}"}
         said = [form.format(s[name]) for name, form in forms.items() if name in s]
         said += self._work()

@@ -281,15 +281,25 @@ class Renewed(nn.Linear):
         return Renewed(self.in_features, self.out_features)
 
 
-def old_weight_norm():
-    with pytest.warns(FutureWarning):
-        return nn.utils.weight_norm(nn.Linear(2, 2))
+class Slots:
+    """Holds what is computed from a parameter where no search for attributes sees it."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+
+def hidden():
+    model = nn.Linear(2, 2)
+    model.held = Slots(model.weight * 2)
+    return model
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (old_weight_norm, r"cannot be copied \(Only Tensors created explicitly.*make copy.deepcopy\(Linear\) work"),
+        (hidden, r"cannot be copied \(Only Tensors created explicitly.*make copy.deepcopy\(Linear\) work"),
         (lambda: Silent(2, 2), r"cannot be copied \(AssertionError\)"),
         (lambda: nn.Sequential(Uncopied(), nn.Linear(2, 2)), "keeps parts of the original"),
         (lambda: nn.Sequential(Uncopied(nn.Linear(2, 2)), nn.Dropout()), "keeps parts of the original"),

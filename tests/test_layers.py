@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import lbgap
-from lbgap.layers import FUNCTIONS, MEANS, NORMS, POINTWISE, Sum, UnknownError, displace, read_layers
+from lbgap.flat import FlatModule
+from lbgap.layers import FUNCTIONS, MEANS, NORMS, POINTWISE, Sum, UnknownError, displace, displaced, read_layers
+from lbgap.objective.products import general
+from lbgap.problem.loss import resolve_loss
+from lbgap.samples import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KINDS = {nn.Linear, nn.Conv2d, *NORMS, *POINTWISE, *MEANS, Sum, *FUNCTIONS.values()}
@@ -341,6 +345,15 @@ def test_a_point_some_way_off():
         assert float(steps.max()) <= 0.1 * size
 
 
+def test_parameters_are_back_to_the_bit():
+    parts = [normal(5, 3), torch.zeros(4), torch.tensor([-0.0, float("nan"), 1e-42])]
+    before = [part.clone() for part in parts]
+    with displaced(parts):
+        assert not any(torch.equal(*pair) for pair in zip(parts, before, strict=True))
+    for pair in zip(parts, before, strict=True):
+        assert torch.equal(*(part.view(torch.uint8) for part in pair))
+
+
 class Branching(nn.Module):
     """A branch that counts for nothing at its start, taken where the value is a tensor."""
 
@@ -373,8 +386,19 @@ def test_a_branch_that_counts_for_nothing_at_its_start(kind, read):
     expected = torch.stack([objective.loss(point) for point in points])
     torch.testing.assert_close(objective.losses(points), expected, rtol=1e-11, atol=0)
     assert (objective.losses_way == "one after the other") == (not read)
-    objective.hvp(objective.theta, points[:1])
+    identity, (inputs, targets) = torch.eye(objective.n, dtype=torch.float64), (ROWS.double(), torch.arange(5) % 3)
+    for theta in (objective.theta, points[0]):
+        flat = FlatModule(kind(), dtype=torch.float64)
+        flat.theta.copy_(theta)
+        dense = torch.zeros_like(identity)
+        loss = resolve_loss("cross_entropy")
+        general.add_products(flat, loss, Batch(inputs, targets), identity, dense, "hessian")
+        torch.testing.assert_close(objective.hvp(theta, identity), dense / 5, rtol=1e-9, atol=1e-12)
     assert (objective.hvp_way == "engine") == read
+    rows = normal(2, objective.n, seed=3)
+    plane = lbgap.plane(objective, directions=rows, points=3)
+    corner = objective.loss(objective.theta - rows[0] - rows[1])
+    torch.testing.assert_close(torch.tensor(plane.train_loss[0][0], dtype=torch.float64), corner, rtol=1e-11, atol=0)
 
 
 def test_models_of_other_threads_run_on():

@@ -62,6 +62,17 @@ def test_the_text_of_a_result():
     ]
 
 
+def test_the_text_of_a_loss_that_is_no_mean_over_samples():
+    plain = {**SETTINGS, "weight": 2000, "coupled": False, "batch_size": 500}
+    (line,) = [line for line in str(length(settings=plain)).splitlines() if "samples" in line]
+    assert line.startswith("  5,002 parameters, 2,000 samples, batch-norm eval, ")
+    other = {**plain, "weight": 1234.5, "coupled": True}
+    (line,) = [line for line in str(length(settings=other)).splitlines() if "samples" in line]
+    assert line.startswith(
+        "  5,002 parameters, 2,000 samples, of weight 1,234.5, coupled in batches of 500, batch-norm "
+    )
+
+
 def test_the_text_of_a_result_without_an_objective():
     assert str(bare()).splitlines() == ["Result: 2", "  0 evaluations, 0.50 s", "  the limit"]
     matrix = {"measure": "trace", "n": 8000, "dtype": "float64", "device": "cpu"}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lbgap.landscape.buffers import differing_buffers
 from lbgap.landscape.given import Given
+from lbgap.landscape.spectral import NOTE, SpectralNorms
 from lbgap.objective import Objective
+from lbgap.objective.points.source import Combinations
 
 Pairs = list[tuple[float, float]]
 
@@ -23,6 +27,7 @@ class Combined:
         mode: What batch-norm does, one of :data:`lbgap.landscape.given.MODES`.
         ends: ``(j, n)``.
         buffers: The buffers that are combined with the same coefficients; see ``Objective.combination_losses``.
+        norms: The spectral norms, which are computed at each point.
     """
 
     ends: Tensor
@@ -42,6 +47,7 @@ class Combined:
         """
         self._given, self.mode = given, given.batch_norm
         self.objectives = given.objectives(data, test_data)
+        self.norms = SpectralNorms(given.module, self.objectives[0], given.options.get("parameters", "all"))
         self._before = self.objectives[0].evaluations
 
     @property
@@ -59,29 +65,92 @@ class Combined:
         """Whether each point has statistics of its own, so that points are evaluated one by one."""
         return self.mode == "recalibrate" and self.has_batch_norm
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each point has buffers of its own."""
+        return self.recalibrates or len(self.norms) > 0
+
     def at(self, rows: Tensor) -> list[Pairs]:
         """Loss and accuracy at each row of coefficients ``(k, j)``, on each data set; accuracies may be NaN."""
         found: list[Pairs] = [[] for _ in self.objectives]
-        for some in rows.split(1) if self.recalibrates else [rows]:
-            if self.recalibrates:
-                self._recalibrate(some)
+        for some in rows.split(1) if self.one_by_one else [rows]:
+            ends, buffers = self.ends, self.buffers
+            if self.one_by_one:
+                some, ends, buffers = self._alone(some)
             for objective, pairs in zip(self.objectives, found, strict=True):
-                pairs += self._block(objective, some)
+                pairs += _losses(objective, some, ends, buffers)
         return found
 
-    def _block(self, objective: Objective, rows: Tensor) -> Pairs:
-        losses, accuracies = objective.combination_losses(
-            rows, self.ends, buffers=self.buffers, accuracy=objective.classes is not None
-        )
-        shown = [math.nan] * len(rows) if accuracies is None else accuracies.tolist()
-        return list(zip(losses.tolist(), shown, strict=True))
-
-    def _recalibrate(self, row: Tensor) -> None:
-        """Give all objectives, none of which is the caller's, the statistics of the training data at one point."""
+    def _alone(self, row: Tensor) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+        """One point as rows, ends and buffers, with the statistics or the spectral norms that are its own."""
         point = (row.to(self.ends.device) @ self.ends.double())[0].to(self.ends)
+        if not self.norms:
+            self._recalibrate(point)
+            return row, self.ends, self.buffers
+        buffers = self.buffers_at(row, point, self.buffers)
+        if self.recalibrates:
+            for objective in self.objectives:
+                objective.set_buffers(buffers)
+            self._recalibrate(point)
+        return torch.ones(1, 1, dtype=row.dtype), point[None], {name: value[None] for name, value in buffers.items()}
+
+    def buffers_at(self, row: Tensor, point: Tensor, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The buffers of one point, in float64: those that are combined, and its spectral norms.
+
+        Args:
+            row: Coefficients, ``(1, j)``.
+            point: ``(n,)``, what they make of the ends.
+            buffers: Name to ``(j, *shape)``, combined with the same coefficients.
+        """
+        placed = {name: value.to(point.device) for name, value in buffers.items()}
+        combined = Combinations(row.to(point.device, torch.float64), point.expand(row.shape[1], -1), placed)
+        return combined.buffers_at(0) | self.norms.at(point)
+
+    @contextmanager
+    def lent(self, objective: Objective) -> Iterator[None]:
+        """An objective of the first end, whose buffers may be set inside, and which has its own again afterwards."""
+        module = self._given.module
+        try:
+            yield
+        finally:
+            objective.set_buffers({name: module.get_buffer(name) for name in (*self.buffers, *self.norms.own)})
+
+    def _recalibrate(self, point: Tensor) -> None:
+        """Give all objectives, none of which is the caller's, the statistics of the training data at one point."""
         statistics = self.objectives[0].statistics(point)
         for objective in self.objectives:
             objective.set_buffers(statistics)
+
+    def check_buffers(self, models: Sequence[nn.Module]) -> None:
+        """Refuse buffers that make another function of each end, and have no value between them.
+
+        Args:
+            models: The ends.
+
+        Raises:
+            ValueError: There is one; the message names it.
+        """
+        others = differing_buffers(models, self.norms.own, self.ends.dtype)
+        if others and self._enter(others):
+            name = next((name for name, values in others.items() if self._enter({name: values})), next(iter(others)))
+            raise ValueError(
+                f"buffer {name!r} differs between the models and enters their loss, but is no statistic of batch-norm, "
+                "so that it has no value between them: make it the same in all, or fold it into the weights"
+            )
+
+    def _enter(self, buffers: Mapping[str, Tensor]) -> bool:
+        """Whether an end, or the point between all of them, has another training loss with buffers of another end."""
+        one, count = torch.ones(1, 1, dtype=torch.float64), len(self.ends)
+        for end in (*self.ends, self.ends.mean(0)):
+            losses = [
+                self.objectives[0].combination_losses(
+                    one, end[None], buffers={name: values[i, None] for name, values in buffers.items()}
+                )[0]
+                for i in range(count)
+            ]
+            if not all(torch.equal(loss.nan_to_num(), losses[0].nan_to_num()) for loss in losses[1:]):
+                return True
+        return False
 
     @property
     def own_statistics(self) -> bool:
@@ -117,9 +186,20 @@ class Combined:
         """Everything that the values depend on."""
         first = self.objectives[0]
         found = first.settings()
+        if self.norms:
+            found["notes"] = [*found["notes"], NOTE]
         if first.has_batch_norm:
             found["batch_norm"] = self.mode
         if len(self.objectives) > 1:
             test = self.objectives[1]
             found |= {"test_samples": test.samples, "test_batch_size": test.batch_size}
         return found
+
+
+def _losses(objective: Objective, rows: Tensor, ends: Tensor, buffers: Mapping[str, Tensor]) -> Pairs:
+    """Loss and accuracy at each row of coefficients."""
+    losses, accuracies = objective.combination_losses(
+        rows, ends, buffers=buffers, accuracy=objective.classes is not None
+    )
+    shown = [math.nan] * len(rows) if accuracies is None else accuracies.tolist()
+    return list(zip(losses.tolist(), shown, strict=True))

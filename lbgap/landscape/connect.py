@@ -170,9 +170,7 @@ def connect(
     _check_statistics(given, ends)
     checked = ends.check()
     trainer, train_batch_size = _trainer(given, ends, data, train_batch_size)
-    trained, losses = _train(
-        trainer, ends.ends, kind, bends, epochs, train_batch_size, float(learning_rate), seed, progress
-    )
+    trained, losses = _train(trainer, ends, kind, bends, epochs, train_batch_size, float(learning_rate), seed, progress)
     own = 0.0 if trainer is ends.objectives[0] else trainer.evaluations  # of one that was made for the training
     straight_rows = [(1 - index / (points - 1), index / (points - 1)) for index in range(points)]
     straight = _evaluate(ends, straight_rows, "straight line", progress, checked)
@@ -284,7 +282,7 @@ def _combine(weights: tuple[float, ...], points: Tensor) -> Tensor:
 
 def _train(
     objective: Objective,
-    ends: Tensor,
+    between: Ends,
     kind: str,
     bends: int,
     epochs: int,
@@ -295,19 +293,23 @@ def _train(
 ) -> tuple[Tensor, list[float]]:
     """Lower the mean loss over the path; returns the control points and the mean loss of each epoch."""
     places = torch.Generator().manual_seed(derive_seed(seed, 0, PLACES))
+    ends, buffers = between.ends, {name: _spread(values, bends) for name, values in between.buffers.items()}
     middle = torch.nn.Parameter(_spread(ends, bends)[1:-1].clone())
     optimizer = torch.optim.Adam([middle], lr=learning_rate)
     gradient = torch.empty_like(ends[0])
     middle.grad = torch.empty_like(middle)
     losses = []
     batches = -(-objective.samples // batch_size)
-    with products_bar("training the path", epochs * batches, progress, "batches") as report, torch.no_grad():
+    bar = products_bar("training the path", epochs * batches, progress, "batches")
+    with bar as report, torch.no_grad(), between.lent(objective):
         for epoch in range(1, epochs + 1):
             optimizer.param_groups[0]["lr"] = learning_rate * _share_of_rate((epoch - 1) / epochs)
             total = torch.zeros((), dtype=torch.float64, device=ends.device)
             for batch in epoch_batches(objective.samples, batch_size, seed, epoch):
                 weights = weights_at(kind, float(torch.rand((), dtype=torch.float64, generator=places)), bends)
                 point = _combine(weights, torch.cat([ends[:1], middle, ends[1:]]))
+                coefficients = torch.tensor([weights], dtype=torch.float64)
+                objective.set_buffers(between.buffers_at(coefficients, point, buffers))
                 try:
                     loss, _ = objective.part(batch).loss_and_gradient(point, out=gradient)
                 except FloatingPointError as error:

@@ -41,9 +41,9 @@ def curve(
     """Evaluate ``f(sin(alpha pi / 2) x_l + cos(alpha pi / 2) x_s)`` on training and test data.
 
     Keskar et al. 2016 (arXiv 1609.04836), figure 7. Between minimizers of about the same length, orthogonal to each
-    other, the curve keeps that length where a line goes closer to the origin. Floating-point buffers follow the same
-    curve, but for the statistics of batch-norm with ``batch_norm`` other than ``"eval"``. That both ends have the
-    models' own losses is checked on a few samples, where the statistics are those of the ends.
+    other, the curve keeps that length where a line goes closer to the origin. Buffers are what they are on a
+    :func:`lbgap.line`: with ``batch_norm="eval"`` the statistics of batch-norm follow the same curve. That both ends
+    have the models' own losses is checked on a few samples, where statistics and spectral norms are those of the ends.
 
     Args:
         small: The small-batch minimizer x_s, at alpha = 0, never changed; or an :class:`~lbgap.objective.Objective` of
@@ -78,9 +78,9 @@ def curve(
         The curve, as :func:`lbgap.line` returns a line.
 
     Raises:
-        ValueError: The models differ in architecture or in what is frozen, or are identical; they keep more than
-            parameters and floating-point buffers; ``points``, ``rise`` or the range is not usable; the data do not fit;
-            or something that belongs to the objective was given.
+        ValueError: The models differ in architecture or in what is frozen, or are identical; another buffer differs
+            and enters the loss, or they keep more than parameters and buffers; ``points``, ``rise`` or the range is not
+            usable; the data do not fit; or something that belongs to the objective was given.
         TypeError: An argument is of the wrong kind.
     """
     options: dict[str, Any] = {"loss": loss, "parameters": parameters, "precision": precision}

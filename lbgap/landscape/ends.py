@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lbgap.flat import Selection, select_parameters
+from lbgap.landscape.buffers import combined_buffers
 from lbgap.landscape.combined import Combined, Pairs
 from lbgap.landscape.given import Given
 from lbgap.objective import Objective
@@ -52,11 +53,12 @@ class Ends(Combined):
         self.distance = float((x_l.double() - x_s.double()).norm())
         self.buffers = combined_buffers((small, large), self.mode)
         self._models = small, large
+        self.check_buffers(self._models)
 
     def evaluate(self, rows: Sequence[tuple[float, ...]], title: str, progress: Report) -> list[Pairs]:
         """Loss and accuracy at each row of coefficients of the ends, on each data set; accuracies may be NaN."""
         found: list[Pairs] = [[] for _ in self.objectives]
-        block = 1 if self.recalibrates else BLOCK
+        block = 1 if self.one_by_one else BLOCK
         with evaluations_bar(title, len(rows) * len(found), progress) as report:
             for first in range(0, len(rows), block):
                 some = self.at(torch.tensor(rows[first : first + block], dtype=torch.float64))
@@ -70,11 +72,14 @@ class Ends(Combined):
         """Compare the ends with the models themselves, on a few samples of the training data.
 
         Returns:
-            Which ends were compared; with ``"freeze"`` and ``"recalibrate"`` batch-norm makes others of them.
+            Which ends were compared; with ``"freeze"`` and ``"recalibrate"`` batch-norm makes others of them, and so
+            do spectral norms, which a model has of weights that it had some steps before.
 
         Raises:
             ValueError: A model keeps more than its parameters and floating-point buffers.
         """
+        if self.norms:
+            return "none: spectral norms are those of the weights of each point"
         if self.own_statistics and self.mode == "recalibrate":
             return "none: statistics are those of each point"
         small, large = self._models
@@ -92,20 +97,6 @@ def flat_like(model: nn.Module, objective: Objective) -> Tensor:
     named = dict(model.named_parameters())
     theta = objective.theta
     return torch.cat([named[name].detach().reshape(-1).to(theta) for name in objective.names])
-
-
-def combined_buffers(models: Sequence[nn.Module], batch_norm: str) -> dict[str, Tensor]:
-    """The floating buffers that enter the output and are combined, ``(j, *shape)``, one a model."""
-    others = [dict(model.named_buffers()) for model in models[1:]]
-    found = {}
-    for prefix, module in models[0].named_modules():
-        if batch_norm != "eval" and isinstance(module, _BatchNorm):
-            continue
-        for name, ours in module.named_buffers(prefix, recurse=False):
-            if ours.is_floating_point():
-                every = [ours, *(theirs[name] for theirs in others)]
-                found[name] = torch.stack([values.to(ours.device, torch.float64) for values in every])
-    return found
 
 
 def check_same_architecture(

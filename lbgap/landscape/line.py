@@ -94,9 +94,10 @@ def line(
 ) -> Line:
     """Evaluate ``f(alpha x_l + (1 - alpha) x_s)`` on training and test data.
 
-    Keskar et al. 2016 (arXiv 1609.04836), figure 3. Parameters that may move are interpolated, and so are
-    floating-point buffers, but for the statistics of batch-norm with ``batch_norm`` other than ``"eval"``. That both
-    ends have the models' own losses is checked on a few samples, where the statistics are those of the ends.
+    Keskar et al. 2016 (arXiv 1609.04836), figure 3. Parameters that may move are interpolated, and so are the
+    statistics of batch-norm with ``batch_norm="eval"``. Spectral norms of ``torch.nn.utils`` are those of the weights
+    of each point. That both ends have the models' own losses is checked on a few samples, where statistics and norms
+    are those of the ends.
 
     Args:
         small: The small-batch minimizer x_s, at alpha = 0, never changed; or an :class:`~lbgap.objective.Objective` of
@@ -131,9 +132,9 @@ def line(
         The line.
 
     Raises:
-        ValueError: The models differ in architecture or in what is frozen, or are identical; they keep more than
-            parameters and floating-point buffers; ``points``, ``rise`` or the range is not usable; the data do not fit;
-            or something that belongs to the objective was given.
+        ValueError: The models differ in architecture or in what is frozen, or are identical; another buffer differs
+            and enters the loss, or they keep more than parameters and buffers; ``points``, ``rise`` or the range is not
+            usable; the data do not fit; or something that belongs to the objective was given.
         TypeError: An argument is of the wrong kind.
 
     Example:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from lbgap.checks import flag, positive, whole
 from lbgap.flat import Selection
+from lbgap.landscape.buffers import combined_buffers
 from lbgap.landscape.combined import Combined
 from lbgap.landscape.directions import check_models, kind_of, make_frame
-from lbgap.landscape.ends import combined_buffers
 from lbgap.landscape.frame import Frame, Range
 from lbgap.landscape.given import Given, take
 from lbgap.landscape.grid import Grid, Rows, check_grid
@@ -326,6 +326,10 @@ def _check_ends(frame: Frame, kind: str, models: Sequence[nn.Module], combined: 
     """
     combined.ends = frame.ends
     combined.buffers = combined_buffers(models, combined.mode) if kind == "minimizers" else {}
+    if kind == "minimizers":
+        combined.check_buffers(models)
+    if combined.norms:
+        return "none: spectral norms are those of the weights of each point"
     if combined.own_statistics and combined.mode == "recalibrate":
         return "none: statistics are those of each point"
     own = models if kind == "minimizers" else models[-1:]

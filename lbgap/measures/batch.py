@@ -41,7 +41,7 @@ def batch_sharpness(
         model: Any ``torch.nn.Module`` that can be differentiated twice, never changed; or an
             :class:`~lbgap.objective.Objective`.
         data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
-        batch: Samples of a batch. With ``batch_norm="batch"`` each brings its own statistics, as in training.
+        batch: Samples of a batch; with ``batch_norm="batch"`` or ``coupled=True`` they see each other, as in training.
         relative_error: Stop after eight draws or more once the standard error is at most this share of the mean; None
             for all draws. Stopping on the error makes it slightly too small.
         draws: Batches at most, two or more.
@@ -146,7 +146,7 @@ def noise_scale(
         ``details``: ``trace``, tr(Sigma), and its standard error; ``gradient_squared``, ``|G|^2``; and ``draws``.
 
     Raises:
-        ValueError: An argument is out of its range, or samples depend on their batch (``batch_norm="batch"``).
+        ValueError: An argument is out of its range, or the samples of a batch see each other.
         TypeError: An argument is of the wrong kind.
         FloatingPointError: The loss of a batch or its gradient is NaN or infinite.
 
@@ -167,7 +167,7 @@ def noise_scale(
         objective, total = task.objective, task.objective.samples
         if objective.coupled:
             raise ValueError(
-                "noise_scale needs samples whose gradients do not depend on each other: use batch_norm='eval'"
+                f"noise_scale needs samples whose gradients do not depend on each other: {objective.uncoupling}"
             )
         base, mean = objective.loss_and_gradient(task.centre)
         traces: list[float] = []

@@ -1,4 +1,8 @@
-"""Attention in plain products: the fused kernels have neither a forward rule nor a second backward."""
+"""Attention as every pass computes it, and in plain products: fused kernels lack a forward rule and a second backward.
+
+In evaluation mode and without gradients the attention layers of ``torch.nn`` take another path than with them, which
+rounds otherwise, pads otherwise, and leaves out code of subclasses. No pass takes it.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,35 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 ENTERED = (F.multi_head_attention_forward, torch.autograd.grad)  # what attends inside, the latter by recomputing
+FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)  # layers with a fast path
 
 
-class PlainAttention(TorchFunctionMode):
+class NoFastPath(TorchFunctionMode):
+    """While it is entered, the attention layers of ``torch.nn`` compute without gradients as they do with them.
+
+    A mode of whatever kind keeps their fast path off, in this thread alone; ``torch.backends.mha.set_fastpath_enabled``
+    is a switch of the whole process. Fused kernels stay in use.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run what was called."""
+        return func(*args, **(kwargs or {}))
+
+
+class PlainAttention(NoFastPath):
     """While it is entered, every call of ``scaled_dot_product_attention`` in this thread is a few plain products.
 
-    ``torch.nn.attention.sdpa_kernel`` does the same by switches of the whole process. As long as a mode is entered, the
-    attention layers of ``torch.nn`` take their plain path too, instead of a fused one.
+    ``torch.nn.attention.sdpa_kernel`` does the same by switches of the whole process.
     """
 
     def __torch_function__(
@@ -36,6 +58,11 @@ class PlainAttention(TorchFunctionMode):
             with self:
                 return _body(func)(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def has_fast_path(module: nn.Module) -> bool:
+    """Whether a module, or one inside of it, computes otherwise where no gradient is recorded."""
+    return any(isinstance(part, FAST) for part in module.modules())
 
 
 def attend(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lbgap.layers import displaced
 from lbgap.system import device as hardware
 
 Outputs = tuple[Tensor, ...]
@@ -27,12 +28,18 @@ class Graphs:
     """CUDA graphs of pieces of work on one device: fixed sequences of kernels, launched in one go.
 
     A piece of work runs as it is the first time, is recorded the second time and replayed from then on. Work that
-    needs the host in between is never recorded, and a first replay that does not repeat what the work itself gave ends
-    it: then everything runs as it is, which gives the same numbers, and :attr:`status` says why.
+    needs the host in between is never recorded. A new graph is compared with the work itself, where the parameters are
+    and some way off, for what the host has made of them would stand in it as a constant. One that differs ends it: then
+    everything runs as it is, which gives the same numbers, and :attr:`status` says why.
     """
 
     def __init__(
-        self, device: torch.device, notes: list[str], refused: str | None = None, record: Record | None = None
+        self,
+        device: torch.device,
+        notes: list[str],
+        refused: str | None = None,
+        record: Record | None = None,
+        moving: Sequence[Tensor] = (),
     ) -> None:
         """Begin with none.
 
@@ -41,11 +48,13 @@ class Graphs:
             notes: Gets a sentence where work turns out not to be fit for a graph.
             refused: Why nothing may be recorded, if so.
             record: Records work as it runs on a device; returns what replays it, and the outputs that a replay writes.
+            moving: The parameters that work depends on, which change between two replays.
         """
         self._device = device
         self._notes = notes
         self._refused = refused
         self._record = record or record_cuda
+        self._moving = moving
         self.drop()
 
     @property
@@ -84,7 +93,7 @@ class Graphs:
         return self._begin(key, work, written, dtype)
 
     def _begin(self, key: Hashable, work: Work, written: Tensor, dtype: torch.dtype) -> Outputs:
-        """Record the work, and compare the first replay with what the work itself gives at the same point."""
+        """Record the work, and compare replays with what the work itself gives, here and at another point."""
         try:
             with watched(self._device) as seen:
                 expected = work()
@@ -103,11 +112,31 @@ class Graphs:
         except Exception as error:  # whatever it is: the work as it is needs no graph
             self._refuse(f"the capture failed ({hardware.first_line(error)})")
             return work()
-        if not _agree((*outputs, written), (*expected, before), dtype):
-            self._refuse("a replay did not repeat the gradient")
+        differs = "a replay did not repeat the gradient"
+        if _agree((*outputs, written), (*expected, before), dtype):
+            differs = self._differs_elsewhere(work, replay, outputs, written, dtype)
+        if differs:
+            self._refuse(differs)
             return work()
+        written.copy_(before)
         self._recorded[key] = replay, outputs, seen.held
         return expected
+
+    def _differs_elsewhere(
+        self, work: Work, replay: Replay, outputs: Outputs, written: Tensor, dtype: torch.dtype
+    ) -> str:
+        """Why a graph is none of the work where the parameters are some way off; empty if it is."""
+        with displaced(self._moving):
+            try:
+                expected = work()
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # such as of a matrix that has no Cholesky factor there
+                return f"the model or the loss fails some way off ({hardware.first_line(error)})"
+            there = written.clone()
+            replay()
+            same = _agree((*outputs, written), (*expected, there), dtype)
+        return "" if same else "a replay did not repeat the gradient where the parameters are others"
 
     def _refuse(self, reason: str) -> None:
         self.drop()

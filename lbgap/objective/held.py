@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Self
 
 import torch
@@ -12,6 +11,7 @@ from lbgap.objective.coordinates import Coordinates
 from lbgap.objective.passes import Evaluator
 from lbgap.objective.points.many import Many
 from lbgap.objective.products.choose import Products
+from lbgap.replica import replicate
 from lbgap.samples import Batch
 from lbgap.system.device import first_line
 from lbgap.system.files import digest
@@ -98,6 +98,18 @@ class Held:
         return self._evaluator.coupled
 
     @property
+    def coupling(self) -> str:
+        """The keyword by which the samples of a batch see each other, for messages; empty where they do not."""
+        if not self.coupled:
+            return ""
+        return "batch_norm='batch'" if self._evaluator.flat.takes_statistics else "coupled=True"
+
+    @property
+    def uncoupling(self) -> str:
+        """What to do where samples must not see each other, for messages."""
+        return "use batch_norm='eval'" if self._evaluator.flat.takes_statistics else "leave out coupled=True"
+
+    @property
     def has_batch_norm(self) -> bool:
         """Whether statistics of batch-norm enter the output."""
         return self._evaluator.flat.has_batch_norm
@@ -182,9 +194,7 @@ class Held:
         """
         values, replica = self.split(self.theta), self._evaluator.flat.module
         try:
-            with torch.autocast(self.device.type, enabled=False):
-                replica(self.few().inputs)  # what it keeps of a pass has no graph from now on, and can be copied
-            module = copy.deepcopy(replica)
+            module, _ = replicate(replica)
         except Exception as error:
             raise ValueError(
                 f"what the Objective evaluates cannot be copied ({first_line(error)}): pass model and data in its place"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lbgap.objective import activations
 from lbgap.objective.passes import BATCH_NORM_BATCH, PROBE_SAMPLES, Evaluator
 from lbgap.objective.questions import additive, gradient, moves, paths, repeats, slope
 from lbgap.objective.questions.case import Case
@@ -58,32 +61,64 @@ def judge(
     """
     if evaluator.coupled:
         evaluator.batch_size = _unit(evaluator, batch_size or loader_batch)
-    output, bytes_each = evaluator.within_memory(lambda: _probe(evaluator))
+        if not evaluator.flat.takes_statistics:
+            evaluator.few_samples = min(evaluator.few_samples, evaluator.batch_size)
+    probed = evaluator.within_memory(lambda: _probe_or_unit(evaluator))
     if not evaluator.coupled:
-        evaluator.batch_size = _micro_batch(evaluator, batch_size, bytes_each)
+        evaluator.batch_size = _micro_batch(evaluator, batch_size, probed.bytes_each)
+    if evaluator.bfloat16:
+        evaluator.within_memory(lambda: _try_bfloat16(evaluator))
     if not asked:
         evaluator.notes.append(NOT_ASKED)
-        return output, NOT_ASKED
-    case = Case(evaluator, model, centre)
-    for name, ask in QUESTIONS.items():
-        case.answers[name] = evaluator.within_memory(lambda ask=ask: ask(case))  # type: ignore[misc]
-    return output, case.answers
+        return probed.output, NOT_ASKED
+    case = Case(evaluator, model, centre, probed.plain)
+    with evaluator.exact(), evaluator.context(False), _same_draws(evaluator):
+        for name, ask in QUESTIONS.items():
+            case.answers[name] = evaluator.within_memory(lambda ask=ask: ask(case))  # type: ignore[misc]
+        evaluator.within_memory(lambda: repeats.ask_again(case))
+    return probed.output, case.answers
 
 
-def _probe(evaluator: Evaluator) -> tuple[Tensor, int]:
-    """Run a few samples: do model, loss and data fit, do they repeat, how large is a sample's activations?"""
-    module = evaluator.flat.module
-    devices = [evaluator.device] if evaluator.device.type == "cuda" else []
-    few = evaluator.few()
+class Probed(NamedTuple):
+    """What a pass of a few samples shows.
+
+    Attributes:
+        output: Of a gradient's pass, detached.
+        plain: Of a value's pass.
+        bytes_each: What autograd saves of a sample.
+    """
+
+    output: Tensor
+    plain: Tensor
+    bytes_each: int
+
+
+def _same_draws(evaluator: Evaluator) -> contextlib.AbstractContextManager[None]:
+    """Leave the random state of the process as it is."""
+    return torch.random.fork_rng([evaluator.device] if evaluator.device.type == "cuda" else [])
+
+
+def _probe_or_unit(evaluator: Evaluator) -> Probed:
+    """Run a few samples, or where samples see each other and a few cannot be run, a whole batch of them."""
+    by_statistics = evaluator.flat.takes_statistics
+    if not evaluator.coupled or by_statistics or evaluator.few_samples >= evaluator.batch_size:
+        return _probe(evaluator)
+    try:
+        return _probe(evaluator)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # of a model or a loss that takes batches of one size
+        evaluator.few_samples = evaluator.batch_size
+        return _probe(evaluator)
+
+
+def _probe(evaluator: Evaluator) -> Probed:
+    """Run a few samples: do model, loss and data fit, is there a gradient, how large is a sample's activations?"""
+    few, pristine = evaluator.few(), evaluator.few()
     versions = [part._version for part in few]
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if buffer.layout == torch.strided}
-    saved = hardware.SavedBytes([*module.parameters(), *module.buffers()])
-    with evaluator.context(False), torch.random.fork_rng(devices):
+    with evaluator.exact(), evaluator.context(False), _same_draws(evaluator):
         try:
-            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor):
-                output = module(few.inputs)
-            with torch.no_grad():
-                once, again = (module(evaluator.few().inputs) for _ in range(2))
+            output, saved = activations.recorded(evaluator.flat.module, few.inputs, lambda: evaluator.few().inputs)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -92,17 +127,49 @@ def _probe(evaluator: Evaluator) -> tuple[Tensor, int]:
                 f"{first_line(error)}"
             ) from error
         evaluator.fit(output)
-        loss = evaluator.loss
         if len(output) != few.size:
             raise ValueError(f"the model must return one output per sample, got {len(output)} for {few.size}")
         with torch.enable_grad():
             _check_gradient(evaluator, output, few.targets)
-            loss.check_mean(once, again, evaluator.few().targets)
+        plain = _plain(evaluator)
     evaluator.flat.check_views()
-    _check_repeats(once, again)
-    _check_buffers(dict(module.named_buffers()), buffers)
-    evaluator.overwrites = _overwritten(few, evaluator.few()) or [part._version for part in few] != versions
-    return output.detach(), max(1, saved.total() // few.size)
+    evaluator.overwrites = _overwritten(few, pristine) or [part._version for part in few] != versions
+    return Probed(output.detach(), plain, max(1, saved // few.size))
+
+
+def _plain(evaluator: Evaluator) -> Tensor:
+    """The output of a value's pass; finds out whether the model differentiates inside and needs a graph for it."""
+    for evaluator.needs_grad in (False, True):
+        try:
+            with evaluator.unrecorded():
+                output: Tensor = evaluator.flat.module(evaluator.few().inputs)
+            return output.detach()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if evaluator.needs_grad:
+                raise ValueError(f"the model does not run a second time: {first_line(error)}") from error
+    raise AssertionError
+
+
+def _try_bfloat16(evaluator: Evaluator) -> None:
+    """Take directions in float32 where the model, the loss or their gradient is nothing that autocast can run."""
+    few = evaluator.few()
+    with evaluator.exact(), _same_draws(evaluator), torch.enable_grad():
+        try:
+            with evaluator.context(True):
+                output = evaluator.flat.module(few.inputs)
+            with evaluator.context(False):
+                total = evaluator.loss.sums(output.to(evaluator.flat.theta.dtype), few.targets).total
+                parts = torch.autograd.grad(total, evaluator.flat.moving, allow_unused=True)
+            why = "" if all(part is None or part.isfinite().all() for part in parts) else "its gradient is not finite"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            why = first_line(error)
+    if why:
+        evaluator.bfloat16 = False
+        evaluator.notes.append(f"precision='mixed' ran in float32: the model does not run in bfloat16 ({why})")
 
 
 def _check_gradient(evaluator: Evaluator, output: Tensor, targets: Tensor) -> None:
@@ -121,25 +188,6 @@ def _check_gradient(evaluator: Evaluator, output: Tensor, targets: Tensor) -> No
             "the loss does not depend on the parameters that may move: check parameters= and that neither "
             "model nor loss detaches its output"
         )
-
-
-def _check_repeats(once: Tensor, again: Tensor) -> None:
-    """Refuse a model whose outputs for the same inputs differ."""
-    if not torch.allclose(once, again, rtol=1e-5, atol=1e-6, equal_nan=True):
-        raise ValueError(
-            "the model gives different outputs for the same inputs in evaluation mode: a sharpness of it "
-            "would not repeat; turn its randomness off (functional dropout without training=self.training?)"
-        )
-
-
-def _check_buffers(now: dict[str, Tensor], before: dict[str, Tensor]) -> None:
-    """Refuse a model that remembers what it was evaluated on."""
-    for name, value in before.items():
-        if name not in now or not torch.equal(now[name].nan_to_num(), value.nan_to_num()):
-            raise ValueError(
-                f"the model changes its buffer {name!r} in evaluation mode: its loss would depend on what was "
-                "evaluated before; change it only where self.training"
-            )
 
 
 def _overwritten(used: Batch, fresh: Batch) -> bool:

@@ -81,7 +81,7 @@ class Objective(Parts, Directional):
             ValueError: An argument is out of its range, the data are empty or do not fit the model, the model is
                 random in evaluation mode, or model and data are on different devices.
             TypeError: An argument is of the wrong kind.
-            MemoryError: Not even one sample fits in the device's memory, or with ``batch_norm="batch"`` a batch does
+            MemoryError: Not even one sample fits in the device's memory, or a batch whose samples see each other does
                 not; so do all evaluations.
         """
         wanted = resolve_loss(loss)
@@ -116,7 +116,12 @@ class Objective(Parts, Directional):
                 self._evaluator, model, self.coordinates.centre, batch_size, loader_batch, asked=judge
             )
         self._products = products.Products(
-            flat, self._evaluator.loss, coupled=coupled, bfloat16=bfloat16, backend=self.backend, notes=notes
+            flat,
+            self._evaluator.loss,
+            coupled=coupled,
+            bfloat16=self._evaluator.bfloat16,
+            backend=self.backend,
+            notes=notes,
         )
         self._many = Many(native=self.backend == "native")
         self._whole = None
@@ -327,7 +332,7 @@ class Objective(Parts, Directional):
         Raises:
             ValueError: ``theta`` has the wrong shape, dtype or device, or there is one sample only.
         """
-        if self.coupled:
+        if self._evaluator.flat.takes_statistics:
             raise ValueError("batch_norm='batch' keeps no statistics: pass batch_norm='eval'")
         if self.samples == 1:
             raise ValueError("one sample has no statistics: pass more data")
@@ -367,15 +372,15 @@ class Objective(Parts, Directional):
 
         Raises:
             ValueError: ``theta`` or ``vectors`` has the wrong shape, dtype or device, or ``vectors`` holds NaN; the
-                model or the loss cannot be differentiated twice; or the statistics of a batch-norm couple the
-                samples of a micro-batch.
+                model or the loss cannot be differentiated twice; or the kind is ``"fisher"`` where the samples of a
+                batch see each other.
             TypeError: ``vectors`` is not a tensor.
             FloatingPointError: A product is NaN or infinite.
         """
         self.coordinates.check_complete()
         self.coordinates.check(theta, "theta")
         products.check(vectors, self.coordinates.centre, kind)
-        products.check_batches(self.coupled, self.batch_size, self.samples, kind)
+        products.check_coupled(self.coupled, kind)
         if len(vectors) == 0:
             return torch.empty_like(vectors)
         evaluator = self._evaluator

@@ -25,7 +25,7 @@ class Parts(Held):
 
         Returns:
             The objective, which shares this one's replica and whose evaluations also count here, by its share; or None
-            where it would be another function: the statistics of an evaluation batch depend on who else is in it.
+            where it would be another function: the samples of a batch see each other.
 
         Raises:
             ValueError: ``samples`` is less than one or more than all.
@@ -43,18 +43,18 @@ class Parts(Held):
             seed: Of the draw.
 
         Raises:
-            ValueError: ``samples`` is less than one or more than all, or the loss depends on the batches
-                (``batch_norm="batch"``).
+            ValueError: ``samples`` is less than one or more than all, or the samples of a batch see each other
+                (``batch_norm="batch"`` or ``coupled=True``).
             TypeError: ``samples`` is not a whole number.
         """
         samples = whole("samples", samples, 1, self.samples + 1)
         if self.coupled:
             raise ValueError(
-                "samples needs a loss that is a mean over single samples, got batch_norm='batch', under which fewer "
-                "samples are another function: use batch_norm='eval'"
+                f"samples needs a loss that is a mean over single samples, got {self.coupling}, under which fewer "
+                f"samples are another function: {self.uncoupling}"
             )
         targets = self._evaluator.data.targets
-        classes = None if self.classes is None or targets.dim() > 1 else targets
+        classes = targets if self.classes is not None and targets.dim() == 1 else None
         chosen = drawn(samples, seed, self.samples, classes)
         return self._beside(evaluator=self._evaluator.part(chosen))
 
@@ -62,16 +62,20 @@ class Parts(Held):
     def part(self, chosen: Tensor) -> Self:
         """Take these samples; else like :meth:`subset`.
 
-        With ``batch_norm="batch"`` it is that of a batch of them, with its own statistics.
+        Where the samples of a batch see each other it is that of a batch of them, with its own statistics.
 
         Args:
             chosen: Their indices, ``(samples,)`` int64, in the order in which they are evaluated.
 
         Raises:
-            ValueError: It is empty, or an index is out of range; or with ``batch_norm="batch"`` there is only one
-                sample, or more than fit into one batch.
+            ValueError: It is empty, or an index is out of range; or the samples of a batch see each other, and there
+                is only one, or more than fit into one batch.
         """
-        check_chosen(chosen, self.samples, self.batch_size if self.coupled else None)
+        check_chosen(chosen, self.samples)
+        if self.coupled and not 2 <= len(chosen) <= self.batch_size:
+            raise ValueError(
+                f"{self.coupling} needs 2 to batch_size = {self.batch_size} samples for a batch, got {len(chosen)}"
+            )
         return self._beside(evaluator=self._evaluator.part(chosen))
 
     @torch.inference_mode(False)
@@ -165,16 +169,15 @@ def drawn(samples: int, seed: int, total: int, classes: Tensor | None) -> Tensor
     return order[:samples].sort().values
 
 
-def check_chosen(chosen: Tensor, total: int, fitting: int | None) -> None:
+def check_chosen(chosen: Tensor, total: int) -> None:
     """Refuse indices of which no part can be made.
 
     Args:
         chosen: Should be ``(samples,)``, below ``total``.
         total: How many samples there are.
-        fitting: How many a batch with statistics of its own holds; None where batches have none.
 
     Raises:
-        ValueError: There are none, one is out of range, or they make no batch with statistics of its own.
+        ValueError: There are none, or one is out of range.
     """
     if (
         chosen.dtype != torch.int64
@@ -183,7 +186,3 @@ def check_chosen(chosen: Tensor, total: int, fitting: int | None) -> None:
         or not 0 <= int(chosen.min()) <= int(chosen.max()) < total
     ):
         raise ValueError(f"chosen must be one or more indices below {total}, got {chosen.tolist()[:5]}")
-    if fitting is not None and not 2 <= len(chosen) <= fitting:
-        raise ValueError(
-            f"batch_norm='batch' needs 2 to batch_size = {fitting} samples for their own statistics, got {len(chosen)}"
-        )

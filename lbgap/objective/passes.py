@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lbgap.flat import FlatModule
 from lbgap.objective import tangents
+from lbgap.objective.attention import NoFastPath, has_fast_path
 from lbgap.objective.cuda_graphs import Graphs
 from lbgap.problem.loss import Loss, Sums
 from lbgap.samples import Batch, resident, streamed
@@ -45,6 +46,7 @@ class Evaluator:
         batch_size: Samples in a micro-batch (the last may hold fewer); halved where memory runs out.
         few_samples: How many samples are enough to try something out; halved likewise.
         overwrites: Whether model or loss write into their inputs, so that each batch is copied.
+        needs_grad: Whether the model differentiates inside its forward pass, so that values record a graph too.
         device: Where everything is.
         notes: Sentences on what was not done as asked.
         graphs: The CUDA graphs of gradients.
@@ -82,12 +84,16 @@ class Evaluator:
         if self.is_streamed:
             none = "the data are streamed"
             self.note(STREAMED, f"they are too large for {self.device} and are copied there batch by batch")
-        self.graphs = Graphs(self.device, notes, none)
+        self.graphs = Graphs(self.device, notes, none, moving=flat.moving)
         self._weight: float | None = None
         self._counted: int | None = None
+        self._counting: Tensor | None = None  # some samples whose targets are not ignored
         self.few_samples = self.batch_size = PROBE_SAMPLES
-        self.overwrites = False
-        if whole is not None:
+        self.overwrites = self.needs_grad = False
+        if whole is None:
+            self._has_fast_path = has_fast_path(flat.module)
+        else:
+            self._has_fast_path, self.needs_grad = whole._has_fast_path, whole.needs_grad
             self.few_samples, self.overwrites = whole.few_samples, whole.overwrites
             self.batch_size = min(whole.batch_size, self.samples)
 
@@ -155,11 +161,13 @@ class Evaluator:
         )
 
     def few(self) -> Batch:
-        """A fresh copy of a few samples on the device, for trying something out; not of ignored ones alone."""
+        """A fresh copy of a few samples on the device, for trying something out; of ones that count, where some do."""
         rows: slice | Tensor = slice(self.few_samples)
-        if not self.loss.counted(self.data.targets[rows]):
-            counting = self.loss.counting(self.data.targets)[: self.few_samples]
-            rows = counting if len(counting) else rows
+        ignored = len(self.loss.counting(self.data.targets[rows])) < min(self.few_samples, self.samples)
+        if ignored and not self.coupled:  # where samples see each other they are those of a batch
+            if self._counting is None:
+                self._counting = self.loss.counting(self.data.targets)[: self.few_samples]
+            rows = self._counting[: self.few_samples] if len(self._counting) else rows
         return Batch(*(part[rows].to(self.device, copy=True) for part in self.data))
 
     def batches(self) -> Iterator[Batch]:
@@ -185,9 +193,9 @@ class Evaluator:
 
         def sweep() -> tuple[Tensor, Tensor]:
             shares, correct = [], []
-            with torch.no_grad(), self.exact():
+            with self.unrecorded(), self.exact():
                 for batch in self.batches():
-                    output = self._output(batch)
+                    output = self._output(batch).detach()
                     if accuracy:  # before the loss, which may overwrite the output
                         correct.append(self.loss.correct(output, batch.targets))
                     shares.append(self._sums(self.loss, output, batch).exact / weight)
@@ -249,13 +257,15 @@ class Evaluator:
         """The statistics of batch-norm over all samples: name of each buffer to its value."""
         with self.exact(), self.context(False):
             parts = self.data.inputs.tensor_split(math.ceil(self.samples / BATCH_NORM_BATCH))
-            return self.flat.statistics(part.to(self.device, copy=self.overwrites) for part in parts)
+            return self.flat.statistics(
+                (part.to(self.device, copy=self.overwrites) for part in parts), grad=self.needs_grad
+            )
 
     def _weighed(self) -> float:
         """The sum of the weights that the loss returns, at whatever point the replica is: they depend on none."""
 
         def sweep() -> float:
-            with torch.inference_mode(False), torch.no_grad(), self.exact():
+            with torch.inference_mode(False), self.unrecorded(), self.exact():
                 return math.fsum(self._sums(self.loss, self._output(batch), batch).weight for batch in self.batches())
 
         return self.within_memory(sweep)
@@ -272,9 +282,18 @@ class Evaluator:
         return torch.stack(shares), self.flat.gradient.isfinite().all().double()
 
     def _output(self, batch: Batch, bfloat16: bool = False) -> Tensor:
-        """The output for a batch, in the replica's precision."""
+        """The output for a batch, in the replica's precision.
+
+        Raises:
+            ValueError: It is not one output for each sample.
+        """
         with self.context(bfloat16):
             output: Tensor = self.flat.module(batch.inputs)
+        if output.shape[:1] != (batch.size,):
+            raise ValueError(
+                f"the model must return one output per sample, got shape {tuple(output.shape)} for a batch of "
+                f"{batch.size}: make its first dimension that of the samples"
+            )
         return output.to(self.flat.theta.dtype) if output.is_floating_point() else output
 
     def _sums(self, loss: Loss, output: Tensor, batch: Batch) -> Sums:
@@ -334,9 +353,14 @@ class Evaluator:
 
     @contextlib.contextmanager
     def exact(self) -> Iterator[None]:
-        """Products in full float32, by kernels that repeat their bits, whatever the caller allows."""
-        with hardware.full_float32(self.device.type), hardware.repeatable(self.device.type):
+        """One function in every pass: full float32, kernels that repeat their bits, and no fast path of attention."""
+        slow = NoFastPath() if self._has_fast_path else contextlib.nullcontext()
+        with hardware.full_float32(self.device.type), hardware.repeatable(self.device.type), slow:
             yield
+
+    def unrecorded(self) -> torch.set_grad_enabled:
+        """No graph, unless the model differentiates inside its forward pass and needs one."""
+        return torch.set_grad_enabled(self.needs_grad)
 
     def context(self, bfloat16: bool) -> torch.autocast:
         """The precision of one pass, whatever the caller's autocast is."""
@@ -356,10 +380,12 @@ class Evaluator:
                 pass  # on leaving this block the error lets go of all tensors of the work
             self._empty()
             if self.coupled:
+                why, remedy = "coupled=True", ""
+                if self.flat.takes_statistics:
+                    why, remedy = "batch_norm='batch'", ", or batch_norm='eval'"
                 raise MemoryError(
                     f"a batch of {self.batch_size} samples does not fit in the memory of {self.device}, and with "
-                    "batch_norm='batch' another size is another function: pass a smaller batch_size, or "
-                    "batch_norm='eval'"
+                    f"{why} another size is another function: pass a smaller batch_size{remedy}"
                 )
             if self.batch_size == 1:
                 raise MemoryError(

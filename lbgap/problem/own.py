@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from lbgap.problem.base import Loss, LossFunction, Sums, check_output, one_line
 from lbgap.problem.broadcast import check_broadcast
 
-TRIED = 32  # samples on which a callable is tried out
-
 
 class Returned(NamedTuple):
     """What a callable returned for a batch.
@@ -74,7 +72,7 @@ class Own(Loss):
     def check(self, output: Tensor, target: Tensor) -> Self:
         """As :meth:`Loss.check`: call it on a few samples."""
         output = check_output(output)
-        few = min(TRIED, len(output), len(target))
+        few = min(len(output), len(target))  # all that there are: it may take batches of one size
         some, wanted = output[:few].detach().clone(), target[:few].to(output.device, copy=True)
         weight = self._call(some, wanted).weight
         if weight is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from lbgap.checks import json_value
 from lbgap.problem.loss import Loss
+from lbgap.replica import Watch, held_tensors, replicate, set_mode
 from lbgap.samples import DataLike, Split, as_tensors
 from lbgap.system.device import usable
 from lbgap.training.batches import private_rng, resolve_batch_size
@@ -171,7 +171,9 @@ def new_course(
     if batch_size is None:
         batch_size = min(loader_batch or DEFAULT_BATCH_SIZE, samples)
     size = resolve_batch_size(batch_size, samples)
-    loop = _prepare(state, where, loss, train_split, test_split, size, seed)
+    loop = _prepare(state, model, where, loss, train_split, test_split, size, seed)
+    with torch.no_grad(), loop.surroundings(0):
+        _check_kept(model, loop.train.inputs[:2])
     if remedies:
         parameters = list(state.trainable().values())
         task = Task(state.model, loop.loss, state.optimizer, parameters, loop.train, size, stopping.epochs, seed, where)
@@ -198,7 +200,7 @@ def _fresh_state(
     name = resolve_optimizer(optimizer)
     place = usable(device, trainable[0].device)
     try:
-        replica = copy.deepcopy(model).to(place)
+        replica = replicate(model)[0].to(place)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise ValueError(f"the model cannot be copied to {place}: {' '.join(str(error).split())}") from error
     replica.zero_grad(set_to_none=True)
@@ -208,14 +210,21 @@ def _fresh_state(
 
 
 def _prepare(
-    state: State, device: torch.device, loss: Loss, data: Split, test_data: Split | None, size: int, seed: int
+    state: State,
+    original: nn.Module,
+    device: torch.device,
+    loss: Loss,
+    data: Split,
+    test_data: Split | None,
+    size: int,
+    seed: int,
 ) -> Loop:
     """Move the data, and check that everything fits."""
     dtype = next(iter(state.start.values())).dtype
     test = None if test_data is None else _place(test_data, device, dtype)
     train = _place(data, device, dtype)
     loop = Loop(state, loss, train, test, Descent(state, loss, size), seed, device)
-    loop.check()
+    loop.check(original)
     if size == 1:
         _check_single(state.model, train.inputs[:1], device)
     return loop
@@ -242,11 +251,28 @@ def _facts(
     }
 
 
+def _check_kept(model: nn.Module, sample: Tensor) -> None:
+    """Refuse a model that trains with something made of its parameters before, which would not be trained."""
+    if next(held_tensors(model), None) is None:
+        return
+    alone, kept = replicate(model)
+    set_mode(alone, True)
+    with Watch(kept) as watch:
+        alone.to(sample.device)(sample.clone())
+    if watch.found:
+        raise ValueError(
+            f"the model keeps {next(iter(watch.found))!r}, made of its parameters before, so that it would not be "
+            "trained: compute it in every forward"
+        )
+
+
 def _check_single(model: nn.Module, sample: Tensor, device: torch.device) -> None:
     """Refuse batches of one sample where they leave batch-norm one value, before anything is written."""
     with torch.no_grad(), private_rng(device, 0):
         try:
-            copy.deepcopy(model).train()(sample.clone())
+            alone, _ = replicate(model)
+            set_mode(alone, True)
+            alone(sample.clone())
         except ValueError as error:
             raise ValueError(
                 f"the model cannot train on batches of one sample ({' '.join(str(error).split())}): pass a "

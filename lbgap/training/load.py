@@ -34,7 +34,8 @@ def load_model(run: SavedRun, model: nn.Module | None = None) -> nn.Module:
         )
     model = networks.build(spec) if model is None else model
     load_weights(model, run.weights, str(run.folder))
-    return model.eval()
+    model.eval()
+    return model
 
 
 def read_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
@@ -52,7 +53,8 @@ def read_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         ValueError: It is damaged, or its tensors do not fit the model.
     """
     load_weights(model, files.read_safetensors(path)[0], str(path))
-    return model.eval()
+    model.eval()
+    return model
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

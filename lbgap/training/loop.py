@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lbgap.datasets import Split
 from lbgap.problem.loss import Loss
+from lbgap.replica import OUTSIDE, Watch, originals
 from lbgap.training.batches import NOISE, derive_seed, epoch_batches, private_rng
 from lbgap.training.checkpoint import State
 from lbgap.training.descent import Descent
@@ -46,27 +47,35 @@ class Loop:
     device: torch.device
     test_loss: Loss = field(init=False)
 
-    def check(self) -> None:
+    def check(self, original: nn.Module) -> None:
         """Run a few samples through model and loss, in evaluation mode.
+
+        Args:
+            original: What the model is a copy of.
 
         Raises:
             TypeError: The model or the loss returns something else than a tensor, or the targets have the
                 wrong kind of dtype.
-            ValueError: Data, model and loss do not fit together, or the loss has no gradient.
+            ValueError: Data, model and loss do not fit together, the loss has no gradient, or the model computes with
+                the original's parameters.
         """
         self.state.model.eval()
+        watch = Watch(originals(original))
         with self.surroundings(0):
-            self.loss = self._check_split(self.train, "data")
+            self.loss = self._check_split(self.train, "data", watch)
             self.descent.loss = self.loss
             if self.test is not None:
-                self.test_loss = self._check_split(self.test, "test_data")
+                self.test_loss = self._check_split(self.test, "test_data", watch)
+        if watch.found:
+            raise ValueError(OUTSIDE.format(name=next(iter(watch.found))))
 
-    def _check_split(self, split: Split, name: str) -> Loss:
+    def _check_split(self, split: Split, name: str, watch: Watch) -> Loss:
         """Returns the loss as it fits a split."""
         # Clones, for a model may begin with an operation in place, and the data are the user's.
         inputs, targets = (part[:PROBE_SAMPLES].clone() for part in split)
         try:
-            output = self.state.model(inputs)
+            with watch:
+                output = self.state.model(inputs)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ValueError(
                 f"the model does not accept {name} of shape {tuple(split.inputs.shape)}, {inputs.dtype}: "

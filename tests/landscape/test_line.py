@@ -53,7 +53,7 @@ def blended(small, large, alpha):
 class TestValues:
     @pytest.mark.parametrize("precision", ["float32", "float64"])
     def test_the_ends_are_the_models_own_losses(self, precision):
-        small, large, data, test = make_model(1), make_model(2, mean=1.0), make_data(), make_data(20, seed=1)
+        small, large, data, test = make_model(1, mean=1.0), make_model(2, mean=1.0), make_data(), make_data(20, seed=1)
         found = lbgap.line(
             small, large, data, test_data=test, points=4, batch_norm="eval", precision=precision, batch_size=16
         )
@@ -70,7 +70,7 @@ class TestValues:
 
     @pytest.mark.parametrize("batch_norm", ["eval", "batch"])
     def test_points_between_are_those_of_a_blended_model(self, batch_norm):
-        small, large, data = make_model(1), make_model(2, mean=1.0), make_data()
+        small, large, data = make_model(1, mean=1.0), make_model(2, mean=1.0), make_data()
         found = lbgap.line(
             small, large, data, points=3, low=0.25, high=0.75, batch_norm=batch_norm, precision="float64", batch_size=25
         )

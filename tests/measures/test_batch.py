@@ -186,7 +186,7 @@ class TestBatchNorm:
 
     @pytest.mark.parametrize("count", [1, 11])
     def test_a_batch_needs_statistics(self, count):
-        with pytest.raises(ValueError, match="needs 2 to batch_size = 10 samples for their own statistics, got"):
+        with pytest.raises(ValueError, match="needs 2 to batch_size = 10 samples for a batch, got"):
             self.objective().part(torch.arange(count))
 
 

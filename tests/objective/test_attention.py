@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lbgap import Objective
 from lbgap.objective import tangents
-from lbgap.objective.attention import PlainAttention
+from lbgap.objective.attention import NoFastPath, PlainAttention, has_fast_path
 
 pytestmark = pytest.mark.usefixtures("one_thread", "rules")
 
@@ -111,6 +111,25 @@ def test_layers_of_torch_take_their_plain_path(padding):
     assert weights.shape == (3, 4, 4)
     assert not {name for name in noted.names if "fwd" in name or "native" in name}
     assert "linear" in noted.names
+
+
+@pytest.mark.parametrize("padding", [None, torch.arange(4)[None] > torch.arange(1, 4)[:, None]])
+def test_the_fast_path_alone_is_kept_off(padding):
+    block, x, seen = layer(), normal(3, 4, 6), []
+    for recorded in (True, False):
+        with torch.set_grad_enabled(recorded), Noting() as noted, NoFastPath():
+            seen.append(block(x, src_key_padding_mask=padding).detach())
+        assert not {name for name in noted.names if "fwd" in name or "native" in name}
+    torch.testing.assert_close(*seen, rtol=1e-12, atol=1e-12)
+    parts = triple(torch.float32)
+    with NoFastPath():
+        assert fused(*parts)
+
+
+def test_who_has_a_fast_path():
+    assert has_fast_path(nn.Sequential(layer()))
+    assert has_fast_path(nn.TransformerDecoderLayer(6, 2, 8))
+    assert not has_fast_path(nn.Sequential(nn.Linear(6, 6), nn.LSTM(6, 6)))
 
 
 def test_a_layer_of_torch_has_a_forward_derivative():

@@ -222,6 +222,60 @@ def test_a_gradient_that_is_not_finite_can_be_recorded():
     assert graphs.status == "captured"
 
 
+def baked(work, device):
+    """A graph in which a number that the host has made of the parameters stands as a constant."""
+    scale = work.at.sum().item()
+    outputs = tuple(torch.zeros_like(output) for output in work())
+
+    def replay():
+        work.written.copy_(work.at * scale)
+        outputs[0].copy_(work.written.sum()[None])
+        outputs[1].fill_(1)
+
+    return replay, outputs
+
+
+@pytest.mark.parametrize("record", [by_hand, baked])
+def test_a_new_graph_is_compared_where_the_parameters_are_others_too(record):
+    work, notes = Work(lambda at: at * at.sum()), []
+    work.at.copy_(torch.tensor([0.1, 0.2, 0.7]))
+    graphs = Graphs(CPU, notes, record=record, moving=[work.at])
+    before = work.at.clone()
+    for _ in range(2):
+        value, _ = work.run(graphs)
+        assert torch.equal(work.at, before)
+        assert torch.equal(work.written, before * before.sum())
+        assert torch.equal(value, work.written.sum()[None].double())
+    work.at.mul_(2)
+    work.run(graphs)
+    assert torch.equal(work.written, work.at * work.at.sum())
+    reason = "a replay did not repeat the gradient where the parameters are others"
+    assert graphs.status == ("captured" if record is by_hand else f"none: {reason}")
+    assert notes == ([] if record is by_hand else [f"no CUDA graph of the gradient: {reason}"])
+
+
+def test_work_that_fails_elsewhere_is_not_recorded():
+    def how(at):
+        return torch.linalg.cholesky(torch.diag(1.0 - at.abs())).diagonal()
+
+    work = Work(how)
+    work.at.copy_(torch.tensor([0.9999, 0.9999, 0.9999]))
+    graphs = Graphs(CPU, [], record=by_hand, moving=[work.at])
+    work.run(graphs), work.run(graphs)
+    assert graphs.status.startswith("none: the model or the loss fails some way off (linalg.cholesky")
+    assert torch.equal(work.written, how(torch.tensor([0.9999, 0.9999, 0.9999])))
+
+
+def test_the_replica_is_where_it_was_when_a_graph_has_been_compared():
+    objective, expected = graphed(), Objective(network(), data(), batch_size=16)
+    theta = objective.theta + 0.1
+    for _ in range(3):
+        found = objective.loss_and_gradient(theta)
+        assert equal(found, expected.loss_and_gradient(theta))
+        assert torch.equal(objective._evaluator.flat.theta, theta)
+    assert objective.settings()["graph"] == "captured"
+
+
 MASK, ROWS = torch.tensor([True, False, True]), torch.tensor([0, 2, 1])
 UNFIT = {
     "item": (lambda at: at * at.sum().item(), "decides on values (aten._local_scalar_dense.default)"),
@@ -344,7 +398,7 @@ def test_the_caller_keeps_his_stream_where_a_capture_fails(streams):
 
 def graphed(record=by_hand, **options):
     objective = Objective(network(), data(), batch_size=16, **options)
-    objective._evaluator.graphs = Graphs(CPU, objective.notes, record=record)
+    objective._evaluator.graphs = Graphs(CPU, objective.notes, record=record, moving=objective._evaluator.flat.moving)
     return objective
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from lbgap.flat import FlatModule
-from lbgap.layers import UnknownError, displace
+from lbgap.layers import UnknownError
 from lbgap.objective.products import general
 from lbgap.objective.products.engine import Engine
 from lbgap.objective.products.output import check_kind
+from lbgap.objective.products.trial import EXACT_PARAMETERS, Trial
 from lbgap.problem.loss import Loss
 from lbgap.samples import Batch
 from lbgap.system.device import first_line
@@ -20,10 +21,6 @@ Batches = Callable[[], Iterable[Batch]]
 CHUNK_BYTES = 2**28  # of the engine's copies of the vectors and of their products, which it keeps
 COPIES = 4
 SMALLEST_CHUNK, LARGEST_CHUNK = 8, 64
-TRIED_SAMPLES, TRIED_PIECE = 8, 3
-OTHER_SAMPLES = 4
-TRIED_VECTORS = 2
-TOLERANCE = 1e-9  # against the general way, in float64
 MEASURED_SAMPLES = 64
 
 
@@ -52,7 +49,7 @@ class Products:
         self._backend = backend
         self._engine: Engine | None = None
         self._agreed: set[str] = set()  # kinds
-        self.way = "general: batch-norm with statistics of the batch" if coupled else "not used yet"
+        self.way = "general: the samples of a batch see each other" if coupled else "not used yet"
         self.error: float | None = None
 
     def multiply(self, batches: Batches, vectors: Tensor, kind: str) -> Tensor:
@@ -76,8 +73,8 @@ class Products:
             raise
 
     def _multiply(self, batches: Batches, vectors: Tensor, kind: str) -> Tensor:
-        out = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
         engine = self._chosen(batches, kind)
+        out = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
         if engine is not None:
             try:
                 self._by_engine(engine, batches, vectors, out, kind)
@@ -102,6 +99,8 @@ class Products:
         size = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, CHUNK_BYTES // (COPIES * self._flat.theta.nbytes)))
         for some, products in zip(vectors.split(size), out.split(size), strict=True):
             engine.add_products(batches(), some, products, kind, torch.bfloat16 if self._bfloat16 else None)
+        if len(self._flat.theta) > EXACT_PARAMETERS:
+            engine.release()  # four times the vectors: of a large network much to keep, and little to find again
         if self._bfloat16:
             self._note(f"Hessian products ran in bfloat16, at first with a relative error of {self.error:.1g}")
 
@@ -124,9 +123,11 @@ class Products:
             if self._engine is None or kind not in self._agreed:
                 batch = self._some(batches)
                 self._engine = self._engine or Engine(self._flat, batch.inputs, self._loss, self._backend)
-                if kind not in self._agreed and not self._compare(batch, kind):
-                    return None
-                self._agreed.add(kind)
+                if kind not in self._agreed:
+                    trial = Trial(self._flat, self._engine, self._loss, self._backend, batch)
+                    if not trial.agrees(kind):
+                        return None
+                    self._agreed.add(kind)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # in code of the user's, or in ours: the general way decides what is an error
@@ -141,47 +142,6 @@ class Products:
         if self._loss.even or not self._loss.separable:
             return batch
         return batch.rows(self._loss.counting(batch.targets))
-
-    def _compare(self, batch: Batch, kind: str) -> bool:
-        """Compare the engine with the general way, both in float64, in every parameter.
-
-        First here, then with other samples at a point some way off, where code may take another path. The engine, which
-        cuts batches further, meets the samples in pieces: these must not depend on each other.
-
-        Returns:
-            Whether that says anything: not where the products are NaN.
-
-        Raises:
-            ArithmeticError: They disagree.
-        """
-        flat = FlatModule(self._flat.module, dtype=torch.float64)
-        few = [torch.cat((part[:TRIED_SAMPLES], part[-OTHER_SAMPLES:])) for part in batch]
-        inputs, targets = (part.double() if part.is_floating_point() else part for part in few)
-        engine = Engine(flat, inputs, self._loss, self._backend)
-        generator = torch.Generator().manual_seed(0)
-        vectors = torch.randn(TRIED_VECTORS, len(flat.theta), dtype=torch.float64, generator=generator, device="cpu")
-        vectors = vectors.to(flat.theta.device)
-        if not self._agree(flat, engine, Batch(inputs[:TRIED_SAMPLES], targets[:TRIED_SAMPLES]), vectors, kind):
-            return False
-        displace(flat.moving)
-        return self._agree(flat, engine, Batch(inputs[-OTHER_SAMPLES:], targets[-OTHER_SAMPLES:]), vectors[:1], kind)
-
-    def _agree(self, flat: FlatModule, engine: Engine, batch: Batch, vectors: Tensor, kind: str) -> bool:
-        inputs, targets = batch
-        found, expected = torch.zeros_like(vectors), torch.zeros_like(vectors)
-        pairs = zip(inputs.clone().split(TRIED_PIECE), targets.clone().split(TRIED_PIECE), strict=True)
-        engine.add_products((Batch(*pair) for pair in pairs), vectors, found, kind)
-        general.add_products(flat, self._loss, batch.clone(), vectors, expected, kind)
-        if not expected.isfinite().all():
-            return False
-        for name, one, other in zip(flat.names, _parts(flat, found), _parts(flat, expected), strict=True):
-            if not (one - other).norm() <= TOLERANCE * (other.norm() + 1e-3 * expected.norm()):
-                raise ArithmeticError(f"another product in {name!r} than by differentiating twice")
-        return True
-
-
-def _parts(flat: FlatModule, vectors: Tensor) -> list[Tensor]:
-    return list(vectors.split([parameter.numel() for parameter in flat.moving], 1))
 
 
 def _rounding(engine: Engine, batch: Batch, vectors: Tensor, kind: str) -> float:
@@ -234,26 +194,23 @@ def check(vectors: Tensor, like: Tensor, kind: str) -> None:
         raise ValueError(f"vectors must be finite, but row {int((~finite).nonzero()[0])} holds NaN or infinity")
 
 
-def check_batches(coupled: bool, batch_size: int, samples: int, kind: str) -> None:
-    """Refuse products of a loss whose samples are coupled by the statistics of their batches.
+def check_coupled(coupled: bool, kind: str) -> None:
+    """Refuse what needs the gradient of each sample where the samples of a batch see each other.
+
+    The other kinds are those of a mean over fixed batches: the mean of the batches' own matrices.
 
     Args:
-        coupled: Whether there are such statistics.
-        batch_size: Samples in a micro-batch.
-        samples: All of them.
+        coupled: Whether they do.
         kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
 
     Raises:
-        ValueError: They are, by those of a part of the samples; or the kind needs each sample by itself.
+        ValueError: It is ``"fisher"``, and they do.
     """
-    if coupled and batch_size < samples:
-        raise ValueError(
-            "products with second derivatives need a loss that is a mean over single samples, but with "
-            f"batch_norm='batch' {samples} samples in micro-batches of {batch_size} are coupled by their "
-            "statistics: use batch_norm='eval', or a batch_size that holds all samples"
-        )
     if coupled and kind == "fisher":
-        raise ValueError("kind='fisher' needs the gradient of each sample, got batch_norm='batch': use 'eval'")
+        raise ValueError(
+            "kind='fisher' needs the gradient of each sample, which with coupled=True or batch_norm='batch' depends on "
+            "the others of its batch: use kind='ggn' or 'hessian', or batch_norm='eval'"
+        )
 
 
 def check_finite(products: Tensor) -> None:

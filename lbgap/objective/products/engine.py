@@ -52,6 +52,10 @@ class Engine:
         self._buffers: dict[tuple[int, str, torch.dtype], Tensor] = {}
         self._floats = 0  # of one sample's values, counted at the first call
 
+    def release(self) -> None:
+        """Free the memory that is kept from one set of vectors to the next."""
+        self._buffers.clear()
+
     @torch.no_grad()
     def add_products(
         self,

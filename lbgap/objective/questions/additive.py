@@ -1,10 +1,190 @@
-"""To be written."""
+"""The loss of samples together is made of their losses apart, wherever they are cut: what every pass relies on."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lbgap.objective.questions import cuts, pools, rounding
 from lbgap.objective.questions.case import YES, Case
+from lbgap.objective.questions.kept import check_again
+from lbgap.system.device import first_line
+
+DOUBT = "not judged: outputs differ by the batch, perhaps by rounding, and the model runs in float32 alone"
+UNKNOWN = "not judged: the loss is not finite on the samples that were tried"
+LARGEST_LAST = 1024  # samples of a last batch that is tried out
+
+
+class Pool(NamedTuple):
+    """Samples that are evaluated together and in pieces.
+
+    Attributes:
+        rows: Their indices among all samples, on the CPU.
+        pieces: Places in ``rows``, each place in one piece.
+    """
+
+    rows: Tensor
+    pieces: tuple[Tensor, ...]
 
 
 def ask(case: Case) -> str:
-    """Ask."""
-    return YES if case else ""
+    """Ask it of random samples, at the minimizer and some way off: of the outputs, then of sums and weights.
+
+    Raises:
+        ValueError: The samples of a batch see each other, or the loss is no mean over samples.
+    """
+    evaluator = case.evaluator
+    if evaluator.flat.takes_statistics:
+        return "not judged: batch_norm='batch'"
+    if evaluator.coupled:
+        _check_last(case)
+        return "not judged: coupled=True"
+    pool, outputs = _drawn(case)
+    targets = case.rows(pool.rows).targets
+    others = [(group.value, case.rows(group.rows).targets) for group in pools.groups(evaluator.data.targets)]
+    kinds = min(pools.KINDS, pools.ENTRIES // max(1, case.first[:1].numel()))
+    mixture = case.rows(pools.mixture(evaluator.data.targets, kinds)).targets
+    doubt = _compare_outputs(case, pool, outputs)
+    cuts.check_alone(case, outputs, targets)
+    here = [cuts.compare(case, cut) for cut in cuts.make(pool.pieces, outputs, targets, others, mixture)]
+    with case.elsewhere():
+        outputs = _one_each(case, pool.rows)
+        other_doubt = _compare_outputs(case, pool, outputs)
+    there = [cuts.compare(case, cut) for cut in cuts.make(pool.pieces, outputs, targets, others, mixture)]
+    cuts.check_weights(case, here, there)
+    if not any(here):
+        return UNKNOWN
+    return doubt or other_doubt or YES
+
+
+def _check_last(case: Case) -> None:
+    """Refuse batches of which the last is smaller than model or loss take, where samples are meant to see each other.
+
+    Raises:
+        ValueError: It is.
+    """
+    evaluator = case.evaluator
+    last = evaluator.samples % evaluator.batch_size
+    if not 0 < last <= LARGEST_LAST:
+        return
+    batch = case.rows(torch.arange(evaluator.samples - last, evaluator.samples, device="cpu"))
+    try:
+        cuts.sum_up(case, case.output(batch.inputs), batch.targets, None)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{evaluator.samples} samples in batches of {evaluator.batch_size} leave a last one of {last}, which the "
+            f"model or the loss does not take ({first_line(error)}): choose a batch_size that divides "
+            f"{evaluator.samples}, or pass fewer samples"
+        ) from error
+
+
+def _drawn(case: Case) -> tuple[Pool, Tensor]:
+    """Draw samples and pieces, and their outputs at the minimizer: in any order, or as the data have them.
+
+    Raises:
+        ValueError: The model runs in neither order.
+    """
+    pool = _pool(case, in_order=False)
+    try:
+        return pool, case.output(case.rows(pool.rows).inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # of a model that wants its batches sorted, by the lengths of sequences for example
+        pool = _pool(case, in_order=True)
+        return pool, _one_each(case, pool.rows)
+
+
+def _pool(case: Case, *, in_order: bool) -> Pool:
+    """Draw the samples and the pieces: a third and the rest, and one alone if passes will have such a batch."""
+    evaluator = case.evaluator
+    # Without a graph half as many again need less memory than the few did with one.
+    drawn = pools.draw(evaluator.few_samples * 3 // 2, evaluator.samples, case.first[:1].numel())
+    times = -(-pools.SMALLEST // len(drawn))  # of very few samples each several times, and always in one piece
+    order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(1), device="cpu")
+    order = (order[:, None] * times + torch.arange(times, device="cpu")).flatten()
+    alone = evaluator.batch_size == 1 or evaluator.samples % evaluator.batch_size == 1
+    sizes = [1] if alone else []
+    sizes.append(max(2 - alone, (len(order) - alone) // 3))
+    pieces = order.split([*sizes, len(order) - sum(sizes)])
+    if in_order:
+        drawn, pieces = drawn.sort().values, tuple(piece.sort().values for piece in pieces)
+    return Pool(drawn.repeat_interleave(times), pieces)
+
+
+def _compare_outputs(case: Case, pool: Pool, together: Tensor) -> str:
+    """Compare the outputs of all samples together, where the replica stands, with those of the pieces.
+
+    Returns:
+        A doubt.
+
+    Raises:
+        ValueError: They differ.
+    """
+    _check_count(case, together, pool.rows)
+    apart = [_one_each(case, pool.rows[piece]) for piece in pool.pieces]
+    expected = [together[piece.to(together.device)] for piece in pool.pieces]
+    answer = rounding.differ(case, apart, expected, functools.partial(_again, case, pool))
+    if answer:
+        check_again(together, _one_each(case, pool.rows))  # a counter explains more
+        raise ValueError(
+            "the output for a sample depends on the others of its batch, so that the loss depends on how the data are "
+            f"cut: {_hint(case.evaluator.flat.module)}, or pass coupled=True with a batch_size= if that is meant, or "
+            "judge=False"
+        )
+    return DOUBT if answer is None else ""
+
+
+def _one_each(case: Case, rows: Tensor) -> Tensor:
+    """The outputs for some samples.
+
+    Raises:
+        ValueError: They are not one for each, or the model does not run on as many samples.
+    """
+    inputs = case.rows(rows).inputs
+    try:
+        output = case.output(inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"the model runs on {len(case.first)} samples, but not on {len(rows)} ({first_line(error)}): let it take a "
+            "batch of any size, or pass judge=False"
+        ) from error
+    _check_count(case, output, rows)
+    return output
+
+
+def _check_count(case: Case, output: Tensor, rows: Tensor) -> None:
+    """Refuse outputs that are not one for each sample."""
+    if output.shape[:1] != (len(rows),):
+        raise ValueError(
+            f"the model must return one output per sample, got shape {tuple(output.shape)} for {len(rows)} samples: "
+            f"{_hint(case.evaluator.flat.module)}"
+        )
+
+
+def _again(case: Case, pool: Pool, module: nn.Module) -> Sequence[Tensor]:
+    """The outputs of a float64 copy: of each piece, then of the same samples among all."""
+    with case.evaluator.unrecorded():
+        apart = [module(rounding.wide(case.rows(pool.rows[piece]).inputs)).detach() for piece in pool.pieces]
+        together = module(rounding.wide(case.rows(pool.rows).inputs)).detach()
+    return [*apart, *(together[piece.to(together.device)] for piece in pool.pieces)]
+
+
+def _hint(module: nn.Module) -> str:
+    """Where samples may see each other."""
+    for name, part in module.named_modules():
+        if getattr(part, "batch_first", True) is False:
+            kind = type(part).__name__
+            return (
+                f"{name or 'the model'!r} is a {kind} with batch_first=False, which takes the first dimension for time"
+            )
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
+            return f"the batch-norm {name!r} stays in training mode"
+    return "take nothing over its first dimension (a mean, a softmax, attention, time)"

@@ -29,27 +29,46 @@ class Case:
         answers: Question to answer, in the order in which they were asked.
     """
 
-    def __init__(self, evaluator: Evaluator, model: nn.Module, centre: Tensor) -> None:
+    def __init__(self, evaluator: Evaluator, model: nn.Module, centre: Tensor, first: Tensor) -> None:
         """Begin; nothing is evaluated.
 
         Args:
             evaluator: At the minimizer.
             model: The user's own.
             centre: The minimizer, ``(n,)``.
+            first: The output for the few samples, without a graph.
         """
         self.evaluator, self.model, self.centre = evaluator, model, centre
         self.answers: dict[str, str] = {}
+        self._first = first
+        self._displaced: Tensor | None = None
 
     @contextmanager
     def elsewhere(self) -> Iterator[None]:
         """The replica at a point some way off, the same each time, and back at the minimizer afterwards."""
         flat = self.evaluator.flat
         try:
-            displace(flat.moving)
+            with torch.no_grad():
+                if self._displaced is None:
+                    displace(flat.moving)
+                    self._displaced = flat.theta.clone()
+                else:
+                    flat.theta.copy_(self._displaced)
             yield
         finally:
             with torch.no_grad():
                 flat.theta.copy_(self.centre)
+
+    @property
+    def displaced(self) -> Tensor:
+        """Where :meth:`elsewhere` takes the replica, ``(n,)``; known once it has been there."""
+        assert self._displaced is not None
+        return self._displaced
+
+    @property
+    def first(self) -> Tensor:
+        """The output for the few samples in the first pass without a graph; of fewer where memory ran out since."""
+        return self._first[: self.evaluator.few_samples]
 
     def rows(self, chosen: Tensor) -> Batch:
         """A fresh copy of some samples on the device.
@@ -59,3 +78,14 @@ class Case:
         """
         data = self.evaluator.data
         return Batch(*(part[chosen.to(part.device)].to(self.evaluator.device, copy=True) for part in data))
+
+    def output(self, inputs: Tensor, *, grad: bool = False) -> Tensor:
+        """What the replica returns at its point, detached.
+
+        Args:
+            inputs: ``(batch, ...)``, which the model may overwrite.
+            grad: Whether to record a graph, as the pass of a gradient does; else as the pass of a value.
+        """
+        with torch.enable_grad() if grad else self.evaluator.unrecorded():
+            output: Tensor = self.evaluator.flat.module(inputs)
+        return output.detach()

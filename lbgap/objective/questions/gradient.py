@@ -1,10 +1,51 @@
-"""To be written."""
+"""With and without gradients a model is one function."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
 from lbgap.objective.questions.case import YES, Case
+from lbgap.objective.questions.kept import Kept
+from lbgap.objective.questions.rounding import differ, wide
+
+DOUBT = (
+    "not judged: with and without gradients outputs differ, perhaps by rounding, and the model runs in float32 alone"
+)
 
 
 def ask(case: Case) -> str:
-    """Ask."""
-    return YES if case else ""
+    """Ask it of the few samples, at the minimizer and some way off.
+
+    Raises:
+        ValueError: The outputs differ, or the pass of a gradient writes into a parameter or a buffer.
+    """
+    doubt = _compare(case, case.first, case.centre)
+    with case.elsewhere():
+        return _compare(case, case.output(case.evaluator.few().inputs), case.displaced) or doubt or YES
+
+
+def _compare(case: Case, plain: Tensor, theta: Tensor) -> str:
+    """Compare the output of a gradient's pass with that of a value's, where the replica stands; returns a doubt."""
+    kept = Kept(case)
+    recorded = case.output(case.evaluator.few().inputs, grad=True)
+    kept.check(theta)
+    few = case.evaluator.few().inputs
+    answer = differ(case, [recorded], [plain], functools.partial(_both, few, case.evaluator.unrecorded))
+    if answer:
+        raise ValueError(
+            "the model gives other outputs with gradients than without (torch.is_grad_enabled() or requires_grad in "
+            "its code?): its loss and its gradient would be of two functions; make it compute the same in both"
+        )
+    return DOUBT if answer is None else ""
+
+
+def _both(inputs: Tensor, unrecorded: Callable[[], torch.set_grad_enabled], module: nn.Module) -> Sequence[Tensor]:
+    """The outputs of a float64 copy in the passes of a gradient and of a value."""
+    with torch.enable_grad():
+        recorded = module(wide(inputs)).detach()
+    with unrecorded():
+        return recorded, module(wide(inputs)).detach()

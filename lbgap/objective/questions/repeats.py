@@ -1,10 +1,59 @@
-"""To be written."""
+"""Same inputs, same outputs: nothing random, and nothing that a pass leaves behind."""
 
 from __future__ import annotations
 
+from torch import Tensor, nn
+
 from lbgap.objective.questions.case import YES, Case
+from lbgap.objective.questions.kept import Kept, check_again, same
 
 
 def ask(case: Case) -> str:
-    """Ask."""
-    return YES if case else ""
+    """Ask it of the few samples, at the minimizer and some way off.
+
+    Raises:
+        ValueError: An output differs from one pass to the next, or a pass writes into a parameter or a buffer.
+    """
+    _check_norms(case)
+    few, kept = case.evaluator.few, Kept(case)
+    again = case.output(few().inputs)
+    kept.check(case.centre)
+    _check_same(case.first, again)
+    with case.elsewhere():
+        kept = Kept(case)
+        once, again = (case.output(few().inputs) for _ in range(2))
+        kept.check(case.displaced)
+        _check_same(once, again)
+    return YES
+
+
+def ask_again(case: Case) -> None:
+    """Ask once more after all other questions, which a counter or a growing cache has counted.
+
+    Raises:
+        ValueError: The few samples have another output than in the first pass.
+    """
+    check_again(case.first, case.output(case.evaluator.few().inputs))
+
+
+def _check_norms(case: Case) -> None:
+    """Refuse embeddings that scale their rows down in a pass, also where the few samples have no such row."""
+    flat = case.evaluator.flat
+    moving = {id(parameter): name for name, parameter in zip(flat.names, flat.moving, strict=True)}
+    for module in flat.module.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            name = moving.get(id(module.weight))
+            if name is not None:
+                raise ValueError(
+                    f"{type(module).__name__}(max_norm={module.max_norm}) writes into its parameter {name!r} when it "
+                    "runs, so that its gradient is not that of the loss: freeze it, or set max_norm=None on a copy of "
+                    "the model whose rows have that norm"
+                )
+
+
+def _check_same(once: Tensor, again: Tensor) -> None:
+    if not same(once, again):
+        raise ValueError(
+            "the model gives different outputs for the same inputs in evaluation mode: a sharpness of it "
+            "would not repeat; turn its randomness off (functional dropout without training=self.training?)"
+        )

@@ -1,10 +1,207 @@
-"""To be written."""
+"""Is the gradient that of the loss? A quotient of differences, taken where rounding is far below the rise."""
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lbgap.flat import FlatModule
+from lbgap.layers import displace
 from lbgap.objective.questions.case import YES, Case
+from lbgap.objective.questions.fresh import copied, precisely
+from lbgap.problem.loss import Sums
+from lbgap.replica import Arguments
+from lbgap.samples import Batch
+from lbgap.system.device import first_line
+
+SEEN = 4096  # values of a parameter that say how large they are
+SAMPLES = 8  # enough for a formula that is wrong, and cheap in float64
+FLATTEST = 1e-2  # of the whole gradient's 1-norm: what parameters with less are weighted by
+ROUNDING = 16.0  # in units of the last place of loss and outputs: what a pass is taken to be wrong by
+CLOSE = 1e-3  # relative: quotient and gradient agree
+COARSE = 5e-2  # relative: they do so far as a pass rounded to float32 shows it; further away the gradient is wrong
+FINE_STEPS = (1e4, 1e5, 1e6)  # predicted rise, in units of rounding in float64
+COARSE_STEPS = (1e2, 3e2, 1e3)  # in units of rounding in float32
+NOT = "not judged: "
+
+
+class Probe(NamedTuple):
+    """Rises of the loss along a direction, in units of what the gradient predicts: 1 is right.
+
+    Attributes:
+        ahead: To one side.
+        behind: From the other.
+    """
+
+    ahead: float
+    behind: float
+
+    @property
+    def mean(self) -> float:
+        """Of both sides: without the curvature."""
+        return (self.ahead + self.behind) / 2
 
 
 def ask(case: Case) -> str:
-    """Ask."""
-    return YES if case else ""
+    """Ask whether the loss rises as its gradient says, along the gradient's signs.
+
+    Asked at a point some way off, for a minimizer may be at a kink (a ReLU of zero: a block that is zero at the start),
+    where the loss is flat, or saturated. Each parameter's signs are weighted so that all parameters count alike. The
+    steps begin where the rise that the gradient predicts is far above rounding in float64, and go on to where it is so
+    for a pass that rounds to float32 inside.
+
+    Raises:
+        ValueError: It does not, by quotients that agree with each other.
+    """
+    try:
+        found = precisely(case, lambda dtype: _judge(case, dtype))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of the user's code, where parameters are no others than those of a minimizer
+        return f"{NOT}the model does not run with moved parameters ({first_line(error)})"
+    if isinstance(found, str):
+        return found
+    raise ValueError(
+        f"the loss rises {found:.3g} times as fast as its gradient says: something gives another gradient than that of "
+        "what it computes (detach() of a part, a straight-through estimator, a hook, a backward() of one's own, "
+        "Embedding(max_norm=)?); mend that, or pass judge=False"
+    )
+
+
+def _judge(case: Case, dtype: torch.dtype) -> str | float:
+    """The answer, or how many times as fast as its gradient says the loss rises."""
+    evaluator = case.evaluator
+    batch = evaluator.few() if evaluator.coupled else evaluator.few().rows(slice(SAMPLES))
+    flat = copied(case, dtype, evaluator.flat.module)
+    displace(flat.moving)
+    line = _Line(case, flat, batch)
+    if not math.isfinite(line.loss) or not math.isfinite(line.slope):
+        return NOT + "loss or gradient is not finite"
+    if line.slope == 0:
+        return NOT + "the gradient is zero"
+    fine = list(_fine(line)) if dtype == torch.float64 else []
+    if any(min(abs(probe.ahead - 1), abs(probe.mean - 1)) <= CLOSE for probe in fine):
+        return YES
+    wrong = _wrong(fine, CLOSE, 2 * CLOSE)
+    if wrong is not None and not line.rounds():
+        return wrong
+    coarse = [line.probe(steps * line.scale * ROUNDING * torch.finfo(torch.float32).eps) for steps in COARSE_STEPS]
+    if any(_agree(pair, COARSE) and abs(pair[0].mean - 1) <= COARSE for pair in itertools.pairwise(coarse)):
+        return YES
+    wrong = _wrong(coarse, COARSE, COARSE if dtype == torch.float64 else 4 * COARSE)
+    if wrong is not None:
+        return wrong
+    return NOT + "rounding, or kinks of the loss, are larger than the rises that the gradient predicts"
+
+
+def _fine(line: _Line) -> Iterator[Probe]:
+    """Probes where float64 rounds far less than the loss rises; as few as are needed."""
+    for steps in FINE_STEPS:
+        step = steps * ROUNDING * line.scale * torch.finfo(torch.float64).eps
+        ahead = line.rise(step)
+        if abs(ahead - 1) <= CLOSE:
+            yield Probe(ahead, ahead)
+            return
+        yield Probe(ahead, line.rise(-step))
+
+
+def _agree(probes: Sequence[Probe], tolerance: float) -> bool:
+    """Whether all steps give the same quotient, on both sides."""
+    sides = [side for probe in probes for side in probe]
+    if len(probes) < 2 or not all(map(math.isfinite, sides)):
+        return False
+    return max(sides) - min(sides) <= tolerance * max(1.0, *map(abs, sides))
+
+
+def _wrong(probes: Sequence[Probe], tolerance: float, off: float) -> float | None:
+    """The quotient that all steps agree on, if it is off by more than this from the gradient's."""
+    if not _agree(probes, tolerance) or abs(probes[-1].mean - 1) <= off:
+        return None
+    return probes[-1].mean
+
+
+class _Line:
+    """The loss of a few samples along a direction."""
+
+    def __init__(self, case: Case, flat: FlatModule, batch: Batch) -> None:
+        """Evaluate loss and gradient where a copy is.
+
+        Args:
+            case: Says how to evaluate.
+            flat: A copy of the replica, which is moved.
+            batch: The samples.
+        """
+        self._case, self._flat = case, flat
+        dtype = flat.theta.dtype
+        self._batch = Batch(*(part.to(dtype) if part.is_floating_point() else part for part in batch))
+        self.scale = self.slope = self._at = 0.0
+        gradients: Sequence[Tensor | None] = [None] * len(flat.moving)
+        with torch.enable_grad():
+            sums = self._sums()
+            if sums.total.requires_grad:
+                total = sums.total / sums.weight
+                gradients = torch.autograd.grad(total, flat.moving, allow_unused=True)
+        self.loss = float(sums.exact / sums.weight)
+        norms = [0.0 if part is None else float(torch.linalg.vector_norm(part, 1)) for part in gradients]
+        self._direction: list[Tensor | None] = []
+        whole = sum(norms)
+        if not math.isfinite(whole):
+            self.slope = whole
+            return
+        self.scale = max(self.scale, abs(self.loss))
+        for parameter, part, norm in zip(flat.moving, gradients, norms, strict=True):
+            if part is None or not norm:
+                self._direction.append(None)
+                continue
+            weight = 1 / max(norm, FLATTEST * whole)
+            self.slope += weight * norm
+            # What the rounding of the parameters themselves amounts to.
+            size = float(parameter.detach().flatten()[:SEEN].abs().mean())
+            self.scale = max(self.scale, size * norm / math.sqrt(part.numel()))
+            self._direction.append(part.sign_().mul_(weight))
+
+    def probe(self, rise: float) -> Probe:
+        """Step to both sides.
+
+        Args:
+            rise: What the gradient predicts.
+        """
+        return Probe(self.rise(rise), self.rise(-rise))
+
+    def rise(self, predicted: float) -> float:
+        """The rise of the loss in a step, in units of what the gradient predicts.
+
+        Args:
+            predicted: That.
+        """
+        step = predicted / self.slope
+        with torch.no_grad():
+            for part, direction in zip(self._flat.moving, self._direction, strict=True):
+                if direction is not None:
+                    part.add_(direction, alpha=step - self._at)
+            self._at = step
+        with torch.enable_grad():
+            sums = self._sums()
+        return (float(sums.exact / sums.weight) - self.loss) / predicted
+
+    def rounds(self) -> bool:
+        """Whether a pass computes with less than the copy's precision somewhere: tiny steps may then vanish."""
+        met: set[torch.dtype] = set()
+        with Arguments(lambda part: met.add(part.dtype) if part.is_floating_point() and part.dim() else None):
+            self._sums()
+        eps = torch.finfo(self._flat.theta.dtype).eps
+        return any(torch.finfo(dtype).eps > eps for dtype in met)
+
+    def _sums(self) -> Sums:
+        """The loss; how large the outputs are goes into ``scale``."""
+        evaluator, (inputs, targets) = self._case.evaluator, self._batch.clone()
+        with evaluator.exact(), evaluator.context(False):
+            output = self._flat.module(inputs)
+            if output.is_floating_point() and not self.scale:
+                self.scale = max(self.scale, float(output.detach().nan_to_num(0, 0, 0).abs().max()))
+            return evaluator.loss.sums(output, targets)

@@ -1,0 +1,114 @@
+"""Which samples are cut into pieces: drawn from all, and targets that a loss may treat in a way of their own."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SMALLEST = 4
+ENTRIES = 2**22  # of the outputs of a pool
+ROWS, COLUMNS = 2**16, 256  # of the targets that are searched
+GROUP = 4  # samples of a group
+SWEPT = 2**24  # entries up to here are swept for the smallest and the largest
+KINDS = 256  # classes of which each has a sample in the mixture
+
+
+class Group(NamedTuple):
+    """Samples whose targets are one value, or mostly.
+
+    Attributes:
+        value: It, in words.
+        rows: Their indices, ``(samples,)`` int64 on the CPU.
+    """
+
+    value: str
+    rows: Tensor
+
+
+def draw(wanted: int, samples: int, entries: int) -> Tensor:
+    """Draw samples from all.
+
+    Args:
+        wanted: How many, if their outputs are not too large.
+        samples: How many there are.
+        entries: Numbers in the output for one sample.
+
+    Returns:
+        Indices, int64 on the CPU, in random order, each of them once.
+    """
+    size = max(SMALLEST, min(wanted, ENTRIES // max(1, entries)))
+    generator = torch.Generator().manual_seed(0)
+    if samples > 1000 * size:  # too many to shuffle
+        chosen: Tensor = torch.randint(samples, (size,), generator=generator, device="cpu").unique()
+        return chosen
+    return torch.randperm(samples, generator=generator, device="cpu")[:size]
+
+
+def groups(targets: Tensor) -> list[Group]:
+    """Samples with the smallest, the largest, the most frequent and the rarest target, and zero.
+
+    Args:
+        targets: Of all samples, ``(n, ...)``.
+
+    Returns:
+        Groups for each of these values, of at most four samples: in which it has the largest share, and where a sample
+        has several targets, the smallest.
+    """
+    flat = _flat(targets)
+    part, rows = _searched(flat)
+    if not part.numel():
+        return []
+    values = [*(flat if flat.numel() <= SWEPT else part).aminmax()]
+    if part.is_floating_point():
+        values.append(torch.zeros_like(values[0]))
+    else:
+        found, counts = part.reshape(-1)[:: math.ceil(part.numel() / ROWS)].unique(return_counts=True)
+        values += [found[counts.argmax()], found[counts.argmin()]]
+    made: dict[str, Group] = {}
+    for value in values:
+        share = (part == value).double().mean(1)
+        word = f"{value.item():g}" if part.is_floating_point() else str(int(value))
+        if share.max() > 0:
+            made.setdefault(word, Group(word, rows[(share == share.max()).nonzero()[:GROUP, 0].cpu()]))
+            if part.shape[1] > 1 and share.min() < share.max():
+                least = rows[(share == share.min()).nonzero()[:GROUP, 0].cpu()]
+                made.setdefault(f"least often {word}", Group(f"least often {word}", least))
+        elif flat.numel() <= SWEPT:  # it is rare, or zero and nowhere
+            chosen = (flat == value).any(1).nonzero()[:GROUP, 0].cpu()
+            if len(chosen):
+                made.setdefault(word, Group(word, chosen))
+    return list(made.values())
+
+
+def mixture(targets: Tensor, wanted: int) -> Tensor:
+    """One sample of each class where targets are one class index each: ``(samples,)`` int64, on the CPU.
+
+    Args:
+        targets: Of all samples, ``(n, ...)``.
+        wanted: How many at most; of more classes some, spread evenly.
+    """
+    if targets.dim() != 1 or targets.is_floating_point() or targets.is_complex():
+        return torch.empty(0, dtype=torch.int64, device="cpu")
+    part, rows = _searched(_flat(targets))
+    found, inverse = part[:, 0].cpu().unique(return_inverse=True)
+    first = torch.zeros(len(found), dtype=torch.int64, device="cpu")
+    first[inverse] = torch.arange(len(inverse), device="cpu")
+    size = min(wanted, len(found))
+    return rows[first[torch.arange(size, device="cpu") * len(found) // max(1, size)]]
+
+
+def _flat(targets: Tensor) -> Tensor:
+    """Targets as real numbers, ``(n, entries)``."""
+    targets = torch.view_as_real(targets) if targets.is_complex() else targets
+    targets = targets.view(torch.uint8) if targets.dtype == torch.bool else targets
+    return targets.flatten(1) if targets.dim() > 1 else targets[:, None]
+
+
+def _searched(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Some of the targets, ``(samples, entries)``, spread evenly; and the samples that they are of, on the CPU."""
+    columns = flat[:, :: max(1, math.ceil(flat.shape[1] / COLUMNS))]
+    step = max(math.ceil(len(flat) / ROWS), math.ceil(columns.numel() / (16 * ROWS)), 1)
+    return columns[::step], torch.arange(0, len(flat), step, device="cpu")
