@@ -20,6 +20,7 @@ from lbgap.system import device as hardware
 from lbgap.system.device import first_line
 
 SMALLEST_BATCH = 32
+PASSES_ONCE_MORE = 16  # after a remedy: as many as the questions before it took
 
 
 QUESTIONS: dict[str, Callable[[Case], str]] = {
@@ -74,9 +75,21 @@ def judge(
     case = Case(evaluator, model, centre, probed.plain)
     with evaluator.exact(), evaluator.context(False), _same_draws(evaluator):
         for name, ask in QUESTIONS.items():
-            case.answers[name] = evaluator.within_memory(lambda ask=ask: ask(case))  # type: ignore[misc]
-        evaluator.within_memory(lambda: repeats.ask_again(case))
+            case.answers[name] = answer = evaluator.within_memory(lambda ask=ask: _ask(case, ask))  # type: ignore[misc]
+            # What was mended may count, or fill a cache, anew.
+            for _ in range(PASSES_ONCE_MORE if answer.startswith("yes, ") else 1):
+                evaluator.within_memory(lambda: repeats.ask_again(case))
     return probed.output, case.answers
+
+
+def _ask(case: Case, ask: Callable[[Case], str]) -> str:
+    """Ask one question; code of the user's that fails in a way that the question does not know leaves it open."""
+    try:
+        return ask(case)
+    except (ValueError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        return f"not judged: the model or the loss does not run where that is asked ({first_line(error)})"
 
 
 class Probed(NamedTuple):

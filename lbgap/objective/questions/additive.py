@@ -45,19 +45,22 @@ def ask(case: Case) -> str:
         return "not judged: coupled=True"
     pool, outputs = _drawn(case)
     targets = case.rows(pool.rows).targets
-    others = [(group.value, case.rows(group.rows).targets) for group in pools.groups(evaluator.data.targets)]
+    groups = pools.groups(evaluator.data.targets)
+    others = [cuts.Targets(*group, case.rows(group.rows).targets) for group in groups]
     kinds = min(pools.KINDS, pools.ENTRIES // max(1, case.first[:1].numel()))
     mixture = case.rows(pools.mixture(evaluator.data.targets, kinds)).targets
     doubt = _compare_outputs(case, pool, outputs)
     cuts.check_alone(case, outputs, targets)
     here = [cuts.compare(case, cut) for cut in cuts.make(pool.pieces, outputs, targets, others, mixture)]
+    if not any(here):
+        return UNKNOWN
+    if case.fails_elsewhere():
+        return case.fails_elsewhere()
     with case.elsewhere():
         outputs = _one_each(case, pool.rows)
         other_doubt = _compare_outputs(case, pool, outputs)
-    there = [cuts.compare(case, cut) for cut in cuts.make(pool.pieces, outputs, targets, others, mixture)]
-    cuts.check_weights(case, here, there)
-    if not any(here):
-        return UNKNOWN
+    moved = (cut._replace(rows=None, paired=False) for cut in cuts.make(pool.pieces, outputs, targets, others, mixture))
+    cuts.check_weights(case, here, [cuts.compare(case, cut) for cut in moved])
     return doubt or other_doubt or YES
 
 

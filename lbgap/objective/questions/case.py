@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lbgap.layers import displace
 from lbgap.objective.passes import Evaluator
 from lbgap.samples import Batch
+from lbgap.system.device import first_line
 
 YES = "yes"
 
@@ -42,6 +43,7 @@ class Case:
         self.answers: dict[str, str] = {}
         self._first = first
         self._displaced: Tensor | None = None
+        self._fails_elsewhere: str | None = None
 
     @contextmanager
     def elsewhere(self) -> Iterator[None]:
@@ -64,6 +66,22 @@ class Case:
         """Where :meth:`elsewhere` takes the replica, ``(n,)``; known once it has been there."""
         assert self._displaced is not None
         return self._displaced
+
+    def fails_elsewhere(self) -> str:
+        """Why the model does not run at the point some way off, as an answer; empty where it does."""
+        if self._fails_elsewhere is None:
+            self._fails_elsewhere = ""
+            try:
+                with self.elsewhere():
+                    self.output(self.evaluator.few().inputs)
+            except torch.OutOfMemoryError:
+                self._fails_elsewhere = None
+                raise
+            except Exception as error:
+                self._fails_elsewhere = (
+                    f"not judged: the model does not run with moved parameters ({first_line(error)})"
+                )
+        return self._fails_elsewhere
 
     @property
     def first(self) -> Tensor:

@@ -35,6 +35,20 @@ class Value(NamedTuple):
     weight: float
 
 
+class Targets(NamedTuple):
+    """Targets of one value, or mostly.
+
+    Attributes:
+        value: It, in words.
+        rows: Which samples they are of, on the CPU.
+        targets: ``(rows, ...)``.
+    """
+
+    value: str
+    rows: Tensor
+    targets: Tensor
+
+
 class Cut(NamedTuple):
     """Two pieces whose loss together is compared with their losses apart.
 
@@ -42,17 +56,20 @@ class Cut(NamedTuple):
         outputs: Of one piece and of the other, ``(rows, ...)`` each.
         targets: As many.
         value: Of the targets of the first piece, if they are a group.
-        paired: Whether outputs and targets are of the same samples.
+        rows: Of such a piece the samples that its targets are of, on the CPU.
+        paired: Whether these are outputs that the loss must take with these targets: those of the same samples at the
+            minimizer.
     """
 
     outputs: tuple[Tensor, Tensor]
     targets: tuple[Tensor, Tensor]
     value: str | None = None
+    rows: Tensor | None = None
     paired: bool = True
 
 
 def make(
-    pieces: Sequence[Tensor], outputs: Tensor, targets: Tensor, groups: Sequence[tuple[str, Tensor]], mixture: Tensor
+    pieces: Sequence[Tensor], outputs: Tensor, targets: Tensor, groups: Sequence[Targets], mixture: Tensor
 ) -> Iterator[Cut]:
     """All cuts of some samples.
 
@@ -60,8 +77,7 @@ def make(
         pieces: Places among the samples, each place in one piece.
         outputs: Of the samples, ``(rows, ...)``.
         targets: Of the samples, ``(rows, ...)``.
-        groups: Further targets, ``(rows, ...)``, which a loss may treat in a way of their own; first their value in
-            words.
+        groups: Further targets, which a loss may treat in a way of their own.
         mixture: Further targets, one of each kind, ``(rows, ...)``.
     """
     order = torch.cat(tuple(pieces))
@@ -70,11 +86,11 @@ def make(
     parts = [(outputs[rows.to(outputs.device)], targets[rows.to(targets.device)]) for rows in chosen]
     for (one, its), (other, others) in (parts[:2], (parts[-2], parts[-1]), (parts[2], parts[-1])):
         yield Cut((one, other), (its, others))
-    for word, group in groups:
+    for word, samples, group in groups:
         size = max(2, len(group))  # twice the same one, where it is alone: a batch of one may be none that passes have
         rows = torch.arange(size, device=group.device) % len(group)
         some = outputs[torch.arange(size, device=outputs.device) % len(outputs)]
-        yield Cut((some, parts[-1][0]), (group[rows], parts[-1][1]), word, paired=False)
+        yield Cut((some, parts[-1][0]), (group[rows], parts[-1][1]), word, samples, paired=False)
     if len(mixture) > 3:
         some = outputs[torch.arange(len(mixture), device=outputs.device) % len(outputs)]
         half = len(mixture) // 2
@@ -95,12 +111,9 @@ def compare(case: Case, cut: Cut) -> tuple[float, float] | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        if not cut.paired:  # an output and a target that do not belong together
+        if not cut.paired and (cut.rows is None or not _fails(case, cut.rows)):
             return None
-        raise ValueError(
-            f"the loss {case.evaluator.loss.name!r} does not run on some of the few samples ({first_line(error)}): let "
-            "it take a batch of any size, or pass coupled=True with a batch_size= that it takes"
-        ) from error
+        raise ValueError(_not_taken(case, cut, first_line(error))) from error
     if not math.isfinite(both.total):
         return None
     if not (math.isfinite(one.total) and math.isfinite(other.total)):
@@ -118,6 +131,19 @@ def compare(case: Case, cut: Cut) -> tuple[float, float] | None:
             f"and {other.weight:g} for its pieces: return what its sum is divided by, summed over the samples"
         )
     return one.weight, other.weight
+
+
+def _fails(case: Case, rows: Tensor) -> bool:
+    """Whether the loss does not run on some samples, and on the outputs that are theirs."""
+    batch = case.rows(rows.repeat(2) if len(rows) == 1 else rows)
+    output = case.output(batch.inputs)
+    try:
+        sum_up(case, output, batch.targets, None)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return True
+    return False
 
 
 def _values(case: Case, cut: Cut) -> tuple[Value, Value, Value]:
@@ -210,6 +236,13 @@ def _not_the_same(case: Case, once: float, again: float) -> str:
         f"the loss {case.evaluator.loss.name!r} gives {once:.9g} and then {again:.9g} for the same outputs: there must "
         "be nothing random in it, and nothing that it keeps of earlier batches"
     )
+
+
+def _not_taken(case: Case, cut: Cut, what: str) -> str:
+    what = what if what.startswith("the loss") else f"the loss {case.evaluator.loss.name!r} does not run: {what}"
+    which = f"on {len(cut.outputs[0])}, {len(cut.outputs[1])} or all of these"
+    which = f"on samples whose targets are {cut.value}" if cut.value else f"{which}, though on {len(case.first)} it ran"
+    return f"{what} ({which}): let it take any batch, or pass coupled=True with batch_size="
 
 
 def _not_finite(case: Case, cut: Cut, values: Sequence[Value]) -> str:

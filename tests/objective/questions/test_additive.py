@@ -1,18 +1,26 @@
 """Samples together and apart: what sees its batch is refused, what only rounds otherwise is not."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from lbgap import Objective
-from lbgap.objective.questions import additive
+from lbgap.objective import judge
+from lbgap.objective.questions import additive, repeats
 from lbgap.objective.questions.case import Case
-from lbgap.problem.loss import Sums
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SAMPLES = 300
+
+
+@pytest.fixture(autouse=True)
+def fewer_questions(monkeypatch):
+    """Others have tests of their own, and may refuse what adds up."""
+    monkeypatch.setattr(judge, "QUESTIONS", {"repeats": repeats.ask, "additive": additive.ask})
 
 
 def normal(*shape, seed=0):
@@ -234,11 +242,13 @@ def test_losses_that_are_no_mean_over_samples(name):
     assert "coupled=True" in found
 
 
-@pytest.mark.parametrize("loss", [F.mse_loss, lambda o, y: (o - y).abs().mean()])
 @pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("loss", [F.mse_loss, lambda o, y: (o - y).abs().mean()])
 def test_shapes_that_broadcast(loss):
+    case = case_of(loss, nn.Linear(8, 1), (X, X.sum(1)))
     message = r"for outputs \(n, 1\) and targets \(n,\) broadcast.*: give both one shape"
-    refused(message, nn.Linear(8, 1), (X, X.sum(1)), loss=loss)
+    with pytest.raises(ValueError, match=message):
+        additive.ask(case)
 
 
 def test_a_sum_over_the_batch():
@@ -263,6 +273,28 @@ def test_a_piece_that_is_ignored_altogether():
         return F.cross_entropy(output[counted], target[counted], reduction="sum") / counted.any() * 0 + output.mean()
 
     refused("is nan for samples whose targets are -100, but finite", dense(), (X, targets), loss=among_others)
+
+
+def test_a_loss_that_does_not_run_where_all_is_ignored():
+    targets = torch.cat([Y[:290], torch.full((10,), -100)])
+
+    def counting(output, target):
+        return output.mean() + 0 / int((target >= 0).sum())
+
+    message = r"the loss 'counting'.*division by zero \(on samples whose targets are -100\): let it take any batch"
+    refused(message, dense(), (X, targets), loss=counting)
+
+
+def test_a_loss_for_pairs_that_belong_together():
+    """Outputs of some samples are tried with targets of others, which a loss need not take."""
+
+    def checking(output, target):
+        if not torch.equal(output.argmax(1), target):
+            raise ValueError("not its own")
+        return output.square().mean()
+
+    model = nn.Linear(8, 4)
+    assert Objective(model, (X, model(X).argmax(1)), loss=checking).judged["additive"] == "yes"
 
 
 def test_a_coupling_of_the_loss_that_shows_some_way_off():
@@ -293,7 +325,7 @@ def test_a_loss_that_does_not_repeat(loss):
 
 def test_a_loss_for_one_size_of_batch():
     refused(
-        r"the loss .* does not run on some of the few samples \(The size of tensor",
+        r"the loss .*: The size of tensor .* though on 32 it ran\): let it take any batch",
         dense(),
         (X, T),
         loss=lambda o, _: (o - T[:32]).mean(),
@@ -395,7 +427,7 @@ RIGHT = {
     "a callable": (dense, (X, Y), lambda o, y: F.cross_entropy(o, y)),
     "label smoothing": (dense, (X, Y), lambda o, y: F.cross_entropy(o, y, label_smoothing=0.1)),
     "terms of both signs": (dense, (X, T), lambda o, y: (o * y).mean()),
-    "terms that cancel": (dense, (X, T), lambda o, y: (o - 0.9999999 * o.detach()).mean()),
+    "terms that cancel": (dense, (X, T), lambda o, y: (o + 1e6 * (y - T.mean())).mean()),
     "a large constant": (dense, (X, T), lambda o, y: 1e8 + 1e4 * F.mse_loss(o, y)),
     "a tiny loss": (dense, (X, T), lambda o, y: 1e-8 * F.mse_loss(o, y)),
     "a loss in float32": (dense, (X, T), lambda o, y: F.mse_loss(o.float(), y.float())),
@@ -422,6 +454,31 @@ def test_few_samples_pass(samples, batch_size):
     assert Objective(dense(), data, batch_size=batch_size).judged["additive"] == "yes"
     loss = nn.CrossEntropyLoss(label_smoothing=0.1)
     assert Objective(dense(), data, batch_size=batch_size, loss=loss).judged["additive"] == "yes"
+
+
+def test_a_model_that_does_not_run_with_moved_parameters():
+    class Fixed(nn.Linear):
+        def __init__(self):
+            super().__init__(8, 4)
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, inputs):
+            if float(self.scale) != 1:
+                raise ValueError("the scale must be one")
+            return self.scale * super().forward(inputs)
+
+    judged = Objective(Fixed(), (X, Y)).judged
+    expected = "not judged: the model does not run with moved parameters (the scale must be one)"
+    assert judged == {"repeats": expected, "additive": expected}
+
+
+def test_a_loss_that_does_not_take_moved_outputs():
+    def loss(output, target):
+        if output.abs().max() > 1e-3:
+            raise ValueError("too far")
+        return F.cross_entropy(output, target)
+
+    assert Objective(scaled(lambda: nn.Linear(8, 4), 0.0), (X, Y), loss=loss).judged["additive"] == "yes"
 
 
 def test_saturated_networks_pass():
@@ -476,40 +533,57 @@ def test_a_loss_that_is_not_finite_is_for_the_pass_to_refuse():
         objective.loss(objective.theta)
 
 
-class Weighing:
-    """A loss that returns sums and weights of its own."""
+class Stub:
+    """A loss that gives sums and weights of its own: as sure as it is, it is asked."""
 
-    name, function = "weighing", None
+    name, function = "stub", None
 
-    def __init__(self, weigh):
-        self.weigh = weigh
+    def __init__(self, sums):
+        self.sums = sums
 
-    def sums(self, output, target):
-        total = (output.square().mean(1) * (target >= 0)).sum()
-        return Sums(total, total.detach().double(), self.weigh(output, target))
+    def counted(self, _):
+        return 1
 
 
-def case_of(loss):
-    objective = Objective(dense(), (X, IGNORED), loss=lambda o, _: o.square().mean())
+def case_of(loss, model=None, data=None):
+    """A case whose loss is swapped for a stub, which no other check sees."""
+    objective = Objective(model or dense(), data or (X, IGNORED), loss=lambda o, _: o.square().mean())
     evaluator = objective._evaluator
-    evaluator.loss = loss
-    return Case(evaluator, dense(), objective.theta, evaluator.flat.module(evaluator.few().inputs).detach())
+
+    def sums(output, target):
+        mean = loss(output, target)
+        return SimpleNamespace(total=mean * len(target), exact=mean.detach().double() * len(target), weight=len(target))
+
+    evaluator.loss = loss if isinstance(loss, Stub) else Stub(sums)
+    return Case(evaluator, objective._evaluator.flat.module, objective.theta, first_of(evaluator))
+
+
+def first_of(evaluator):
+    return evaluator.flat.module(evaluator.few().inputs).detach()
+
+
+def weighing(weigh):
+    def sums(output, target):
+        total = (output.square().mean(1) * (target >= 0)).sum()
+        return SimpleNamespace(total=total, exact=total.detach().double(), weight=weigh(output, target))
+
+    return Stub(sums)
 
 
 def test_sums_with_weights_of_their_own():
-    assert additive.ask(case_of(Weighing(lambda _, y: float((y >= 0).sum())))) == "yes"
+    assert additive.ask(case_of(weighing(lambda _, y: float((y >= 0).sum())))) == "yes"
 
 
 @pytest.mark.parametrize(
     ("weigh", "message"),
     [
         (lambda o, y: float((y >= 0).sum()) ** 0.5, "returns the weight .* for a batch, but .* for its pieces"),
-        (lambda o, _: float(o.abs().sum()), "the weight that the loss 'weighing' returns depends on the parameters"),
+        (lambda o, _: float(o.abs().sum()), "the weight that the loss 'stub' returns depends on the parameters"),
     ],
 )
 def test_weights_that_are_no_sums_over_samples_of_the_data(weigh, message):
     with pytest.raises(ValueError, match=message):
-        additive.ask(case_of(Weighing(weigh)))
+        additive.ask(case_of(weighing(weigh)))
 
 
 def test_a_last_batch_that_the_loss_does_not_take():
