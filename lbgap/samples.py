@@ -18,7 +18,7 @@ class Split(NamedTuple):
 
     Attributes:
         inputs: ``(n, ...)``.
-        targets: ``(n, ...)``; int64 class indices, or floating values for regression.
+        targets: ``(n, ...)``; int64 class indices, booleans, or floating values for regression.
     """
 
     inputs: Tensor
@@ -98,7 +98,7 @@ def as_tensors(data: DataLike) -> tuple[Split, int | None]:
 
     Returns:
         Inputs and targets, and the batch size of the loader (``None`` if there is none). Integer targets
-        become int64; floating ones keep their dtype, and Python floats become float64 as in
+        become int64, but booleans stay; floating ones keep their dtype, and Python floats become float64 as in
         ``default_collate``.
 
     Raises:
@@ -244,7 +244,7 @@ def _check_lengths(split: Split, where: str, roles: tuple[str, str] = ("inputs",
 
 
 def checked(split: Split, roles: tuple[str, str] = ("inputs", "targets")) -> Split:
-    """Refuse what no measure can use; make integer targets int64."""
+    """Refuse what no measure can use; make integer targets int64, but for booleans."""
     _check_lengths(split, "data", roles)
     inputs, targets = split
     if len(inputs) == 0:
@@ -257,7 +257,7 @@ def checked(split: Split, roles: tuple[str, str] = ("inputs", "targets")) -> Spl
     for role, part in zip(roles, split, strict=True):
         if (bad := _first_not_finite(part)) is not None:
             raise ValueError(f"expected finite {role}, got NaN or infinity, first in sample {bad}: repair or remove it")
-    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.int64:
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype in (torch.int64, torch.bool):
         return split
     return Split(inputs, targets.long())
 

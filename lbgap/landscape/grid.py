@@ -87,7 +87,7 @@ class Grid:
 
     def _apart(self, number: int, tolerance: float) -> float:
         """How far an interpolated accuracy may be off: its steps are no finer than its own sampling error."""
-        return 100.0 * tolerance + 50.0 / math.sqrt(self._combined.objectives[number].samples)
+        return 100.0 * tolerance + 50.0 / math.sqrt(self._combined.objectives[number].counted)
 
     def _classes(self, number: int) -> bool:
         return self._combined.objectives[number].classes is not None

@@ -66,11 +66,11 @@ def fisher_rao_norm(
         call("fisher_rao_norm", model, data, options) as task,
         products_bar("Fisher-Rao norm", 2, progress, "steps") as report,
     ):
-        loss_name = task.objective.settings()["loss"]
-        if labels == "model" and (task.objective.classes is None or loss_name != "cross_entropy"):
+        if labels == "model" and not task.objective.by_class:
             raise ValueError(
-                "labels='model' needs cross_entropy with class indices, whose outputs are a distribution of labels; "
-                f"got the loss {loss_name!r}{'' if task.objective.classes else ' without classes'}: use labels='data'"
+                "labels='model' needs cross_entropy with class indices that all count alike, whose outputs are a "
+                f"distribution of labels; got the loss {task.objective.settings()['loss']!r}"
+                f"{'' if task.objective.classes else ' without classes'}: use labels='data'"
             )
         base = float(task.objective.loss(task.centre))
         report(1)

@@ -126,8 +126,8 @@ class Search:
         self, objective: Objective, centre: Tensor, own: dict[str, Any], error: float, report: Callable[[int], None]
     ) -> None:
         self._objective, self._centre, self._own, self._report = objective, centre, own, report
-        # Errors are counts over samples: half a sample keeps rounding from deciding where they meet the limit.
-        self._limit: float = error + own["deviation"] + 0.5 / (objective.samples * own["draws"])
+        # Errors are counts over targets: half a target keeps rounding from deciding where they meet the limit.
+        self._limit: float = error + own["deviation"] + 0.5 / (objective.counted * own["draws"])
         self._found: dict[float, list[float]] = {}
 
     def errors(self, sigma: float) -> list[float]:

@@ -50,7 +50,9 @@ class Directional(Held):
                 or the term of a sample in a callable loss depends on the others of its batch.
             FloatingPointError: A derivative is NaN or infinite.
         """
-        each = self._along(theta, direction, tangents.derivative_of(self._evaluator.loss))
+        evaluator = self._evaluator
+        scale = evaluator.samples / evaluator.weight
+        each = self._along(theta, direction, tangents.derivative_of(evaluator.loss, scale))
         if not each.isfinite().all():
             bad = int((~each.isfinite()).nonzero()[0])
             raise FloatingPointError(

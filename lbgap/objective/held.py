@@ -115,6 +115,16 @@ class Held:
         return self._evaluator.flat.has_batch_norm
 
     @property
+    def by_class(self) -> bool:
+        """Whether the loss is plain cross-entropy with one class index a sample, each of which counts alike."""
+        return self._evaluator.loss.by_class(self._evaluator.data.targets)
+
+    @property
+    def counted(self) -> int:
+        """How many targets an accuracy is a share of: those that are not ignored, and whose class has a weight."""
+        return self._evaluator.counted
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the parameters that may move, in the order of ``theta``."""
         return self.coordinates.names
@@ -124,7 +134,7 @@ class Held:
         evaluator = self._evaluator
         flat = str(evaluator.flat.theta.dtype).removeprefix("torch.")
         return {
-            "loss": evaluator.loss.name,
+            **evaluator.loss.facts(),
             "parameters": self.parameters if isinstance(self.parameters, str) else list(self.parameters),
             "samples": self.samples,
             "batch_norm": self.batch_norm if self.has_batch_norm else "none in the model",
@@ -198,7 +208,7 @@ class Held:
         """The keywords with which an objective of another model or other data is the same function of these."""
         loss = self._evaluator.loss
         return {
-            "loss": loss.name if loss.function is None else loss.function,
+            "loss": loss.given,
             "parameters": self.parameters,
             "precision": self.precision,
             "batch_size": self.batch_size,

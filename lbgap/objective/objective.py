@@ -26,7 +26,7 @@ from lbgap.objective.points.source import Combinations, Separate, Source
 from lbgap.objective.products import choose as products
 from lbgap.objective.products.output import check_kind
 from lbgap.operators import LinearOperator
-from lbgap.problem.loss import Loss, LossFunction, resolve_loss
+from lbgap.problem.loss import Loss, LossFunction, log_probability, resolve_loss
 from lbgap.samples import Batch, as_tensors
 from lbgap.system import device as hardware
 
@@ -116,14 +116,18 @@ class Objective(Parts, Directional):
                 self._evaluator, model, self.coordinates.centre, batch_size, loader_batch, asked=judge
             )
         self._products = products.Products(
-            flat, wanted, coupled=coupled, bfloat16=self._evaluator.bfloat16, backend=self.backend, notes=notes
+            flat,
+            self._evaluator.loss,
+            coupled=coupled,
+            bfloat16=self._evaluator.bfloat16,
+            backend=self.backend,
+            notes=notes,
         )
         self._many = Many(native=self.backend == "native")
         self._whole = None
         self._losses_way = "not used yet"
         self.evaluated = 0
-        indices = output.dim() == 2 and output.shape[1] > 1 and targets.dtype == torch.int64
-        self.classes = output.shape[1] if indices and targets.dim() == 1 else None
+        self.classes = self._evaluator.loss.classes(output, targets)
 
     @property
     def losses_way(self) -> str:
@@ -179,7 +183,7 @@ class Objective(Parts, Directional):
             raise ValueError("accuracy needs class indices as targets and an output (batch, classes)")
         self._begin(theta)
         shares, correct = self._evaluator.values(accuracy=True)
-        return shares.sum(), 100.0 * correct.sum() / self.samples
+        return shares.sum(), 100.0 * correct.sum() / self._evaluator.counted
 
     def loss_and_gradient(self, theta: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Evaluate the loss and its gradient at one point.
@@ -249,11 +253,7 @@ class Objective(Parts, Directional):
         """
         if self.classes is None or not 0 <= label < self.classes:
             raise ValueError(f"label must be a class index below {self.classes or 0}, got {label}")
-
-        def log_probability(output: Tensor, _: Tensor) -> Tensor:
-            return output.log_softmax(1)[:, label].mean()
-
-        wanted = Loss("log_probability", classification=True, function=log_probability)
+        wanted = log_probability(self._evaluator.loss, label)
         return self._finished(theta, out, rough=True, loss=wanted)
 
     def losses(self, points: Tensor) -> Tensor:
@@ -385,12 +385,12 @@ class Objective(Parts, Directional):
             return torch.empty_like(vectors)
         evaluator = self._evaluator
         multiply = self._products.multiply_blocks if blocks else self._products.multiply
-        passes = len(products.layers_of(evaluator.flat)) if blocks else 1
+        passes, divisor = len(products.layers_of(evaluator.flat)) if blocks else 1, evaluator.divisor(kind)
         self._begin(theta, passes * (1 + len(vectors)))
 
         def sweep() -> Tensor:
             with evaluator.exact(), evaluator.context(False):
-                return multiply(evaluator.batches, vectors, kind).div_(evaluator.weight)
+                return multiply(evaluator.batches, vectors, kind).div_(divisor)
 
         product = evaluator.within_memory(sweep)
         products.check_finite(product)

@@ -41,7 +41,6 @@ class Evaluator:
         flat: The replica.
         loss: The loss.
         data: All samples.
-        weight: Of all samples, which the sum of the loss is divided by.
         coupled: Whether the loss of a sample depends on the batch that it is evaluated in.
         bfloat16: Whether gradients that only choose a direction run in bfloat16.
         batch_size: Samples in a micro-batch (the last may hold fewer); halved where memory runs out.
@@ -86,7 +85,9 @@ class Evaluator:
             none = "the data are streamed"
             self.note(STREAMED, f"they are too large for {self.device} and are copied there batch by batch")
         self.graphs = Graphs(self.device, notes, none, moving=flat.moving)
-        self.weight = loss.weight(self.data.targets)
+        self._weight: float | None = None
+        self._counted: int | None = None
+        self._counting: Tensor | None = None  # some samples whose targets are not ignored
         self.few_samples = self.batch_size = PROBE_SAMPLES
         self.overwrites = self.needs_grad = False
         if whole is None:
@@ -101,6 +102,52 @@ class Evaluator:
         """How many there are."""
         return self.data.size
 
+    def fit(self, output: Tensor) -> None:
+        """Fit the loss to all samples.
+
+        Args:
+            output: What the model returned for :meth:`few`.
+
+        Raises:
+            TypeError: As :meth:`Loss.check`.
+            ValueError: Likewise.
+        """
+        self.loss = self.loss.check(output, self.data.targets)
+        self._weight = self._counted = None
+
+    @property
+    def weight(self) -> float:
+        """Of all samples, which the sum of the loss is divided by; a pass finds it where only the loss itself knows it.
+
+        Raises:
+            ValueError: It is zero.
+        """
+        if self._weight is None:
+            weight = self.loss.weight(self.data.targets)
+            weight = self._weighed() if weight is None else weight
+            if not weight > 0:
+                raise ValueError(
+                    f"the loss {self.loss.name!r} counts none of these {self.samples} samples: the sum of their "
+                    f"weights is {weight:g}, so that they have no mean; take others, or all"
+                )
+            self._weight = weight
+        return self._weight
+
+    @property
+    def counted(self) -> int:
+        """How many targets an accuracy is a share of."""
+        if self._counted is None:
+            self._counted = self.loss.counted(self.data.targets)
+        return self._counted
+
+    def divisor(self, kind: str) -> float:
+        """What the products of the summed loss are divided by.
+
+        Args:
+            kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``, which is of second order in the term of a sample.
+        """
+        return self.weight * (self.weight / self.samples) if kind == "fisher" else self.weight
+
     def part(self, chosen: Tensor) -> Evaluator:
         """Evaluate these samples alone, ``(samples,)`` int64, with the same replica."""
         return Evaluator(
@@ -114,8 +161,14 @@ class Evaluator:
         )
 
     def few(self) -> Batch:
-        """A fresh copy of a few samples on the device, for trying something out."""
-        return Batch(*(part[: self.few_samples].to(self.device, copy=True) for part in self.data))
+        """A fresh copy of a few samples on the device, for trying something out; of ones that count, where some do."""
+        rows: slice | Tensor = slice(self.few_samples)
+        ignored = len(self.loss.counting(self.data.targets[rows])) < min(self.few_samples, self.samples)
+        if ignored and not self.coupled:  # where samples see each other they are those of a batch
+            if self._counting is None:
+                self._counting = self.loss.counting(self.data.targets)[: self.few_samples]
+            rows = self._counting[: self.few_samples] if len(self._counting) else rows
+        return Batch(*(part[rows].to(self.device, copy=True) for part in self.data))
 
     def batches(self) -> Iterator[Batch]:
         """The micro-batches of a pass, in order."""
@@ -133,9 +186,10 @@ class Evaluator:
         """Evaluate the loss, and the accuracy if asked for.
 
         Returns:
-            Each batch's share of the mean loss, ``(batches,)`` float64; and its number of correct samples, or an empty
+            Each batch's share of the mean loss, ``(batches,)`` float64; and its number of correct answers, or an empty
             tensor.
         """
+        weight = self.weight
 
         def sweep() -> tuple[Tensor, Tensor]:
             shares, correct = [], []
@@ -143,8 +197,8 @@ class Evaluator:
                 for batch in self.batches():
                     output = self._output(batch).detach()
                     if accuracy:  # before the loss, which may overwrite the output
-                        correct.append((output.argmax(1) == batch.targets).sum(dtype=torch.float64))
-                    shares.append(self._sums(self.loss, output, batch).exact / self.weight)
+                        correct.append(self.loss.correct(output, batch.targets))
+                    shares.append(self._sums(self.loss, output, batch).exact / weight)
             return torch.stack(shares), torch.stack(correct) if accuracy else torch.empty(0)
 
         return self.within_memory(sweep)
@@ -154,13 +208,14 @@ class Evaluator:
 
         Args:
             rough: Whether it only chooses a direction, and may run in bfloat16.
-            loss: Another loss, for a start or two: not worth a graph.
+            loss: Another loss, a mean over samples, for a start or two: not worth a graph.
 
         Returns:
             Each batch's share of the mean loss, ``(batches,)`` float64; and 1.0 if the gradient is finite, else 0.0.
         """
         bfloat16 = rough and self.bfloat16
-        work = functools.partial(self._slopes, loss or self.loss, bfloat16)
+        weight = self.weight if loss is None else float(self.samples)
+        work = functools.partial(self._slopes, loss or self.loss, weight, bfloat16)
 
         def sweep() -> tuple[Tensor, ...]:
             if loss is not None:
@@ -186,14 +241,14 @@ class Evaluator:
 
     def curvatures(self, vectors: Tensor) -> Tensor:
         """Second derivatives of the mean loss along vectors ``(k, n)``: ``(k,)`` float64."""
-        parts = [self.flat.parts(vector) for vector in vectors]
+        parts, weight = [self.flat.parts(vector) for vector in vectors], self.weight
 
         def sweep() -> Tensor:
             total = torch.zeros(len(vectors), dtype=torch.float64, device=self.device)
             with self.exact(), self.context(False), tangents.differentiable():
                 for batch in self.batches():
                     sums = self.loss.sums(self.flat.module(batch.inputs), batch.targets)
-                    total += tangents.curvatures(sums.total / self.weight, self.flat.moving, parts)
+                    total += tangents.curvatures(sums.total / weight, self.flat.moving, parts)
             return total
 
         return self.within_memory(sweep)
@@ -206,15 +261,24 @@ class Evaluator:
                 (part.to(self.device, copy=self.overwrites) for part in parts), grad=self.needs_grad
             )
 
-    def _slopes(self, loss: Loss, bfloat16: bool) -> tuple[Tensor, Tensor]:
+    def _weighed(self) -> float:
+        """The sum of the weights that the loss returns, at whatever point the replica is: they depend on none."""
+
+        def sweep() -> float:
+            with torch.inference_mode(False), self.unrecorded(), self.exact():
+                return math.fsum(self._sums(self.loss, self._output(batch), batch).weight for batch in self.batches())
+
+        return self.within_memory(sweep)
+
+    def _slopes(self, loss: Loss, weight: float, bfloat16: bool) -> tuple[Tensor, Tensor]:
         shares = []
         self.flat.gradient.zero_()
         with torch.enable_grad(), self.exact():
             for batch in self.batches():
                 sums = self._sums(loss, self._output(batch, bfloat16), batch)
                 with self.context(False):
-                    torch.autograd.backward(sums.total / self.weight, inputs=self.flat.moving)
-                shares.append(sums.exact / self.weight)
+                    torch.autograd.backward(sums.total / weight, inputs=self.flat.moving)
+                shares.append(sums.exact / weight)
         return torch.stack(shares), self.flat.gradient.isfinite().all().double()
 
     def _output(self, batch: Batch, bfloat16: bool = False) -> Tensor:

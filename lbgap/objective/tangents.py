@@ -148,10 +148,14 @@ def output_gradient(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
     return gradient
 
 
-def derivative_of(loss: Loss) -> Reduce:
+def derivative_of(loss: Loss, scale: float) -> Reduce:
     """What makes of outputs, their derivatives along a direction and targets each sample's derivative of the loss.
 
     It returns ``(batch,)`` float64.
+
+    Args:
+        loss: The loss.
+        scale: The number of samples over their weight: with it the mean of the terms of the samples is the value.
 
     Raises:
         ValueError: When it is called: the term of a sample depends on the others of its batch.
@@ -160,7 +164,7 @@ def derivative_of(loss: Loss) -> Reduce:
     def derivative(output: Tensor, tangent: Tensor, targets: Tensor) -> Tensor:
         check_terms(loss, output, targets)
         slope = output_gradient(loss, output, targets)
-        return (slope.double() * tangent.double()).flatten(1).sum(1)
+        return (slope.double() * tangent.double()).reshape(len(slope), -1).sum(1) * scale
 
     return derivative
 
@@ -172,7 +176,7 @@ def check_terms(loss: Loss, output: Tensor, targets: Tensor) -> None:
         ValueError: It does.
     """
     half = min(len(output), TERMS) // 2
-    if loss.function is None or half == 0:
+    if loss.separable or half == 0:
         return
     spread = torch.arange(2 * half, device=output.device) * len(output) // (2 * half)  # samples may be sorted by class
     output, targets = output[spread], targets[spread]

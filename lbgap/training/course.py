@@ -176,7 +176,7 @@ def new_course(
         _check_kept(model, loop.train.inputs[:2])
     if remedies:
         parameters = list(state.trainable().values())
-        task = Task(state.model, loss, state.optimizer, parameters, loop.train, size, stopping.epochs, seed, where)
+        task = Task(state.model, loop.loss, state.optimizer, parameters, loop.train, size, stopping.epochs, seed, where)
         loop.descent = Treated(state, task, remedies)
     facts = _facts(state, loss, size, seed, train_split, test_split, where)
     facts |= {"remedies": describe(remedies)} if remedies else {}
@@ -238,7 +238,7 @@ def _facts(
     optimizer = type(state.optimizer).__name__
     return {
         "format": FORMAT,
-        "loss": loss.name,
+        **loss.facts(),
         "batch_size": size,
         "optimizer": optimizer,
         "learning_rate": float(state.optimizer.defaults["lr"]),

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from lbgap.training.descent import Descent
 from lbgap.training.progress import Metrics, Reporter
 
 EVALUATION_BATCH = 512  # a compromise: fills the cores with a small network, spares memory with a large one
-PROBE_SAMPLES = 2
+PROBE_SAMPLES = 8
 
 
 @dataclass
@@ -29,12 +29,13 @@ class Loop:
 
     Attributes:
         state: What the epochs change.
-        loss: What they lower.
+        loss: What they lower; once checked, fitted to the training set.
         train: The training set, on the device.
         test: The test set, on the device, or ``None``.
         descent: The steps of an epoch.
         seed: Of the order of the samples and of dropout.
         device: Where everything is.
+        test_loss: The loss, fitted to the test set, once checked.
     """
 
     state: State
@@ -44,6 +45,7 @@ class Loop:
     descent: Descent
     seed: int
     device: torch.device
+    test_loss: Loss = field(init=False)
 
     def check(self, original: nn.Module) -> None:
         """Run a few samples through model and loss, in evaluation mode.
@@ -60,13 +62,15 @@ class Loop:
         self.state.model.eval()
         watch = Watch(originals(original))
         with self.surroundings(0):
-            self._check_split(self.train, "data", watch)
+            self.loss = self._check_split(self.train, "data", watch)
+            self.descent.loss = self.loss
             if self.test is not None:
-                self._check_split(self.test, "test_data", watch)
+                self.test_loss = self._check_split(self.test, "test_data", watch)
         if watch.found:
             raise ValueError(OUTSIDE.format(name=next(iter(watch.found))))
 
-    def _check_split(self, split: Split, name: str, watch: Watch) -> None:
+    def _check_split(self, split: Split, name: str, watch: Watch) -> Loss:
+        """Returns the loss as it fits a split."""
         # Clones, for a model may begin with an operation in place, and the data are the user's.
         inputs, targets = (part[:PROBE_SAMPLES].clone() for part in split)
         try:
@@ -77,24 +81,18 @@ class Loop:
                 f"the model does not accept {name} of shape {tuple(split.inputs.shape)}, {inputs.dtype}: "
                 f"{_one_line(error)}"
             ) from error
-        self.loss.check(output, split.targets)
+        loss = self.loss.check(output, split.targets)
         if output.dim() == 0 or len(output) != len(inputs):
             raise ValueError(
                 f"the model returned shape {tuple(output.shape)} for {len(inputs)} samples of {name}: "
                 "it must return one output for each sample"
             )
-        try:
-            total = self.loss.sums(output, targets).total
-        except (RuntimeError, IndexError) as error:
-            raise ValueError(
-                f"the loss does not accept outputs {tuple(output.shape)} {output.dtype} with targets "
-                f"{tuple(targets.shape)} {targets.dtype} of {name}: {_one_line(error)}"
-            ) from error
-        if not total.requires_grad:
+        if not loss.sums(output, targets).total.requires_grad:
             raise ValueError(
                 "the loss does not depend on a trainable parameter: check that neither model nor loss "
                 "detaches its output"
             )
+        return loss
 
     def epoch(self, number: int, reporter: Reporter) -> Metrics:
         """Train for one epoch and measure.
@@ -129,11 +127,11 @@ class Loop:
         Raises:
             FloatingPointError: The loss is NaN or infinite.
         """
-        row: Metrics = {"epoch": number, **self._measure(self.train, "train")}
+        row: Metrics = {"epoch": number, **self._measure(self.train, "train", self.loss)}
         if row["train_loss"] is None:
             raise FloatingPointError(f"the training loss is not finite after epoch {number}: {self._advice()}")
         if self.test is not None:
-            row |= self._measure(self.test, "test")
+            row |= self._measure(self.test, "test", self.test_loss)
         row["distance"] = self._distance()
         return row | self.descent.metrics()
 
@@ -183,26 +181,27 @@ class Loop:
 
     def _advice(self) -> str:
         rate = self.state.optimizer.param_groups[0]["lr"]
-        return f"lower learning_rate (now {rate:g}), or look for inputs that overflow the model"
+        ignored = self.loss.separable and not self.loss.even
+        batches = ", or for batches whose targets are all ignored" if ignored else ""
+        return f"lower learning_rate (now {rate:g}), or look for inputs that overflow the model{batches}"
 
     @torch.no_grad()
-    def _measure(self, split: Split, prefix: str) -> Metrics:
-        """Mean loss and, for classification, accuracy in percent, over all samples in evaluation mode."""
+    def _measure(self, split: Split, prefix: str, loss: Loss) -> Metrics:
+        """The loss and, for classification, accuracy in percent, over all samples in evaluation mode."""
         self.state.model.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        decided = 0
+        correct = torch.zeros((), dtype=torch.float64, device=self.device)
+        weight, weights = loss.weight(split.targets), 0.0
         for inputs, targets in zip(*(torch.split(part, EVALUATION_BATCH) for part in split), strict=True):
             output = self.state.model(inputs.clone())
-            total += self.loss.sums(output, targets).exact
-            if self.loss.classification:
-                classes = targets.argmax(1) if targets.is_floating_point() else targets
-                highest, found = output.max(1)
-                correct += ((found == classes) & ~highest.isnan()).sum()  # NaN is no answer
-                decided += classes.numel()
-        row: Metrics = {f"{prefix}_loss": _finite(float(total) / len(split.inputs))}
-        if self.loss.classification:
-            row[f"{prefix}_accuracy"] = 100.0 * int(correct) / decided
+            if loss.classification:  # before the loss, which may overwrite the output
+                correct += loss.correct(output, targets)
+            sums = loss.sums(output, targets)
+            total += sums.exact
+            weights += sums.weight if weight is None else 0.0
+        row: Metrics = {f"{prefix}_loss": _finite(float(total) / (weights if weight is None else weight))}
+        if loss.classification:
+            row[f"{prefix}_accuracy"] = 100.0 * int(correct) / loss.counted(split.targets)
         return row
 
     @torch.no_grad()

@@ -122,7 +122,7 @@ class Stack:
         """
         self._optimizer.zero_grad(set_to_none=True)
         outputs = self._outputs(inputs.flatten(2))
-        if loss.function is None:
+        if loss.even and loss.class_dim == 1:
             total = loss.mean(outputs.flatten(0, 1), targets.flatten(0, 1)) * len(outputs)
         else:
             total = torch.stack([loss.mean(*pair) for pair in zip(outputs, targets, strict=True)]).sum()

@@ -65,7 +65,8 @@ def train(
         data: The training set: a pair of tensors ``(n, ...)``, a ``Dataset`` or a ``DataLoader`` that
             does not shuffle; held in memory on the device. Floating values are cast to the model's dtype.
         test_data: What to measure besides, or ``None``.
-        loss: ``"cross_entropy"``, ``"mse"`` or a callable ``loss(output, target)``, the mean over the batch.
+        loss: ``"cross_entropy"``, ``"mse"``, ``"bce"``, ``"nll"``, ``"l1"`` or ``"huber"``; a loss of torch; or a
+            callable ``loss(output, target)``: the mean over the batch, one value a sample, or ``(sum, weight)``.
         batch_size: An int counts samples; a float in (0, 1] is a share of the training set (0.1 is the
             paper's large batch). ``None`` takes the loader's, or 256. The last batch of an epoch may be
             smaller; a single sample left over joins the batch before.

@@ -517,7 +517,7 @@ def test_the_random_state_is_untouched():
     assert torch.equal(own.get_state(), own_before)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
 def test_integer_targets_become_int64(dtype):
     targets = torch.tensor([0, 1, 1]).to(dtype)
     split, _ = as_tensors((X[:3], targets))
@@ -525,6 +525,14 @@ def test_integer_targets_become_int64(dtype):
     assert split.targets.tolist() == [0, 1, 1]
     assert targets.dtype == dtype
     assert split.inputs.data_ptr() == X.data_ptr()
+
+
+def test_booleans_stay():
+    targets = torch.tensor([False, True, True])
+    for data in ((X[:3], targets), DataLoader(TensorDataset(X[:3], targets), batch_size=2)):
+        split, _ = as_tensors(data)
+        assert split.targets.dtype == torch.bool
+        assert torch.equal(split.targets, targets)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

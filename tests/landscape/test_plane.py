@@ -672,7 +672,7 @@ class TestRefusals:
             ({"normalise": "filters"}, ValueError, "normalise must be 'filter', 'layer' or 'none', got 'filters'"),
             ({"batch_norm": "train"}, ValueError, "must be 'eval', 'batch', 'freeze' or 'recalibrate', got 'train'"),
             ({"precision": "half"}, ValueError, "precision must be one of"),
-            ({"loss": "nll"}, ValueError, "loss must be 'cross_entropy', 'mse' or a callable"),
+            ({"loss": "ctc"}, ValueError, "loss must be 'cross_entropy', 'mse', .* or a callable, got 'ctc'"),
             ({"batch_size": 49, "batch_norm": "batch"}, ValueError, "leaves a batch of one"),
             ({"seed": -1}, ValueError, "seed must be at least 0"),
             ({"resume": 1}, TypeError, "resume must be True or False"),

@@ -208,7 +208,7 @@ class Plan:
                     sums[some] += ops.xent_points(output, targets)
                     continue
                 if accuracy:  # before the loss, which may overwrite the output
-                    sums[some, 1] += (output.argmax(2) == targets).sum(1, dtype=torch.float64)
+                    sums[some, 1] += loss.correct(output, targets)
                 sums[some, 0] += loss.totals(output, targets)
         return sums[:, 0], sums[:, 1]
 

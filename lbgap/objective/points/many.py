@@ -93,7 +93,8 @@ class Many:
         finally:
             evaluator.set_buffers(before)
         way = ONE_BY_ONE if plan is None else TILES if narrow else LAYERS
-        return Evaluated(found[0], 100.0 * found[1] / evaluator.samples, way)
+        answers = evaluator.counted if accuracy else 1
+        return Evaluated(found[0], 100.0 * found[1] / answers, way)
 
     def _sweep(
         self,

@@ -121,7 +121,7 @@ class Products:
             return None
         try:
             if self._engine is None or kind not in self._agreed:
-                batch = next(iter(batches()))
+                batch = self._some(batches)
                 self._engine = self._engine or Engine(self._flat, batch.inputs, self._loss, self._backend)
                 if kind not in self._agreed:
                     trial = Trial(self._flat, self._engine, self._loss, self._backend, batch)
@@ -135,6 +135,13 @@ class Products:
             return None
         self.way = "engine"
         return self._engine
+
+    def _some(self, batches: Batches) -> Batch:
+        """Samples to try the engine on, of which each counts: ignored ones would show nothing."""
+        batch = next(one for one in batches() if self._loss.counted(one.targets))
+        if self._loss.even or not self._loss.separable:
+            return batch
+        return batch.rows(self._loss.counting(batch.targets))
 
 
 def _rounding(engine: Engine, batch: Batch, vectors: Tensor, kind: str) -> float:

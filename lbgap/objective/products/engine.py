@@ -120,7 +120,7 @@ class Engine:
         Raises:
             UnknownError: It is; the few samples of the first trial may not have shown that.
         """
-        if self._loss.function is None or len(pieces) < 2:
+        if self._loss.separable or len(pieces) < 2:
             return
         output, found = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         with torch.enable_grad():

@@ -52,20 +52,18 @@ class OutputCurvature:
         """
         self._loss, self._kind, self._ops = loss, kind, ops
         self._probabilities: Tensor | None = None
-        self._weights: Tensor | None = None  # of the samples: what their target probabilities add up to
+        self._weights: Tensor | None = None  # of the samples: what their soft targets add up to
         if kind == "fisher":
             with torch.enable_grad():
                 tangents.check_terms(loss, output, targets)
                 self.gradient = tangents.output_gradient(loss, output, targets)
-        elif loss.name == "cross_entropy" and loss.function is None and output.dim() == 2:
+        elif loss.by_class(targets):
             self._probabilities = output.softmax(1)
-            if targets.dim() == 1:
-                self.gradient = self._probabilities.clone()
-                self.gradient[torch.arange(len(output), device=output.device), targets] -= 1
-            else:
-                targets = targets.to(output.dtype)
-                self._weights = targets.sum(1)
-                self.gradient = self._probabilities * self._weights[:, None] - targets
+            self.gradient = self._probabilities.clone()
+            self.gradient[torch.arange(len(output), device=output.device), targets] -= 1
+        elif (soft := loss.soft_targets(output, targets)) is not None:
+            self._probabilities, self._weights = output.softmax(1), soft.sum(1)
+            self.gradient = self._probabilities * self._weights[:, None] - soft
         else:
             self._differentiate(output, targets)
 
@@ -104,10 +102,10 @@ class OutputCurvature:
 
     def _multiply(self, tangents: Tensor) -> Tensor:
         if self._kind == "fisher":
-            along = (tangents * self.gradient.unsqueeze(1)).flatten(2).sum(2)
+            along = (tangents * self.gradient.unsqueeze(1)).reshape(*tangents.shape[:2], -1).sum(2)
             return along.view(*along.shape, *[1] * (tangents.dim() - 2)) * self.gradient.unsqueeze(1)
-        if self._loss.name == "mse" and self._loss.function is None:
-            return tangents * (2 / max(1, self.gradient[:1].numel()))
+        if (second := self._loss.quadratic(self.gradient)) is not None:
+            return tangents * second
         slope, leaf = self._slope, self._leaf
         try:
             found = [

@@ -133,7 +133,8 @@ class Stability(Remedy):
         with task.untraced():
             other = task.model(inputs + self.sigma * noise)
         if task.loss.classification:
-            apart = F.cross_entropy(other, output.softmax(1))
+            dim = task.loss.class_dim
+            apart = F.cross_entropy(other.movedim(dim, 1), output.movedim(dim, 1).softmax(1))
         else:
             apart = torch.linalg.vector_norm((output - other).flatten(1), dim=1).mean()
         return mean + self.alpha * apart

@@ -435,8 +435,8 @@ def test_max_pooling_of_samples_without_channels():
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_probabilities_that_do_not_add_up_to_one(backend):
-    targets = normal(SAMPLES, 3, seed=6).abs()
-    objective, other = (built((INPUTS, targets), way, backend=backend) for way in (None, "general"))
+    data, loss = (INPUTS, normal(SAMPLES, 3, seed=6).abs()), nn.CrossEntropyLoss()
+    objective, other = (built(data, way, backend=backend, loss=loss) for way in (None, "general"))
     vectors = vectors_for(objective, 3)
     assert_close(objective.hvp(objective.theta, vectors), other.hvp(other.theta, vectors))
     assert objective.hvp_way == "engine"

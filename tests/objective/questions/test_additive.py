@@ -544,6 +544,9 @@ class Stub:
     def counted(self, _):
         return 1
 
+    def counting(self, targets):
+        return torch.arange(len(targets))
+
 
 def case_of(loss, model=None, data=None):
     """A case whose loss is swapped for a stub, which no other check sees."""

@@ -1,0 +1,278 @@
+"""What every loss is: a sum over the samples of a batch, and the weight by which such sums are averaged."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+LossFunction = Callable[[Tensor, Tensor], Any]
+"""Takes ``(output, target)``; returns a mean, values ``(batch, ...)``, or a sum and its weight."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The loss of a batch: sums over sums of weights are the value, however the samples are cut into batches.
+
+    Attributes:
+        total: The weighted sum, differentiable, 0-d of the output's dtype.
+        exact: The same accumulated in float64, without a gradient.
+        weigh: Gives :attr:`weight`, which waits for the device where targets are counted.
+    """
+
+    total: Tensor
+    exact: Tensor
+    weigh: Callable[[], float]
+
+    @property
+    def weight(self) -> float:
+        """What the sum is divided by: the number of samples where the loss is a mean over them."""
+        return self.weigh()
+
+
+class Loss(ABC):
+    """A loss that knows its sum over the samples of a batch.
+
+    :meth:`check` fits it to outputs and targets: what it returns knows where the classes are, and whether all targets
+    count. The rest works before too, with the classes in dimension 1.
+
+    Attributes:
+        name: What a result records.
+        given: What a user passes to have it.
+        class_dim: Dimension of the output in which its classes are, 1 or -1.
+    """
+
+    name: str
+    given: str | LossFunction
+    class_dim: int = 1
+
+    def facts(self) -> dict[str, Any]:
+        """What a result records, ready for JSON: ``loss``, and ``loss_options`` where torch's defaults were changed."""
+        return {"loss": self.name}
+
+    @property
+    def separable(self) -> bool:
+        """Whether it is known to be a sum of one term a sample."""
+        return False
+
+    @property
+    def even(self) -> bool:
+        """Whether all samples are known to have one weight, so that the mean of means of equal batches is the mean."""
+        return False
+
+    @property
+    def classification(self) -> bool:
+        """Whether it is a negative log-likelihood of classes, whose accuracy is worth recording."""
+        return False
+
+    @abstractmethod
+    def sums(self, output: Tensor, target: Tensor) -> Sums:
+        """Sum the loss over the samples of one batch.
+
+        Args:
+            output: What the model returned, ``(batch, ...)``.
+            target: What it should have returned, ``(batch, ...)``.
+
+        Raises:
+            TypeError: A callable loss did not return tensors.
+            ValueError: It returned a tensor of another shape.
+            Exception: Whatever a loss raises keeps its type, and says in one line which loss it was.
+        """
+
+    @abstractmethod
+    def weight(self, target: Tensor) -> float | None:
+        """The weight of a batch of these targets, ``(batch, ...)``; None where only the outputs tell."""
+
+    @abstractmethod
+    def mean(self, output: Tensor, target: Tensor) -> Tensor:
+        """The loss of one batch as the user wrote it: what a step of a training differentiates.
+
+        Args:
+            output: What the model returned, ``(batch, ...)``.
+            target: What it should have returned, ``(batch, ...)``.
+
+        Returns:
+            A differentiable 0-d tensor of the output's dtype.
+
+        Raises:
+            TypeError: As :meth:`sums`.
+            ValueError: As :meth:`sums`.
+        """
+
+    @abstractmethod
+    def check(self, output: Tensor, target: Tensor) -> Self:
+        """Refuse outputs and targets that the loss would misread or silently drop, and fit it to them.
+
+        Args:
+            output: What the model returned for the first samples, or for all of them.
+            target: The targets of all samples, ``(n, ...)``.
+
+        Returns:
+            The loss of these data, or of a part of them.
+
+        Raises:
+            TypeError: The output is not a tensor, or the targets have the wrong kind of dtype.
+            ValueError: Output, shape or range of the targets do not fit the loss.
+        """
+
+    def totals(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Sum the loss over the samples of one batch, for the outputs of several networks.
+
+        Args:
+            outputs: ``(k, batch, ...)``.
+            target: What each of them should have returned, ``(batch, ...)``.
+
+        Returns:
+            ``(k,)`` float64, each as :attr:`Sums.exact`, without a gradient.
+
+        Raises:
+            TypeError: As :meth:`sums`.
+            ValueError: As :meth:`sums`.
+        """
+        return torch.stack([self.sums(output, target).exact for output in outputs])
+
+    def check_mean(self, once: Tensor, again: Tensor, target: Tensor) -> None:
+        """Refuse a callable that is no mean over the batch, is random, or trains something of its own.
+
+        Args:
+            once: What the model returned for some samples, detached.
+            again: The same once more.
+            target: The targets of these samples.
+
+        Raises:
+            ValueError: The loss is none that can be averaged over batches, or depends on more than the output.
+        """
+        if self.separable:
+            return
+        first, second = (self.sums(output.detach().clone(), target.clone()) for output in (once, again))
+        both = self.sums(torch.cat([once, again]), torch.cat([target, target])).exact
+        if first.total.requires_grad:
+            raise ValueError(
+                "the loss depends on trainable tensors besides the model's output (a penalty on parameters?), which "
+                "would not move: leave them out, or detach() them"
+            )
+        if both.isfinite() and not torch.isclose(both, first.exact + second.exact, rtol=1e-3, atol=1e-6):
+            raise ValueError(
+                f"the loss must be the mean over the batch: {len(once)} samples gave "
+                f"{float(first.exact) / len(once):g}, the same twice over {float(both) / len(once) / 2:g}; use "
+                "reduction='mean', and nothing random"
+            )
+
+    # What the loss is known to be, for whoever has a faster way.
+
+    def by_class(self, target: Tensor) -> bool:
+        """Whether the sum is plain cross-entropy with one class index a sample, ``(batch,)`` int64, that counts."""
+        return False
+
+    def soft_targets(self, output: Tensor, target: Tensor) -> Tensor | None:
+        """What the sum is the cross-entropy with: ``u`` of ``-sum_c u_c log p_c``, class weights and all.
+
+        Args:
+            output: ``(batch, classes)``.
+            target: ``(batch, ...)``.
+
+        Returns:
+            ``(batch, classes)`` of the output's dtype; None where the loss is no such sum.
+        """
+        return None
+
+    def quadratic(self, output: Tensor) -> float | None:
+        """The second derivative of the sum in every single output ``(batch, ...)``; None where it is no constant."""
+        return None
+
+    # Classes and accuracy.
+
+    def classes(self, output: Tensor, target: Tensor) -> int | None:
+        """Number of classes if the targets ``(n, ...)`` are class indices of such outputs, else None."""
+        return None
+
+    def correct(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Count the outputs whose largest entry is the class of a target that counts; NaN is no answer.
+
+        Args:
+            outputs: ``(batch, classes)``, with the dimensions of the targets after the batch or, where
+                :attr:`class_dim` is -1, after it; or those of several networks, ``(k, batch, ...)``.
+            target: Class indices, ``(batch, ...)``, or a probability for each class.
+
+        Returns:
+            0-d float64, or ``(k,)``.
+        """
+        labels = target.argmax(self.class_dim) if target.is_floating_point() else target
+        networks = outputs.dim() - labels.dim() - 1
+        dim = self.class_dim + networks if self.class_dim > 0 else self.class_dim
+        found = outputs.argmax(dim)
+        right = (found == labels) & ~outputs.gather(dim, found.unsqueeze(dim)).squeeze(dim).isnan()
+        counts = self._counts(target)
+        right = right if counts is None else right & counts
+        return right.flatten(networks).sum(networks, dtype=torch.float64)
+
+    def counted(self, target: Tensor) -> int:
+        """How many answers :meth:`correct` judges: the targets that are not ignored and whose class has a weight."""
+        counts = self._counts(target)
+        if counts is not None:
+            return int(counts.sum())
+        rows = self.classification and target.is_floating_point() and target.dim() > 1  # of probabilities
+        return target.numel() // target.shape[self.class_dim] if rows else target.numel()
+
+    def counting(self, target: Tensor) -> Tensor:
+        """Which samples have a target that counts: their indices, ``(samples,)`` int64, on the targets' device."""
+        counts = self._counts(target)
+        if counts is None:
+            return torch.arange(len(target), device=target.device)
+        return counts.reshape(len(target), -1).any(1).nonzero().flatten()
+
+    def _counts(self, target: Tensor) -> Tensor | None:
+        """Which class indices count, a mask like them; None if all do, or the targets are none."""
+        return None
+
+
+def check_output(output: object) -> Tensor:
+    """Refuse what is no output for each sample.
+
+    Raises:
+        TypeError: It is not a tensor.
+        ValueError: It is a single number.
+    """
+    if not isinstance(output, Tensor):
+        raise TypeError(f"the model must return one tensor, got {type(output).__name__}: wrap it in a module that does")
+    if output.dim() == 0:
+        raise ValueError("the model must return one output per sample, (batch, ...), got a single number")
+    return output
+
+
+def dims(tensor: Tensor, skip: int = 1) -> str:
+    """The sizes of a tensor after the first ones, as a shape ``(n,...)`` goes on."""
+    return ",".join(f" {size}" for size in tensor.shape[skip:])
+
+
+def one_line(error: Exception, name: str, output: Tensor, target: Tensor) -> Exception:
+    """What a loss raised, with its type, as one line that names the loss.
+
+    Args:
+        error: What was raised.
+        name: Of the loss.
+        output: What the loss was called with.
+        target: Likewise.
+
+    Returns:
+        An error of the same type where that takes one string, else a ``ValueError`` that names it.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    what = (
+        f"the loss {name!r} does not accept outputs {tuple(output.shape)} {output.dtype} with targets "
+        f"{tuple(target.shape)} {target.dtype}: "
+    )
+    hint = ""
+    if isinstance(error, RuntimeError) and ("dtype" in text or "scalar type" in text or "device" in text):
+        hint = " (tensors inside the loss must follow the outputs: use .to(output))"
+    try:
+        found = type(error)(what + text + hint)
+        if isinstance(found, KeyError) or str(found) == what + text + hint:
+            return found
+    except Exception:
+        pass
+    return ValueError(f"{what}{type(error).__name__}: {text}{hint}")

@@ -1,0 +1,204 @@
+"""A callable of the user's as a loss: it returns a mean, a value for each sample, or a sum and its weight."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import numbers
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from lbgap.problem.base import Loss, LossFunction, Sums, check_output, one_line
+from lbgap.problem.broadcast import check_broadcast
+
+
+class Returned(NamedTuple):
+    """What a callable returned for a batch.
+
+    Attributes:
+        values: 0-d, a mean or a sum; or of each sample, ``(batch,)``.
+        weight: Of the sum; None where it is none.
+    """
+
+    values: Tensor
+    weight: float | Tensor | None
+
+
+@dataclass(frozen=True)
+class Own(Loss):
+    """A callable ``loss(output, target)``.
+
+    Attributes:
+        function: What is called; a module in copies of its own, of the outputs' dtype and in evaluation mode.
+        weighs: Whether it returns pairs of a sum and a weight, once fitted.
+    """
+
+    name: str
+    given: LossFunction
+    function: LossFunction
+    weighs: bool = False
+
+    def sums(self, output: Tensor, target: Tensor) -> Sums:
+        """As :meth:`Loss.sums`."""
+        values, weight = self._call(output, target)
+        if weight is not None:
+            return Sums(values, values.detach().double(), functools.partial(_number, weight, self.name))
+        samples = float(len(target))
+        exact = values.detach()
+        if values.dim():
+            return Sums(values.sum(), exact.sum(dtype=torch.float64), lambda: samples)
+        return Sums(values * samples, exact.double() * samples, lambda: samples)
+
+    def weight(self, target: Tensor) -> float | None:
+        """As :meth:`Loss.weight`."""
+        return None if self.weighs else float(len(target))
+
+    def mean(self, output: Tensor, target: Tensor) -> Tensor:
+        """As :meth:`Loss.mean`."""
+        values, weight = self._call(output, target)
+        return values / weight if weight is not None else values.mean() if values.dim() else values
+
+    def classes(self, output: Tensor, target: Tensor) -> int | None:
+        """As :meth:`Loss.classes`: where outputs and targets have the usual form, and all targets are classes."""
+        if output.dim() != 2 or output.shape[1] < 2 or target.dim() != 1 or target.dtype != torch.int64:
+            return None
+        low, high = (int(end) for end in target.aminmax())
+        return output.shape[1] if low >= 0 and high < output.shape[1] else None
+
+    def check(self, output: Tensor, target: Tensor) -> Self:
+        """As :meth:`Loss.check`: call it on a few samples."""
+        output = check_output(output)
+        few = min(len(output), len(target))  # all that there are: it may take batches of one size
+        some, wanted = output[:few].detach().clone(), target[:few].to(output.device, copy=True)
+        weight = self._call(some, wanted).weight
+        if weight is not None:
+            _number(weight, self.name)
+        if output.dim() != target.dim():
+            check_broadcast(self.function, self.name, output, target)
+        return replace(self, weighs=weight is not None)
+
+    def _call(self, output: Tensor, target: Tensor) -> Returned:
+        """Call it, and judge what comes back."""
+        try:
+            returned = self.function(output, target)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise one_line(error, self.name, output, target) from error
+        return _judged(returned, len(target))
+
+
+def _judged(returned: object, samples: int) -> Returned:
+    """What a loss returned for some samples, if it is one of the forms that are known.
+
+    Raises:
+        TypeError: It is not.
+        ValueError: It is a tensor of another shape.
+    """
+    forms = "return the mean over the batch, one value per sample, or (sum, weight)"
+    if isinstance(returned, (tuple, list)):
+        if len(returned) != 2 or not isinstance(returned[0], Tensor):
+            kinds = ", ".join(type(one).__name__ for one in returned)
+            raise TypeError(f"the loss must return a tensor or a pair (sum, weight), got ({kinds}): {forms}")
+        total, weight = returned
+        number = isinstance(weight, numbers.Real) or (isinstance(weight, Tensor) and weight.numel() == 1)
+        if total.numel() != 1 or not number:
+            raise ValueError(
+                f"the loss must return a pair (sum, weight) of two numbers, got a sum of shape {tuple(total.shape)} "
+                f"and a {type(weight).__name__}: add them up over the batch"
+            )
+        if isinstance(weight, Tensor):
+            if weight.requires_grad:
+                raise ValueError(
+                    "the weight that the loss returns depends on the model's output, but must follow from the targets "
+                    "alone: use .detach() if it does"
+                )
+            weight = weight.reshape(())
+        return Returned(_real(total).reshape(()), weight)
+    if not isinstance(returned, Tensor):
+        raise TypeError(
+            f"the loss must return a tensor (the mean over the batch), got {type(returned).__name__}: {forms}"
+        )
+    returned = _real(returned)
+    if returned.numel() == 1:
+        return Returned(returned.reshape(()), None)
+    if returned.dim() == 0 or len(returned) != samples or not returned.numel():
+        raise ValueError(
+            f"the loss must be a scalar (the mean over the batch) or have one row per sample, got shape "
+            f"{tuple(returned.shape)} for {samples} samples: reduce it with .mean()"
+        )
+    return Returned(returned.flatten(1).mean(1) if returned.dim() > 1 else returned, None)
+
+
+def _real(value: Tensor) -> Tensor:
+    if not value.is_floating_point():
+        raise TypeError(f"the loss must return floating-point numbers, got {value.dtype}: it has no gradient")
+    return value
+
+
+def _number(weight: Any, name: str) -> float:
+    """The weight of a sum as a number."""
+    value = float(weight)
+    if not (0 <= value < math.inf):
+        raise ValueError(
+            f"the loss {name!r} returned the weight {value:g} with a sum: it must be finite and not negative"
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class Copies:
+    """A loss module in copies, one for each dtype and device of outputs; the user's own is never called."""
+
+    module: nn.Module
+    _made: dict[tuple[torch.dtype, torch.device], nn.Module] = field(default_factory=dict, compare=False, repr=False)
+
+    def __call__(self, output: Tensor, target: Tensor) -> Any:
+        """Call the copy for such outputs."""
+        key = (output.dtype, output.device)
+        if key not in self._made:
+            self._made[key] = _cast(copy.deepcopy(self.module), output)
+        return self._made[key](output, target)
+
+
+def _cast(module: nn.Module, output: Tensor) -> nn.Module:
+    """Take a module of one's own to where outputs are; tensors that it holds as plain attributes go with it."""
+    dtype = output.dtype if output.is_floating_point() else None
+    module = module.to(output.device, dtype)
+    for part in module.modules():
+        for name, value in part.__dict__.items():
+            if isinstance(value, Tensor) and not value.requires_grad:
+                part.__dict__[name] = value.to(output.device, dtype if value.is_floating_point() else None)
+    return module
+
+
+def own(loss: LossFunction) -> Own:
+    """Take a callable as a loss.
+
+    Args:
+        loss: A function, or a module, of which a copy in evaluation mode is called.
+
+    Raises:
+        ValueError: It is a module with trainable parameters, or one that holds tensors and cannot be copied.
+    """
+    name = getattr(loss, "__name__", type(loss).__name__)
+    if not isinstance(loss, nn.Module):
+        return Own(name, loss, loss)
+    held = [*loss.named_parameters(), *loss.named_buffers()]
+    trained = [place for place, value in held if value.requires_grad]
+    if trained:
+        raise ValueError(
+            f"the loss {name!r} has trainable parameters of its own, {trained[0]!r}, which would not move: make them "
+            "part of the model, or call loss.requires_grad_(False)"
+        )
+    try:
+        return Own(name, loss, Copies(copy.deepcopy(loss).eval()))
+    except Exception as error:
+        if not held:
+            return Own(name, loss, loss)
+        text = " ".join(str(error).split())
+        raise ValueError(f"the loss {name!r} cannot be copied ({text}): pass a function in its place") from error
