@@ -135,33 +135,6 @@ class Loss(ABC):
         """
         return torch.stack([self.sums(output, target).exact for output in outputs])
 
-    def check_mean(self, once: Tensor, again: Tensor, target: Tensor) -> None:
-        """Refuse a callable that is no mean over the batch, is random, or trains something of its own.
-
-        Args:
-            once: What the model returned for some samples, detached.
-            again: The same once more.
-            target: The targets of these samples.
-
-        Raises:
-            ValueError: The loss is none that can be averaged over batches, or depends on more than the output.
-        """
-        if self.separable:
-            return
-        first, second = (self.sums(output.detach().clone(), target.clone()) for output in (once, again))
-        both = self.sums(torch.cat([once, again]), torch.cat([target, target])).exact
-        if first.total.requires_grad:
-            raise ValueError(
-                "the loss depends on trainable tensors besides the model's output (a penalty on parameters?), which "
-                "would not move: leave them out, or detach() them"
-            )
-        if both.isfinite() and not torch.isclose(both, first.exact + second.exact, rtol=1e-3, atol=1e-6):
-            raise ValueError(
-                f"the loss must be the mean over the batch: {len(once)} samples gave "
-                f"{float(first.exact) / len(once):g}, the same twice over {float(both) / len(once) / 2:g}; use "
-                "reduction='mean', and nothing random"
-            )
-
     # What the loss is known to be, for whoever has a faster way.
 
     def by_class(self, target: Tensor) -> bool:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lbgap import Objective
+from lbgap.objective.judge import QUESTIONS
 from lbgap.system import device as hardware
 
 needs_bfloat16 = pytest.mark.skipif(
@@ -702,6 +703,8 @@ def test_settings_say_what_the_values_depend_on():
         "samples": SAMPLES,
         "batch_norm": "eval",
         "batch_size": 4,
+        "coupled": False,
+        "weight": SAMPLES,
         "precision": "float32",
         "directions": "float32",
         "device": "cpu",
@@ -709,6 +712,7 @@ def test_settings_say_what_the_values_depend_on():
         "backend": "",
         "data": "resident",
         "graph": "none: cpu",
+        "judged": dict.fromkeys(QUESTIONS, "yes"),
         "notes": [],
     }
     assert settings["backend"] in ("native", "torch")

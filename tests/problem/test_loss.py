@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lbgap import Objective
 from lbgap.problem.loss import resolve_loss
 
 
@@ -42,7 +43,6 @@ CASES = {
 def test_total_is_the_mean_times_the_weight(name):
     given, output, target, mean = CASES[name]
     loss = resolve_loss(given).check(output, target)
-    loss.check_mean(output, output, target)
     sums = loss.sums(output.clone().requires_grad_(), target)
     weight = 70 if name == "pixels" else float(WEIGHT[target].sum()) if name == "weighted" else 7
     assert sums.weight == loss.weight(target) == weight
@@ -206,17 +206,15 @@ def contrastive(output, target):
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (lambda output, target: F.mse_loss(output, target, reduction="sum"), "must be the mean .*: 4 samples gave"),
-        (contrastive, "must be the mean over the batch"),
-        (noisy, "nothing random"),
+        (lambda output, target: F.mse_loss(output, target, reduction="sum"), "must be the mean over .*, not its sum"),
+        (contrastive, "is no mean over samples: .*coupled=True"),
+        (noisy, "must be nothing random in it"),
         (penalised, "depends on trainable tensors besides the model's output.*detach"),
     ],
 )
 def test_callables_that_are_no_mean(loss, message):
+    data = normal(40, 5), normal(40, 3, seed=1)
+    model = torch.nn.Linear(5, 3)
     with torch.random.fork_rng([]), pytest.raises(ValueError, match=message) as caught:
-        resolve_loss(loss).check_mean(LOGITS, LOGITS, torch.zeros(4, 3, dtype=torch.float64))
+        Objective(model, data, loss=loss)
     assert "\n" not in str(caught.value)
-
-
-def test_a_loss_that_is_not_finite_may_be_a_mean():
-    resolve_loss(lambda output, target: output.mean() / 0).check_mean(LOGITS, LOGITS, LOGITS)
