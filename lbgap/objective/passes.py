@@ -128,7 +128,7 @@ class Evaluator:
             if not weight > 0:
                 raise ValueError(
                     f"the loss {self.loss.name!r} counts none of these {self.samples} samples: the sum of their "
-                    f"weights is {weight:g}, so that they have no mean; take others, or all"
+                    f"weights is {weight:g}, so that they have no mean; take others, or more"
                 )
             self._weight = weight
         return self._weight
