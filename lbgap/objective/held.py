@@ -22,8 +22,7 @@ class Held:
 
     Attributes:
         coordinates: What it is a function of: all parameters that may move, some of them, or a random manifold.
-        classes: Number of classes if the targets are class indices and the output ``(batch, classes)``, else
-            None.
+        classes: Number of classes if the targets are class indices, one a sample or several, else None.
         parameters: Which parameters may move, as they were chosen.
         batch_norm: ``"eval"`` or ``"batch"``.
         precision: As it was asked for.

@@ -36,9 +36,10 @@ PRECISIONS = ("float32", "float64", "mixed")
 class Objective(Parts, Directional):
     """The mean loss of a model over a data set, as a function of the parameters that may move.
 
-    The model is never changed: a private replica is evaluated, dropout off, buffers constant. The loss is a
-    mean over all samples, weighted by sample, accumulated in float64 over micro-batches of a fixed order: the
-    same call gives the same bits. :meth:`settings` says all that its values depend on.
+    The model is never changed: a private replica is evaluated, dropout off, buffers constant. The loss is a sum over
+    all samples by the sum of their weights, accumulated in float64 over micro-batches of a fixed order: the same call
+    gives the same bits. :meth:`settings` says all that its values depend on. Whether it is the loss of the model is asked
+    of a few samples first (docs/limits.md).
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Objective(Parts, Directional):
             model: Any module whose parameters are real floating-point numbers.
             data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle; held in
                 memory.
-            loss: ``"cross_entropy"``, ``"mse"`` or a callable ``loss(output, target)``, the mean over a batch.
+            loss: ``"cross_entropy"``, ``"mse"``, ``"bce"``, ``"nll"``, ``"l1"`` or ``"huber"``; a loss of torch, with any
+                options; or a callable ``loss(output, target)``: the mean over the batch, one value a sample, or
+                ``(sum, weight)``. See docs/losses.md.
             parameters: Which parameters may move; see :func:`lbgap.flat.select_parameters`.
             batch_norm: ``"eval"``: running statistics; ``"batch"``: statistics of each evaluation batch, as the
                 paper's scripts do, so that the batch size is part of the result.
@@ -173,8 +176,8 @@ class Objective(Parts, Directional):
             theta: ``(n,)``.
 
         Returns:
-            The mean loss, 0-d float64 (NaN or infinite values are returned as they are), and the share of samples
-            whose largest output is their class, in percent, 0-d float64.
+            The mean loss, 0-d float64 (NaN or infinite values are returned as they are), and the share of targets
+            that are the class of the largest output, among those that count in the loss, in percent, 0-d float64.
 
         Raises:
             ValueError: ``theta`` does not fit, or the model is not a classifier.
