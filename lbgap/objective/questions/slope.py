@@ -30,6 +30,10 @@ COARSE_STEPS = (1e2, 3e2, 1e3)  # in units of rounding in float32
 NOT = "not judged: "
 
 
+class WrittenError(ValueError):
+    """A pass writes into parameters."""
+
+
 class Probe(NamedTuple):
     """Rises of the loss along a direction, in units of what the gradient predicts: 1 is right.
 
@@ -56,11 +60,11 @@ def ask(case: Case) -> str:
     for a pass that rounds to float32 inside.
 
     Raises:
-        ValueError: It does not, by quotients that agree with each other.
+        ValueError: It does not, by quotients that agree with each other; or a pass writes into parameters.
     """
     try:
         found = precisely(case, lambda dtype: _judge(case, dtype))
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, WrittenError):
         raise
     except Exception as error:  # of the user's code, where parameters are no others than those of a minimizer
         return f"{NOT}the model does not run with moved parameters ({first_line(error)})"
@@ -80,6 +84,11 @@ def _judge(case: Case, dtype: torch.dtype) -> str | float:
     flat = copied(case, dtype, evaluator.flat.module)
     displace(flat.moving)
     line = _Line(case, flat, batch)
+    if line.written:
+        raise WrittenError(
+            f"the model writes into its parameter {line.written[0]!r} when it runs (Embedding(max_norm=)?), so that its "
+            "gradient is that of another function: write into parameters outside of forward, or pass judge=False"
+        )
     if not math.isfinite(line.loss) or not math.isfinite(line.slope):
         return NOT + "loss or gradient is not finite"
     if line.slope == 0:
@@ -87,9 +96,12 @@ def _judge(case: Case, dtype: torch.dtype) -> str | float:
     fine = list(_fine(line)) if dtype == torch.float64 else []
     if any(min(abs(probe.ahead - 1), abs(probe.mean - 1)) <= CLOSE for probe in fine):
         return YES
+    rounding = line.rounding()
     wrong = _wrong(fine, CLOSE, 2 * CLOSE)
-    if wrong is not None and not line.rounds():
+    if wrong is not None and rounding <= torch.finfo(dtype).eps:
         return wrong
+    if rounding > torch.finfo(torch.float32).eps:
+        return NOT + "the model rounds to less than float32 inside"
     coarse = [line.probe(steps * line.scale * ROUNDING * torch.finfo(torch.float32).eps) for steps in COARSE_STEPS]
     if any(_agree(pair, COARSE) and abs(pair[0].mean - 1) <= COARSE for pair in itertools.pairwise(coarse)):
         return YES
@@ -126,7 +138,14 @@ def _wrong(probes: Sequence[Probe], tolerance: float, off: float) -> float | Non
 
 
 class _Line:
-    """The loss of a few samples along a direction."""
+    """The loss of a few samples along a direction.
+
+    Attributes:
+        loss: Where it begins.
+        slope: What the gradient says of the direction.
+        scale: How large loss, outputs and what the rounding of parameters changes are.
+        written: Names of parameters that a pass writes into.
+    """
 
     def __init__(self, case: Case, flat: FlatModule, batch: Batch) -> None:
         """Evaluate loss and gradient where a copy is.
@@ -141,8 +160,11 @@ class _Line:
         self._batch = Batch(*(part.to(dtype) if part.is_floating_point() else part for part in batch))
         self.scale = self.slope = self._at = 0.0
         gradients: Sequence[Tensor | None] = [None] * len(flat.moving)
+        versions = [parameter._version for parameter in flat.moving]
         with torch.enable_grad():
             sums = self._sums()
+            changes = [parameter._version != before for parameter, before in zip(flat.moving, versions, strict=True)]
+            self.written = list(itertools.compress(flat.names, changes))
             if sums.total.requires_grad:
                 total = sums.total / sums.weight
                 gradients = torch.autograd.grad(total, flat.moving, allow_unused=True)
@@ -189,13 +211,12 @@ class _Line:
             sums = self._sums()
         return (float(sums.exact / sums.weight) - self.loss) / predicted
 
-    def rounds(self) -> bool:
-        """Whether a pass computes with less than the copy's precision somewhere: tiny steps may then vanish."""
-        met: set[torch.dtype] = set()
+    def rounding(self) -> float:
+        """The coarsest precision that a pass computes with somewhere, relative: smaller steps may vanish there."""
+        met = {self._flat.theta.dtype}
         with Arguments(lambda part: met.add(part.dtype) if part.is_floating_point() and part.dim() else None):
             self._sums()
-        eps = torch.finfo(self._flat.theta.dtype).eps
-        return any(torch.finfo(dtype).eps > eps for dtype in met)
+        return max(torch.finfo(dtype).eps for dtype in met)
 
     def _sums(self) -> Sums:
         """The loss; how large the outputs are goes into ``scale``."""

@@ -99,6 +99,25 @@ def test_the_quotient_is_that_of_the_loss():
         Objective(Net(lambda value: Scaled.apply(value, 2.0)), make_data())
 
 
+class Words(nn.Module):
+    def __init__(self, max_norm):
+        super().__init__()
+        self.words, self.out = nn.Embedding(20, 8, max_norm=max_norm), nn.Linear(8, 4)
+
+    def forward(self, inputs):
+        return self.out(self.words(inputs).mean(1))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_parameters_that_a_pass_writes_into(precision):
+    data = torch.arange(100).view(25, 4) % 20, torch.arange(25) % 4
+    assert Objective(Words(None), data, precision=precision).judged["slope"] == "yes"
+    for norm in (0.5, 100.0):  # whether or not rows are that long now
+        with pytest.raises(ValueError, match=r"max_norm") as caught:
+            Objective(Words(norm), data, precision=precision)
+        assert "\n" not in str(caught.value)
+
+
 def test_hooks_on_parameters_are_not_the_replicas():
     model = Net()
     model.a.weight.register_hook(lambda gradient: 2 * gradient)
@@ -231,6 +250,16 @@ def test_right_gradients_pass(name):
 def test_what_does_not_run_in_float64_is_judged_in_float32():
     with pytest.raises(ValueError, match=r"the loss rises 0\.75 times as fast"):
         Objective(Only32(lambda value: Scaled.apply(value, 2.0)), make_data())
+
+
+@pytest.mark.parametrize("width", [2, 64])
+def test_rounding_to_bfloat16_inside_is_no_fault(width):
+    class Rounding(InFloat32):
+        def forward(self, inputs):
+            return self.b(torch.tanh(self.a(inputs)).bfloat16().to(inputs))
+
+    judged = Objective(Rounding(width), make_data()).judged
+    assert judged["slope"] == "not judged: the model rounds to less than float32 inside"
 
 
 @pytest.mark.parametrize("batch_norm", ["eval", "batch"])
