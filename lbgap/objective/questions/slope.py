@@ -86,8 +86,8 @@ def _judge(case: Case, dtype: torch.dtype) -> str | float:
     line = _Line(case, flat, batch)
     if line.written:
         raise WrittenError(
-            f"the model writes into its parameter {line.written[0]!r} when it runs (Embedding(max_norm=)?), so that its "
-            "gradient is that of another function: write into parameters outside of forward, or pass judge=False"
+            f"the model writes into its parameter {line.written[0]!r} when it runs (Embedding(max_norm=)?), so that "
+            "its gradient is that of another function: write into parameters outside of forward, or pass judge=False"
         )
     if not math.isfinite(line.loss) or not math.isfinite(line.slope):
         return NOT + "loss or gradient is not finite"
