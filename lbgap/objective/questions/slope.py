@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lbgap.flat import FlatModule
-from lbgap.layers import displace
+from lbgap.layers import PERIOD, displace
 from lbgap.objective.questions.case import YES, Case
 from lbgap.objective.questions.fresh import copied, precisely
 from lbgap.problem.loss import Sums
@@ -23,7 +23,7 @@ SEEN = 4096  # values of a parameter that say how large they are
 SAMPLES = 8  # enough for a formula that is wrong, and cheap in float64
 FLATTEST = 1e-2  # of the whole gradient's 1-norm: what parameters with less are weighted by
 ROUNDING = 16.0  # in units of the last place of loss and outputs: what a pass is taken to be wrong by
-CLOSE = 1e-3  # relative: quotient and gradient agree
+CLOSE = 3e-4  # relative: quotient and gradient agree
 COARSE = 5e-2  # relative: they do so far as a pass rounded to float32 shows it; further away the gradient is wrong
 FINE_STEPS = (1e4, 1e5, 1e6)  # predicted rise, in units of rounding in float64
 COARSE_STEPS = (1e2, 3e2, 1e3)  # in units of rounding in float32
@@ -38,10 +38,12 @@ class Probe(NamedTuple):
     """Rises of the loss along a direction, in units of what the gradient predicts: 1 is right.
 
     Attributes:
+        predicted: What it predicts.
         ahead: To one side.
         behind: From the other.
     """
 
+    predicted: float
     ahead: float
     behind: float
 
@@ -62,8 +64,15 @@ def ask(case: Case) -> str:
     Raises:
         ValueError: It does not, by quotients that agree with each other; or a pass writes into parameters.
     """
+    what = "the loss"
     try:
-        found = precisely(case, lambda dtype: _judge(case, dtype))
+        found = precisely(case, lambda dtype: _judge(case, dtype, of_loss=True))
+        if isinstance(found, str) and found.startswith(NOT):
+            other = precisely(case, lambda dtype: _judge(case, dtype, of_loss=False))
+            if isinstance(other, float):
+                what, found = "a sum of the outputs", other
+            elif other == YES:
+                found = f"{YES}, of the outputs, where the loss is too flat"
     except (torch.OutOfMemoryError, WrittenError):
         raise
     except Exception as error:  # of the user's code, where parameters are no others than those of a minimizer
@@ -71,19 +80,19 @@ def ask(case: Case) -> str:
     if isinstance(found, str):
         return found
     raise ValueError(
-        f"the loss rises {found:.3g} times as fast as its gradient says: something gives another gradient than that of "
+        f"{what} rises {found:.3g} times as fast as its gradient says: something gives another gradient than that of "
         "what it computes (detach() of a part, a straight-through estimator, a hook, a backward() of one's own, "
         "Embedding(max_norm=)?); mend that, or pass judge=False"
     )
 
 
-def _judge(case: Case, dtype: torch.dtype) -> str | float:
-    """The answer, or how many times as fast as its gradient says the loss rises."""
+def _judge(case: Case, dtype: torch.dtype, *, of_loss: bool) -> str | float:
+    """The answer, or how many times as fast as its gradient says the loss, or a sum of the outputs, rises."""
     evaluator = case.evaluator
     batch = evaluator.few() if evaluator.coupled else evaluator.few().rows(slice(SAMPLES))
     flat = copied(case, dtype, evaluator.flat.module)
     displace(flat.moving)
-    line = _Line(case, flat, batch)
+    line = _Line(case, flat, batch, of_loss=of_loss)
     if line.written:
         raise WrittenError(
             f"the model writes into its parameter {line.written[0]!r} when it runs (Embedding(max_norm=)?), so that "
@@ -93,11 +102,16 @@ def _judge(case: Case, dtype: torch.dtype) -> str | float:
         return NOT + "loss or gradient is not finite"
     if line.slope == 0:
         return NOT + "the gradient is zero"
-    fine = list(_fine(line)) if dtype == torch.float64 else []
-    if any(min(abs(probe.ahead - 1), abs(probe.mean - 1)) <= CLOSE for probe in fine):
-        return YES
+    wrong = None
+    for size in line.sizes() if dtype == torch.float64 else ():
+        fine = list(_fine(line, size))
+        if any(min(abs(probe.ahead - 1), abs(probe.mean - 1)) <= CLOSE for probe in fine):
+            return YES
+        found = _wrong(fine, CLOSE, 2 * CLOSE)
+        # Steps that are below the rounding of larger values do not move the loss at all: that says nothing.
+        if found is not None and fine[-1].predicted <= line.linear and (size == line.scale or abs(found) > COARSE):
+            wrong = found
     rounding = line.rounding()
-    wrong = _wrong(fine, CLOSE, 2 * CLOSE)
     if wrong is not None and rounding <= torch.finfo(dtype).eps:
         return wrong
     if rounding > torch.finfo(torch.float32).eps:
@@ -106,25 +120,25 @@ def _judge(case: Case, dtype: torch.dtype) -> str | float:
     if any(_agree(pair, COARSE) and abs(pair[0].mean - 1) <= COARSE for pair in itertools.pairwise(coarse)):
         return YES
     wrong = _wrong(coarse, COARSE, COARSE if dtype == torch.float64 else 4 * COARSE)
-    if wrong is not None:
+    if wrong is not None and coarse[-1].predicted <= line.linear:
         return wrong
     return NOT + "rounding, or kinks of the loss, are larger than the rises that the gradient predicts"
 
 
-def _fine(line: _Line) -> Iterator[Probe]:
-    """Probes where float64 rounds far less than the loss rises; as few as are needed."""
+def _fine(line: _Line, size: float) -> Iterator[Probe]:
+    """Probes where float64 rounds values of a size far less than the loss rises; as few as are needed."""
     for steps in FINE_STEPS:
-        step = steps * ROUNDING * line.scale * torch.finfo(torch.float64).eps
+        step = steps * ROUNDING * size * torch.finfo(torch.float64).eps
         ahead = line.rise(step)
         if abs(ahead - 1) <= CLOSE:
-            yield Probe(ahead, ahead)
+            yield Probe(step, ahead, ahead)
             return
-        yield Probe(ahead, line.rise(-step))
+        yield Probe(step, ahead, line.rise(-step))
 
 
 def _agree(probes: Sequence[Probe], tolerance: float) -> bool:
     """Whether all steps give the same quotient, on both sides."""
-    sides = [side for probe in probes for side in probe]
+    sides = [side for probe in probes for side in (probe.ahead, probe.behind)]
     if len(probes) < 2 or not all(map(math.isfinite, sides)):
         return False
     return max(sides) - min(sides) <= tolerance * max(1.0, *map(abs, sides))
@@ -138,27 +152,29 @@ def _wrong(probes: Sequence[Probe], tolerance: float, off: float) -> float | Non
 
 
 class _Line:
-    """The loss of a few samples along a direction.
+    """The loss of a few samples along a direction, or a sum of their outputs with signs.
 
     Attributes:
         loss: Where it begins.
         slope: What the gradient says of the direction.
+        linear: Larger rises than this say nothing of the slope.
         scale: How large loss, outputs and what the rounding of parameters changes are.
         written: Names of parameters that a pass writes into.
     """
 
-    def __init__(self, case: Case, flat: FlatModule, batch: Batch) -> None:
+    def __init__(self, case: Case, flat: FlatModule, batch: Batch, *, of_loss: bool) -> None:
         """Evaluate loss and gradient where a copy is.
 
         Args:
             case: Says how to evaluate.
             flat: A copy of the replica, which is moved.
             batch: The samples.
+            of_loss: Whether it is the loss.
         """
-        self._case, self._flat = case, flat
+        self._case, self._flat, self._of_loss = case, flat, of_loss
         dtype = flat.theta.dtype
         self._batch = Batch(*(part.to(dtype) if part.is_floating_point() else part for part in batch))
-        self.scale = self.slope = self._at = 0.0
+        self.scale = self.slope = self.linear = self._at = 0.0
         gradients: Sequence[Tensor | None] = [None] * len(flat.moving)
         versions = [parameter._version for parameter in flat.moving]
         with torch.enable_grad():
@@ -176,6 +192,7 @@ class _Line:
             self.slope = whole
             return
         self.scale = max(self.scale, abs(self.loss))
+        self.linear = abs(self.loss) if of_loss else self.scale
         for parameter, part, norm in zip(flat.moving, gradients, norms, strict=True):
             if part is None or not norm:
                 self._direction.append(None)
@@ -193,7 +210,7 @@ class _Line:
         Args:
             rise: What the gradient predicts.
         """
-        return Probe(self.rise(rise), self.rise(-rise))
+        return Probe(rise, self.rise(rise), self.rise(-rise))
 
     def rise(self, predicted: float) -> float:
         """The rise of the loss in a step, in units of what the gradient predicts.
@@ -211,6 +228,11 @@ class _Line:
             sums = self._sums()
         return (float(sums.exact / sums.weight) - self.loss) / predicted
 
+    def sizes(self) -> list[float]:
+        """How large what is rounded may be: as the largest output, or, where that counts for nothing, as the loss."""
+        size = abs(self.loss)
+        return [self.scale, size] if 0 < 10 * size < self.scale else [self.scale]
+
     def rounding(self) -> float:
         """The coarsest precision that a pass computes with somewhere, relative: smaller steps may vanish there."""
         met = {self._flat.theta.dtype}
@@ -225,4 +247,8 @@ class _Line:
             output = self._flat.module(inputs)
             if output.is_floating_point() and not self.scale:
                 self.scale = max(self.scale, float(output.detach().nan_to_num(0, 0, 0).abs().max()))
-            return evaluator.loss.sums(output, targets)
+            if self._of_loss:
+                return evaluator.loss.sums(output, targets)
+            signs = 1 - 2 * (torch.arange(output.numel(), device=output.device) * PERIOD % 7 % 2)
+            total = (output.flatten() * signs.to(output)).sum()
+            return Sums(total, total.detach().double(), output.numel())
