@@ -109,8 +109,8 @@ def _mends(case: Case, names: frozenset[str], owners: Collection[str], dtype: to
         here = outputs(case, mended, few(case))
     with seeded(case, 1):
         again = outputs(case, mended, few(case))
-    graph = Graph(here)
-    if watch.found or not same(here, again) or graph.shares(Graph(again)):
+    graph, other = Graph(here), Graph(again)
+    if watch.found or not same(here, again) or graph.shares(other) or graph.outside(other, mended.moving):
         return False
     moving = dict(zip(mended.names, mended.moving, strict=True))
     if any(id(moving[name]) not in graph.leaves for name in owners):
