@@ -49,8 +49,8 @@ def remedy(case: Case, owners: Collection[str] = ()) -> str | None:
     evaluator.graphs.drop()
     case.centre.copy_(evaluator.flat.theta)  # which the model changes where it merges parameters in evaluation mode
     evaluator.notes.append(
-        f"kept in training mode, alone, with the same outputs: {listed(found)}, for in evaluation mode they compute "
-        "with something made of their parameters before"
+        f"kept in training mode, alone, with the same outputs: {listed(found)}, for in evaluation mode outputs or "
+        "gradients do not follow their parameters (a cache, merged weights)"
     )
     return f"yes, with {listed(found)} in training mode"
 

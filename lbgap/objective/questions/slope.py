@@ -183,7 +183,8 @@ class _Line:
             self.written = list(itertools.compress(flat.names, changes))
             if sums.total.requires_grad:
                 total = sums.total / sums.weight
-                gradients = torch.autograd.grad(total, flat.moving, allow_unused=True)
+                found = torch.autograd.grad(total, flat.moving, allow_unused=True)
+                gradients = [part.to_dense() if part is not None and part.is_sparse else part for part in found]
         self.loss = float(sums.exact / sums.weight)
         norms = [0.0 if part is None else float(torch.linalg.vector_norm(part, 1)) for part in gradients]
         self._direction: list[Tensor | None] = []

@@ -162,8 +162,8 @@ def check(model, kind):
         wanted = torch.cat([part.flatten() for part in torch.autograd.grad(expected, [*parts.values()])])
         torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-12)
     assert objective.notes == [
-        "kept in training mode, alone, with the same outputs: 'the model', for in evaluation mode they compute with "
-        "something made of their parameters before"
+        "kept in training mode, alone, with the same outputs: 'the model', for in evaluation mode outputs or "
+        "gradients do not follow their parameters (a cache, merged weights)"
     ]
     assert "yes, with 'the model' in training mode" in objective.judged.values()
 

@@ -100,12 +100,20 @@ def test_the_quotient_is_that_of_the_loss():
 
 
 class Words(nn.Module):
-    def __init__(self, max_norm):
+    def __init__(self, max_norm=None, kind=nn.Embedding, **options):
         super().__init__()
-        self.words, self.out = nn.Embedding(20, 8, max_norm=max_norm), nn.Linear(8, 4)
+        self.words, self.out = kind(20, 8, max_norm=max_norm, **options), nn.Linear(8, 4)
 
     def forward(self, inputs):
-        return self.out(self.words(inputs).mean(1))
+        words = self.words(inputs)
+        return self.out(words.mean(1) if words.dim() == 3 else words)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_embeddings(kind, sparse):
+    data = torch.arange(100).view(25, 4) % 20, torch.arange(25) % 4
+    assert set(Objective(Words(kind=kind, sparse=sparse), data).judged.values()) == {"yes"}
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
