@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from lbgap.system.device import first_line
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
-DEPTH = 6  # of containers and objects within each other, so far as they are searched
+DEPTH = 8  # of containers and objects within each other, so far as they are searched
 CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 CALLABLES = (types.FunctionType, types.MethodType, types.BuiltinMethodType, functools.partial, weakref.ref)
 FORMATS = ("__get__", "size", "dim", "numel", "stride", "__len__", "is_floating_point", "is_contiguous")  # no values
@@ -233,6 +233,8 @@ class _Rebinding:
         """What reaches the copy where ``value`` reaches the original."""
         if isinstance(value, CALLABLES):
             if id(value) not in self._functions:
+                if not self._reaches(value, set(), DEPTH):
+                    return value
                 if isinstance(value, types.FunctionType):
                     return self._function(value)
                 self._functions[id(value)] = self._callable(value)
@@ -243,7 +245,10 @@ class _Rebinding:
             return value
         if isinstance(value, tuple | set | frozenset):
             return _like(value, [self._rebound(part) for part in value])
-        made = copy.deepcopy(value, self._memo)
+        try:
+            made = copy.deepcopy(value, self._memo)
+        except Exception:
+            return value  # so that the copy goes on reaching the original, for whoever watches it to see
         self._made |= {id(one) for key, one in self._memo.items() if key != id(self._memo)}
         self.visit(made)
         return made

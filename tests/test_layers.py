@@ -496,7 +496,7 @@ WRITING = {f.__name__: f for f in (bounded_weights, clamped_weights, copied_weig
 
 @pytest.mark.parametrize("name", DECIDING)
 def test_code_that_looks_at_parameters_is_not_read(name):
-    objective = lbgap.Objective(Deciding(DECIDING[name]), (ROWS, torch.arange(5) % 3), precision="float64")
+    objective = lbgap.Objective(Deciding(DECIDING[name]), (ROWS, torch.arange(5) % 3), precision="float64", judge=False)
     points = objective.theta * torch.tensor([[-1.0], [1.0], [3.0]], dtype=torch.float64)
     expected = torch.stack([objective.loss(point) for point in points])
     assert torch.equal(objective.losses(points), expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,12 @@ def load_minimizers(
 ) -> list[tuple[str, Any, Any]]:
     """Names, models and data of what was named: run folders, or a model of one's own with weights and data."""
     from lbgap import datasets, networks
+    from lbgap.replica import replicate
     from lbgap.training import read_run
     from lbgap.training.load import load_model, read_weights
 
     def network() -> Any:
-        return copy.deepcopy(networks.from_path(model)) if model else None  # the path may name one and the same module
+        return replicate(networks.from_path(model))[0] if model else None  # the path may name one and the same module
 
     load = functools.cache(functools.partial(datasets.load, download=download, progress=errors().is_terminal))
     if runs and weights:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -144,6 +143,7 @@ def _models(
     named = load_minimizers(runs, model, weights, data, data_dir, download)
     if directions != "pca" or not runs:
         return named
+    from lbgap.replica import replicate
     from lbgap.training import read_iterates, read_run
     from lbgap.training.load import load_weights
 
@@ -153,7 +153,7 @@ def _models(
     last = read_run(runs[0]).result["epoch"]
     for epoch, values in read_iterates(runs[0]):
         if epoch < last:  # the trained model itself ends the path
-            module = copy.deepcopy(trained)
+            module, _ = replicate(trained)
             load_weights(module, values, f"{name}, epoch {epoch}")
             found.append((f"{name}, epoch {epoch}", module, samples))
     return [*found, (name, trained, samples)]

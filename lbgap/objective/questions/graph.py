@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -45,6 +46,10 @@ class Graph:
         common = self._nodes.keys() & other._nodes.keys()
         return any(getattr(self._nodes[key], "variable", None) is None for key in common)
 
-    def has(self, kind: str) -> bool:
-        """Whether there is a node of this kind, by its name."""
-        return any(kind in type(node).__name__ for node in self._nodes.values())
+    def outside(self, other: Graph, inside: Iterable[Tensor]) -> list[Tensor]:
+        """Leaves that are none of some tensors, and that another pass has, too.
+
+        What a pass made itself, for instance to differentiate inside of it, is not there in the next one.
+        """
+        known = {id(tensor) for tensor in inside}
+        return [leaf for key, leaf in self.leaves.items() if key in other.leaves and key not in known]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from lbgap.objective.questions.case import YES, Case
 from lbgap.objective.questions.fresh import copied, few, listed, outputs, precisely, refreshed, same, seeded
@@ -29,39 +30,45 @@ def ask(case: Case) -> str:
     with Watch({**own, **flat.kept}) as watch:
         graph = Graph(outputs(case, flat, case.evaluator.few()))
     again = Graph(outputs(case, flat, few(case)))
-    _check_outside(case, graph, again, [name for name in watch.found if name in own])
+    outside = graph.outside(again, flat.moving)
+    _check_private(own, [name for name in watch.found if name in own], outside)
     answer, kept = YES, [name for name in watch.found if name in flat.kept]
-    if kept or graph.shares(again):
-        mended = remedy(case)
-        if mended is None:
-            raise ValueError(
-                f"in evaluation mode the model computes with {listed(kept) if kept else 'something'} made of its "
-                "parameters before, which does not follow when they move: compute it in every forward, or clear it in "
-                f"train(), {UNLESS}"
-            )
-        answer = mended
+    if outside or kept or graph.shares(again):
+        answer = remedy(case) or ""
+        if not answer:
+            raise ValueError(_outside(outside[0]) if outside else _before(kept))
         graph = Graph(outputs(case, flat, case.evaluator.few()))
     missing = _missing(case, graph)
-    if not missing:
-        return answer
-    return _judge_missing(case, missing, answer)
+    return _judge_missing(case, missing, answer) if missing else answer
 
 
-def _check_outside(case: Case, graph: Graph, again: Graph, found: Sequence[str]) -> None:
-    """Refuse a replica that computes with the original's tensors, or with others that are trainable."""
-    reached = list(found)
-    names = {id(tensor): name for name, tensor in originals(case.model).items()}
-    inside = {id(parameter) for parameter in case.evaluator.flat.moving}
-    # What a pass made itself, for instance to differentiate inside of it, is not there in the next one.
-    outside = [leaf for key, leaf in graph.leaves.items() if key in again.leaves and key not in inside]
-    reached += [names[id(leaf)] for leaf in outside if id(leaf) in names]
+def _check_private(own: Mapping[str, Tensor], found: Sequence[str], outside: Sequence[Tensor]) -> None:
+    """Refuse a replica that computes with the original's tensors.
+
+    Args:
+        own: Those, by name.
+        found: Which of them a pass was seen to compute with.
+        outside: What gradients reach besides the replica's parameters.
+    """
+    names = {id(tensor): name for name, tensor in own.items()}
+    reached = [*found, *(names[id(leaf)] for leaf in outside if id(leaf) in names)]
     if reached:
         raise ValueError(OUTSIDE.format(name=reached[0]))
-    if outside:
-        raise ValueError(
-            f"the model computes with a trainable tensor of shape {tuple(outside[0].shape)} that is none of its "
-            f"parameters, so that it would not move: register it (nn.Parameter, nn.ModuleList) or detach() it, {UNLESS}"
-        )
+
+
+def _outside(leaf: Tensor) -> str:
+    return (
+        f"the model computes with a trainable tensor of shape {tuple(leaf.shape)} that is none of its parameters, so "
+        f"that it would not move: register it (nn.Parameter, nn.ModuleList) or detach() it, {UNLESS}"
+    )
+
+
+def _before(kept: Sequence[str]) -> str:
+    return (
+        f"in evaluation mode the model computes with {listed(kept) if kept else 'something'} made of its parameters "
+        "before, which does not follow when they move: compute it in every forward, or clear it in train(), "
+        f"{UNLESS}"
+    )
 
 
 def _missing(case: Case, graph: Graph) -> list[str]:

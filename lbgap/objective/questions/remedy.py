@@ -49,8 +49,8 @@ def remedy(case: Case, owners: Collection[str] = ()) -> str | None:
     evaluator.graphs.drop()
     case.centre.copy_(evaluator.flat.theta)  # which the model changes where it merges parameters in evaluation mode
     evaluator.notes.append(
-        f"kept in training mode, alone, with the same outputs: {listed(found)}, for in evaluation mode they compute "
-        "with something made of their parameters before"
+        f"kept in training mode, alone, with the same outputs: {listed(found)}, for in evaluation mode outputs or "
+        "gradients do not follow their parameters (a cache, merged weights)"
     )
     return f"yes, with {listed(found)} in training mode"
 
@@ -109,8 +109,8 @@ def _mends(case: Case, names: frozenset[str], owners: Collection[str], dtype: to
         here = outputs(case, mended, few(case))
     with seeded(case, 1):
         again = outputs(case, mended, few(case))
-    graph = Graph(here)
-    if watch.found or not same(here, again) or graph.shares(Graph(again)):
+    graph, other = Graph(here), Graph(again)
+    if watch.found or not same(here, again) or graph.shares(other) or graph.outside(other, mended.moving):
         return False
     moving = dict(zip(mended.names, mended.moving, strict=True))
     if any(id(moving[name]) not in graph.leaves for name in owners):

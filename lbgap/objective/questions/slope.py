@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lbgap.flat import FlatModule
-from lbgap.layers import displace
+from lbgap.layers import PERIOD, displace
 from lbgap.objective.questions.case import YES, Case
 from lbgap.objective.questions.fresh import copied, precisely
 from lbgap.problem.loss import Sums
@@ -23,21 +23,27 @@ SEEN = 4096  # values of a parameter that say how large they are
 SAMPLES = 8  # enough for a formula that is wrong, and cheap in float64
 FLATTEST = 1e-2  # of the whole gradient's 1-norm: what parameters with less are weighted by
 ROUNDING = 16.0  # in units of the last place of loss and outputs: what a pass is taken to be wrong by
-CLOSE = 1e-3  # relative: quotient and gradient agree
+CLOSE = 3e-4  # relative: quotient and gradient agree
 COARSE = 5e-2  # relative: they do so far as a pass rounded to float32 shows it; further away the gradient is wrong
 FINE_STEPS = (1e4, 1e5, 1e6)  # predicted rise, in units of rounding in float64
 COARSE_STEPS = (1e2, 3e2, 1e3)  # in units of rounding in float32
 NOT = "not judged: "
 
 
+class WrittenError(ValueError):
+    """A pass writes into parameters."""
+
+
 class Probe(NamedTuple):
     """Rises of the loss along a direction, in units of what the gradient predicts: 1 is right.
 
     Attributes:
+        predicted: What it predicts.
         ahead: To one side.
         behind: From the other.
     """
 
+    predicted: float
     ahead: float
     behind: float
 
@@ -56,63 +62,83 @@ def ask(case: Case) -> str:
     for a pass that rounds to float32 inside.
 
     Raises:
-        ValueError: It does not, by quotients that agree with each other.
+        ValueError: It does not, by quotients that agree with each other; or a pass writes into parameters.
     """
+    what = "the loss"
     try:
-        found = precisely(case, lambda dtype: _judge(case, dtype))
-    except torch.OutOfMemoryError:
+        found = precisely(case, lambda dtype: _judge(case, dtype, of_loss=True))
+        if isinstance(found, str) and found.startswith(NOT):
+            other = precisely(case, lambda dtype: _judge(case, dtype, of_loss=False))
+            if isinstance(other, float):
+                what, found = "a sum of the outputs", other
+            elif other == YES:
+                found = f"{YES}, of the outputs, where the loss is too flat"
+    except (torch.OutOfMemoryError, WrittenError):
         raise
     except Exception as error:  # of the user's code, where parameters are no others than those of a minimizer
         return f"{NOT}the model does not run with moved parameters ({first_line(error)})"
     if isinstance(found, str):
         return found
     raise ValueError(
-        f"the loss rises {found:.3g} times as fast as its gradient says: something gives another gradient than that of "
+        f"{what} rises {found:.3g} times as fast as its gradient says: something gives another gradient than that of "
         "what it computes (detach() of a part, a straight-through estimator, a hook, a backward() of one's own, "
         "Embedding(max_norm=)?); mend that, or pass judge=False"
     )
 
 
-def _judge(case: Case, dtype: torch.dtype) -> str | float:
-    """The answer, or how many times as fast as its gradient says the loss rises."""
+def _judge(case: Case, dtype: torch.dtype, *, of_loss: bool) -> str | float:
+    """The answer, or how many times as fast as its gradient says the loss, or a sum of the outputs, rises."""
     evaluator = case.evaluator
     batch = evaluator.few() if evaluator.coupled else evaluator.few().rows(slice(SAMPLES))
     flat = copied(case, dtype, evaluator.flat.module)
     displace(flat.moving)
-    line = _Line(case, flat, batch)
+    line = _Line(case, flat, batch, of_loss=of_loss)
+    if line.written:
+        raise WrittenError(
+            f"the model writes into its parameter {line.written[0]!r} when it runs (Embedding(max_norm=)?), so that "
+            "its gradient is that of another function: write into parameters outside of forward, or pass judge=False"
+        )
     if not math.isfinite(line.loss) or not math.isfinite(line.slope):
         return NOT + "loss or gradient is not finite"
     if line.slope == 0:
         return NOT + "the gradient is zero"
-    fine = list(_fine(line)) if dtype == torch.float64 else []
-    if any(min(abs(probe.ahead - 1), abs(probe.mean - 1)) <= CLOSE for probe in fine):
-        return YES
-    wrong = _wrong(fine, CLOSE, 2 * CLOSE)
-    if wrong is not None and not line.rounds():
+    wrong = None
+    for size in line.sizes() if dtype == torch.float64 else ():
+        fine = list(_fine(line, size))
+        if any(min(abs(probe.ahead - 1), abs(probe.mean - 1)) <= CLOSE for probe in fine):
+            return YES
+        found = _wrong(fine, CLOSE, 2 * CLOSE)
+        # Steps that are below the rounding of larger values do not move the loss at all: that says nothing.
+        if found is not None and fine[-1].predicted <= line.linear and (size == line.scale or abs(found) > COARSE):
+            wrong = found
+    rounding = line.rounding()
+    if wrong is not None and rounding <= torch.finfo(dtype).eps:
         return wrong
+    if rounding > torch.finfo(torch.float32).eps:
+        return NOT + "the model rounds to less than float32 inside"
     coarse = [line.probe(steps * line.scale * ROUNDING * torch.finfo(torch.float32).eps) for steps in COARSE_STEPS]
     if any(_agree(pair, COARSE) and abs(pair[0].mean - 1) <= COARSE for pair in itertools.pairwise(coarse)):
         return YES
     wrong = _wrong(coarse, COARSE, COARSE if dtype == torch.float64 else 4 * COARSE)
-    if wrong is not None:
+    if wrong is not None and coarse[-1].predicted <= line.linear:
         return wrong
     return NOT + "rounding, or kinks of the loss, are larger than the rises that the gradient predicts"
 
 
-def _fine(line: _Line) -> Iterator[Probe]:
-    """Probes where float64 rounds far less than the loss rises; as few as are needed."""
+def _fine(line: _Line, size: float) -> Iterator[Probe]:
+    """Probes where float64 rounds values of a size far less than the loss rises; as few as are needed."""
     for steps in FINE_STEPS:
-        step = steps * ROUNDING * line.scale * torch.finfo(torch.float64).eps
+        step = steps * ROUNDING * size * torch.finfo(torch.float64).eps
         ahead = line.rise(step)
         if abs(ahead - 1) <= CLOSE:
-            yield Probe(ahead, ahead)
+            yield Probe(step, ahead, ahead)
             return
-        yield Probe(ahead, line.rise(-step))
+        yield Probe(step, ahead, line.rise(-step))
 
 
 def _agree(probes: Sequence[Probe], tolerance: float) -> bool:
     """Whether all steps give the same quotient, on both sides."""
-    sides = [side for probe in probes for side in probe]
+    sides = [side for probe in probes for side in (probe.ahead, probe.behind)]
     if len(probes) < 2 or not all(map(math.isfinite, sides)):
         return False
     return max(sides) - min(sides) <= tolerance * max(1.0, *map(abs, sides))
@@ -126,26 +152,39 @@ def _wrong(probes: Sequence[Probe], tolerance: float, off: float) -> float | Non
 
 
 class _Line:
-    """The loss of a few samples along a direction."""
+    """The loss of a few samples along a direction, or a sum of their outputs with signs.
 
-    def __init__(self, case: Case, flat: FlatModule, batch: Batch) -> None:
+    Attributes:
+        loss: Where it begins.
+        slope: What the gradient says of the direction.
+        linear: Larger rises than this say nothing of the slope.
+        scale: How large loss, outputs and what the rounding of parameters changes are.
+        written: Names of parameters that a pass writes into.
+    """
+
+    def __init__(self, case: Case, flat: FlatModule, batch: Batch, *, of_loss: bool) -> None:
         """Evaluate loss and gradient where a copy is.
 
         Args:
             case: Says how to evaluate.
             flat: A copy of the replica, which is moved.
             batch: The samples.
+            of_loss: Whether it is the loss.
         """
-        self._case, self._flat = case, flat
+        self._case, self._flat, self._of_loss = case, flat, of_loss
         dtype = flat.theta.dtype
         self._batch = Batch(*(part.to(dtype) if part.is_floating_point() else part for part in batch))
-        self.scale = self.slope = self._at = 0.0
+        self.scale = self.slope = self.linear = self._at = 0.0
         gradients: Sequence[Tensor | None] = [None] * len(flat.moving)
+        versions = [parameter._version for parameter in flat.moving]
         with torch.enable_grad():
             sums = self._sums()
+            changes = [parameter._version != before for parameter, before in zip(flat.moving, versions, strict=True)]
+            self.written = list(itertools.compress(flat.names, changes))
             if sums.total.requires_grad:
                 total = sums.total / sums.weight
-                gradients = torch.autograd.grad(total, flat.moving, allow_unused=True)
+                found = torch.autograd.grad(total, flat.moving, allow_unused=True)
+                gradients = [part.to_dense() if part is not None and part.is_sparse else part for part in found]
         self.loss = float(sums.exact / sums.weight)
         norms = [0.0 if part is None else float(torch.linalg.vector_norm(part, 1)) for part in gradients]
         self._direction: list[Tensor | None] = []
@@ -154,6 +193,7 @@ class _Line:
             self.slope = whole
             return
         self.scale = max(self.scale, abs(self.loss))
+        self.linear = abs(self.loss) if of_loss else self.scale
         for parameter, part, norm in zip(flat.moving, gradients, norms, strict=True):
             if part is None or not norm:
                 self._direction.append(None)
@@ -171,7 +211,7 @@ class _Line:
         Args:
             rise: What the gradient predicts.
         """
-        return Probe(self.rise(rise), self.rise(-rise))
+        return Probe(rise, self.rise(rise), self.rise(-rise))
 
     def rise(self, predicted: float) -> float:
         """The rise of the loss in a step, in units of what the gradient predicts.
@@ -189,13 +229,17 @@ class _Line:
             sums = self._sums()
         return (float(sums.exact / sums.weight) - self.loss) / predicted
 
-    def rounds(self) -> bool:
-        """Whether a pass computes with less than the copy's precision somewhere: tiny steps may then vanish."""
-        met: set[torch.dtype] = set()
+    def sizes(self) -> list[float]:
+        """How large what is rounded may be: as the largest output, or, where that counts for nothing, as the loss."""
+        size = abs(self.loss)
+        return [self.scale, size] if 0 < 10 * size < self.scale else [self.scale]
+
+    def rounding(self) -> float:
+        """The coarsest precision that a pass computes with somewhere, relative: smaller steps may vanish there."""
+        met = {self._flat.theta.dtype}
         with Arguments(lambda part: met.add(part.dtype) if part.is_floating_point() and part.dim() else None):
             self._sums()
-        eps = torch.finfo(self._flat.theta.dtype).eps
-        return any(torch.finfo(dtype).eps > eps for dtype in met)
+        return max(torch.finfo(dtype).eps for dtype in met)
 
     def _sums(self) -> Sums:
         """The loss; how large the outputs are goes into ``scale``."""
@@ -204,4 +248,8 @@ class _Line:
             output = self._flat.module(inputs)
             if output.is_floating_point() and not self.scale:
                 self.scale = max(self.scale, float(output.detach().nan_to_num(0, 0, 0).abs().max()))
-            return evaluator.loss.sums(output, targets)
+            if self._of_loss:
+                return evaluator.loss.sums(output, targets)
+            signs = 1 - 2 * (torch.arange(output.numel(), device=output.device) * PERIOD % 7 % 2)
+            total = (output.flatten() * signs.to(output)).sum()
+            return Sums(total, total.detach().double(), output.numel())

@@ -97,6 +97,18 @@ class TiedCache(Cached):
         return self.out(torch.relu(inputs @ self.weight().T) + torch.relu(inputs @ torch.tanh(self.w).T))
 
 
+class Fused(Cached):
+    """Makes another parameter in evaluation mode."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.fused = None if mode else nn.Parameter(torch.tanh(self.w).detach())
+        return self
+
+    def weight(self):
+        return torch.tanh(self.w) if self.training else self.fused
+
+
 class Always(Cached):
     def weight(self):
         if self.cache is None:
@@ -131,6 +143,14 @@ def test_caches_follow(kind, detach, before):
     model = kind(detach)
     if before != "never evaluated":
         evaluated(model, gradients=before == "with gradients")
+    check(model, kind)
+
+
+def test_parameters_that_evaluation_mode_makes():
+    check(Fused(True), Fused)
+
+
+def check(model, kind):
     objective = Objective(model, make_data(), precision="float64")
     theta = objective.theta
     for step in (0.0, 0.1, -0.3):
@@ -142,8 +162,8 @@ def test_caches_follow(kind, detach, before):
         wanted = torch.cat([part.flatten() for part in torch.autograd.grad(expected, [*parts.values()])])
         torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-12)
     assert objective.notes == [
-        "kept in training mode, alone, with the same outputs: 'the model', for in evaluation mode they compute with "
-        "something made of their parameters before"
+        "kept in training mode, alone, with the same outputs: 'the model', for in evaluation mode outputs or "
+        "gradients do not follow their parameters (a cache, merged weights)"
     ]
     assert "yes, with 'the model' in training mode" in objective.judged.values()
 

@@ -64,8 +64,8 @@ def test_factors_that_are_merged_in_evaluation_mode(mode, frozen):
     model.train(mode)
     objective = Objective(model, (inputs, targets), precision="float64")
     assert objective.notes == [
-        "kept in training mode, alone, with the same outputs: '0', for in evaluation mode they compute with something "
-        "made of their parameters before"
+        "kept in training mode, alone, with the same outputs: '0', for in evaluation mode outputs or gradients do "
+        "not follow their parameters (a cache, merged weights)"
     ]
     assert objective.judged["gradient paths"] == "yes, with '0' in training mode"
     loss, gradient = objective.loss_and_gradient(objective.theta)
@@ -78,6 +78,18 @@ def test_factors_that_are_merged_in_evaluation_mode(mode, frozen):
     torch.testing.assert_close(gradient, torch.cat([part.flatten() for part in wanted]), rtol=1e-9, atol=1e-12)
     if mode:
         assert torch.equal(objective.theta, torch.cat([part.detach().flatten() for part in moving]))
+
+
+class EvaluatedWithoutGradients(Base):
+    def hidden(self, inputs):
+        with torch.set_grad_enabled(self.training):
+            return super().hidden(inputs)
+
+
+def test_gradients_that_only_training_mode_has():
+    objective, plain = Objective(EvaluatedWithoutGradients(), make_data()), Objective(Base(), make_data())
+    assert objective.judged["gradient paths"] == "yes, with 'the model' in training mode"
+    torch.testing.assert_close(*(one.loss_and_gradient(plain.theta)[1] for one in (objective, plain)))
 
 
 class Checkpointed(Base):

@@ -99,6 +99,33 @@ def test_the_quotient_is_that_of_the_loss():
         Objective(Net(lambda value: Scaled.apply(value, 2.0)), make_data())
 
 
+class Words(nn.Module):
+    def __init__(self, max_norm=None, kind=nn.Embedding, **options):
+        super().__init__()
+        self.words, self.out = kind(20, 8, max_norm=max_norm, **options), nn.Linear(8, 4)
+
+    def forward(self, inputs):
+        words = self.words(inputs)
+        return self.out(words.mean(1) if words.dim() == 3 else words)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_embeddings(kind, sparse):
+    data = torch.arange(100).view(25, 4) % 20, torch.arange(25) % 4
+    assert set(Objective(Words(kind=kind, sparse=sparse), data).judged.values()) == {"yes"}
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_parameters_that_a_pass_writes_into(precision):
+    data = torch.arange(100).view(25, 4) % 20, torch.arange(25) % 4
+    assert Objective(Words(None), data, precision=precision).judged["slope"] == "yes"
+    for norm in (0.5, 100.0):  # whether or not rows are that long now
+        with pytest.raises(ValueError, match=r"max_norm") as caught:
+            Objective(Words(norm), data, precision=precision)
+        assert "\n" not in str(caught.value)
+
+
 def test_hooks_on_parameters_are_not_the_replicas():
     model = Net()
     model.a.weight.register_hook(lambda gradient: 2 * gradient)
@@ -233,6 +260,42 @@ def test_what_does_not_run_in_float64_is_judged_in_float32():
         Objective(Only32(lambda value: Scaled.apply(value, 2.0)), make_data())
 
 
+@pytest.mark.parametrize("width", [2, 64])
+def test_rounding_to_bfloat16_inside_is_no_fault(width):
+    class Rounding(InFloat32):
+        def forward(self, inputs):
+            return self.b(torch.tanh(self.a(inputs)).bfloat16().to(inputs))
+
+    judged = Objective(Rounding(width), make_data()).judged
+    assert judged["slope"] == "not judged: the model rounds to less than float32 inside"
+
+
+class Masked(nn.Module):
+    """Two classes of four are ruled out by an output that is large and constant."""
+
+    def __init__(self, between=lambda value: value):
+        super().__init__()
+        self.a, self.b, self.between = nn.Linear(8, 16), nn.Linear(16, 4), between
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, -1e9, -1e9]))
+
+    def forward(self, inputs):
+        return self.b(self.between(torch.tanh(self.a(inputs)))).where(self.mask == 0, self.mask)
+
+
+def test_outputs_that_count_for_nothing():
+    inputs, targets = make_data()
+    assert Objective(Masked(), (inputs, targets % 2)).judged["slope"] == "yes"
+    with pytest.raises(ValueError, match=r"the loss rises 0\.75 times as fast"):
+        Objective(Masked(lambda value: Scaled.apply(value, 2.0)), (inputs, targets % 2))
+
+
+def test_a_bounded_loss_of_large_outputs():
+    def bounded(output, target):
+        return torch.tanh(output.square().mean() * 1e-6)
+
+    assert Objective(large(1e4), make_data(), loss=bounded, coupled=True, batch_size=50).judged["slope"] == "yes"
+
+
 @pytest.mark.parametrize("batch_norm", ["eval", "batch"])
 def test_batch_norm_in_both_modes(batch_norm):
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
@@ -240,13 +303,19 @@ def test_batch_norm_in_both_modes(batch_norm):
     assert Objective(model, make_data(), batch_norm=batch_norm, **options).judged["slope"] == "yes"
 
 
-def test_a_loss_that_is_flat_is_not_judged():
-    model = trained(1e6)
-    with torch.no_grad():
-        model[-1].bias[0] += 1e9
+class Saturated(Net):
+    """Its loss is zero: one class wins by far, everywhere."""
+
+    def forward(self, inputs):
+        return super().forward(inputs) + inputs.new_tensor([1e4, 0, 0, 0])
+
+
+def test_a_loss_that_is_flat_is_judged_by_the_outputs():
     inputs, targets = make_data()
-    judged = Objective(model, (inputs, torch.zeros_like(targets))).judged
-    assert judged["slope"] == "not judged: the gradient is zero"
+    data = inputs, torch.zeros_like(targets)
+    assert Objective(Saturated(), data).judged["slope"] == "yes, of the outputs, where the loss is too flat"
+    with pytest.raises(ValueError, match=r"a sum of the outputs rises 0\.75 times as fast"):
+        Objective(Saturated(lambda value: Scaled.apply(value, 2.0)), data)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
