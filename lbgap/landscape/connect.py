@@ -130,8 +130,8 @@ def connect(
         seed: Of the order of the samples and of the places.
         progress: True for bars on standard error, or a function that is called with a
             :class:`~lbgap.system.progress.Progress`.
-        loss: ``"cross_entropy"`` (the default), ``"mse"``, ``"bce"``, ``"nll"``, ``"l1"`` or ``"huber"``; a loss of torch; or a
-            callable ``loss(output, target)``: the mean over the batch, one value a sample, or ``(sum, weight)``.
+        loss: ``"cross_entropy"`` (the default), ``"mse"``, ``"bce"``, ``"nll"``, ``"l1"``, ``"huber"``; a loss of
+            torch; or ``loss(output, target)``: the mean over the batch, one value a sample, or ``(sum, weight)``.
         parameters: Which may move: ``"all"`` (the default), ``"weights"``, or names and patterns of them. The others
             have to be the same in both models.
         batch_norm: A path has no running statistics, and is trained with those of each batch of the training. Then

@@ -148,8 +148,8 @@ def plane(
         seed: Of random directions, and of the search for eigenvectors.
         progress: True for a bar on standard error, or a function that is called with a
             :class:`~lbgap.system.progress.Progress`.
-        loss: ``"cross_entropy"`` (the default), ``"mse"``, ``"bce"``, ``"nll"``, ``"l1"`` or ``"huber"``; a loss of torch; or a
-            callable ``loss(output, target)``: the mean over the batch, one value a sample, or ``(sum, weight)``.
+        loss: ``"cross_entropy"`` (the default), ``"mse"``, ``"bce"``, ``"nll"``, ``"l1"``, ``"huber"``; a loss of
+            torch; or ``loss(output, target)``: the mean over the batch, one value a sample, or ``(sum, weight)``.
         parameters: Which may move: ``"all"`` (the default), ``"weights"``, or names and patterns of them. The others
             have to be the same in all models.
         batch_norm: ``"eval"`` (the default): running statistics, between three minimizers combined as the parameters

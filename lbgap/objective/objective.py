@@ -38,8 +38,8 @@ class Objective(Parts, Directional):
 
     The model is never changed: a private replica is evaluated, dropout off, buffers constant. The loss is a sum over
     all samples by the sum of their weights, accumulated in float64 over micro-batches of a fixed order: the same call
-    gives the same bits. :meth:`settings` says all that its values depend on. Whether it is the loss of the model is asked
-    of a few samples first (docs/limits.md).
+    gives the same bits. :meth:`settings` says all that its values depend on. Whether it is the loss of the model is
+    asked of a few samples first (docs/limits.md).
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Objective(Parts, Directional):
             model: Any module whose parameters are real floating-point numbers.
             data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle; held in
                 memory.
-            loss: ``"cross_entropy"``, ``"mse"``, ``"bce"``, ``"nll"``, ``"l1"`` or ``"huber"``; a loss of torch, with any
-                options; or a callable ``loss(output, target)``: the mean over the batch, one value a sample, or
+            loss: ``"cross_entropy"``, ``"mse"``, ``"bce"``, ``"nll"``, ``"l1"`` or ``"huber"``; a loss of torch with
+                any options; or a callable ``loss(output, target)``: the mean over the batch, one value a sample, or
                 ``(sum, weight)``. See docs/losses.md.
             parameters: Which parameters may move; see :func:`lbgap.flat.select_parameters`.
             batch_norm: ``"eval"``: running statistics; ``"batch"``: statistics of each evaluation batch, as the

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lbgap.flat import FlatModule
 from lbgap.objective import tangents
-from lbgap.objective.attention import NoFastPath, has_fast_path
 from lbgap.objective.cuda_graphs import Graphs
+from lbgap.objective.plain import NoFastPath, has_fast_path
 from lbgap.problem.loss import Loss, Sums
 from lbgap.samples import Batch, resident, streamed
 from lbgap.system import device as hardware

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lbgap.flat import FlatModule
-from lbgap.objective.attention import PlainAttention
+from lbgap.objective.plain import PlainOperations
 from lbgap.problem.loss import Loss
 from lbgap.system.device import first_line
 
@@ -33,7 +33,7 @@ def _load_rules() -> None:
 @contextmanager
 def differentiable() -> Iterator[None]:
     """Attention in plain products: the fused kernels have neither a forward rule nor a second backward."""
-    with PlainAttention(), torch.enable_grad():
+    with PlainOperations(), torch.enable_grad():
         yield
 
 

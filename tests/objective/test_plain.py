@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lbgap import Objective
 from lbgap.objective import tangents
-from lbgap.objective.attention import NoFastPath, PlainAttention, has_fast_path
+from lbgap.objective.plain import NoFastPath, PlainOperations, has_fast_path, weight_norm
 
 pytestmark = pytest.mark.usefixtures("one_thread", "rules")
 
@@ -62,7 +62,7 @@ def test_the_bits_of_the_math_backend(name, dtype):
     q, k, v = triple(dtype, heads=1 if name == "grouped" else 2)
     with sdpa_kernel(SDPBackend.MATH):
         expected = F.scaled_dot_product_attention(q, k, v, **options)
-    with PlainAttention():
+    with PlainOperations():
         found = F.scaled_dot_product_attention(q, k, v, **options)
     assert expected.isfinite().all()
     assert torch.equal(found, expected)
@@ -71,7 +71,7 @@ def test_the_bits_of_the_math_backend(name, dtype):
 @pytest.mark.parametrize("name", ["plain", "causal", "bool", "nothing to attend to"])
 def test_both_derivatives(name):
     parts = [part[:1].requires_grad_() for part in triple()]
-    with PlainAttention():
+    with PlainOperations():
 
         def attend(q, k, v):
             return F.scaled_dot_product_attention(q, k, v, **CASES[name])
@@ -103,7 +103,7 @@ def test_layers_of_torch_take_their_plain_path(padding):
     with torch.no_grad():
         with sdpa_kernel(SDPBackend.MATH), Noting():  # any mode keeps the fast path off
             expected = block(x, src_key_padding_mask=padding)
-        with Noting() as noted, PlainAttention():
+        with Noting() as noted, PlainOperations():
             found = block(x, src_key_padding_mask=padding)
             weights = block.self_attn(x, x, x, key_padding_mask=padding)[1]
     assert torch.equal(found, expected)
@@ -134,7 +134,7 @@ def test_who_has_a_fast_path():
 
 def test_a_layer_of_torch_has_a_forward_derivative():
     block, x, step = layer(), normal(3, 4, 6), normal(3, 4, 6, seed=1)
-    with PlainAttention():
+    with PlainOperations():
         _, found = torch.func.jvp(block, (x,), (step,))
     size = 1e-6  # central differences: an error of size^2 and of rounding / size
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_no_switch_of_the_process_moves():
 def test_other_threads_keep_their_kernels():
     parts, found = triple(torch.float32), []
     assert fused(*parts)
-    with PlainAttention():
+    with PlainOperations():
         thread = threading.Thread(target=lambda: found.append(fused(*parts)))
         thread.start()
         thread.join()
@@ -206,9 +206,9 @@ def test_modes_and_subclasses_of_a_user_still_work():
 
     q, k, v = triple()
     expected = F.scaled_dot_product_attention(q, k, v)
-    with PlainAttention(), Doubling():
+    with PlainOperations(), Doubling():
         torch.testing.assert_close(F.scaled_dot_product_attention(q, k, v), 2 * expected)
-    with PlainAttention():
+    with PlainOperations():
         named = F.scaled_dot_product_attention(q.as_subclass(Named), k, v)
     assert isinstance(named, Named)
     torch.testing.assert_close(named.as_subclass(torch.Tensor), expected)
@@ -217,5 +217,29 @@ def test_modes_and_subclasses_of_a_user_still_work():
 def test_a_compiled_function_inside_is_the_same():
     parts = triple()
     compiled = torch.compile(F.scaled_dot_product_attention, backend="eager")
-    with PlainAttention():
+    with PlainOperations():
         assert torch.equal(compiled(*parts), F.scaled_dot_product_attention(*parts))
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((4, 3), 0), ((4, 3), 1), ((4, 3, 2), 0), ((5,), -1)])
+def test_weight_norm_has_its_second_derivative(shape, dim):
+    v = normal(*shape, dtype=torch.float64).requires_grad_()
+    g = torch.norm_except_dim(v.detach(), 2, dim).mul_(1.5).requires_grad_()
+    assert torch.allclose(weight_norm(v, g, dim), torch._weight_norm(v, g, dim), rtol=1e-14, atol=0)
+    with PlainOperations():
+        assert torch.autograd.gradgradcheck(lambda v, g: torch._weight_norm(v, g, dim), (v, g))
+
+
+@pytest.mark.parametrize("norm", [torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_products_through_weight_norm(norm):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3))
+    objective = Objective(model, (normal(9, 4), torch.arange(9) % 3), precision="float64")
+    theta, step = objective.theta, 1e-5
+    vectors = normal(3, objective.n, seed=2, dtype=torch.float64)
+    found = objective.hvp(theta, vectors)
+    for vector, product in zip(vectors, found, strict=True):
+        ahead, behind = (objective.loss_and_gradient(theta + sign * step * vector)[1] for sign in (1, -1))
+        assert torch.allclose(product, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)

@@ -1,4 +1,4 @@
-"""Attention as every pass computes it, and in plain products: fused kernels lack a forward rule and a second backward.
+"""Attention as every pass computes it; and what fused kernels do in plain operations, which have all derivatives.
 
 In evaluation mode and without gradients the attention layers of ``torch.nn`` take another path than with them, which
 rounds otherwise, pads otherwise, and leaves out code of subclasses. No pass takes it.
@@ -37,10 +37,12 @@ class NoFastPath(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class PlainAttention(NoFastPath):
-    """While it is entered, every call of ``scaled_dot_product_attention`` in this thread is a few plain products.
+class PlainOperations(NoFastPath):
+    """While it is entered, fused operations are a few plain ones in this thread.
 
-    ``torch.nn.attention.sdpa_kernel`` does the same by switches of the whole process.
+    ``scaled_dot_product_attention``, whose kernels have neither a forward rule nor a second backward, and for which
+    ``torch.nn.attention.sdpa_kernel`` does the same by switches of the whole process; and weight normalisation, whose
+    second derivative is wrong on a CPU.
     """
 
     def __torch_function__(
@@ -54,6 +56,8 @@ class PlainAttention(NoFastPath):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return attend(*args, **kwargs)
+        if func is torch._weight_norm:
+            return weight_norm(*args, **kwargs)
         if func in ENTERED:  # a mode sleeps inside of what it is given, but the attention is in there
             with self:
                 return _body(func)(*args, **kwargs)
@@ -63,6 +67,17 @@ class PlainAttention(NoFastPath):
 def has_fast_path(module: nn.Module) -> bool:
     """Whether a module, or one inside of it, computes otherwise where no gradient is recorded."""
     return any(isinstance(part, FAST) for part in module.modules())
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """A weight from its direction and its length, as ``torch._weight_norm`` (Salimans and Kingma 2016, eq. 2).
+
+    Args:
+        v: Directions, of the weight's shape.
+        g: Lengths, with a size of 1 in all dimensions but ``dim``.
+        dim: The dimension of the lengths; -1 for one length.
+    """
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 def attend(
