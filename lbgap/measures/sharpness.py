@@ -148,8 +148,8 @@ def fast_sharpness(
         seed: Of the random starts, the random manifolds and the samples drawn.
         progress: True for a bar on standard error, or a function that is called with each
             :class:`~lbgap.system.progress.Progress`.
-        loss: ``"cross_entropy"`` (default), ``"mse"``, ``"bce"``, ``"nll"``, ``"l1"`` or ``"huber"``; a loss of torch; or
-            a callable ``loss(output, target)``: the mean over the batch, one value a sample, or ``(sum, weight)``.
+        loss: ``"cross_entropy"`` (default), ``"mse"``, ``"bce"``, ``"nll"``, ``"l1"`` or ``"huber"``; a loss of torch;
+            or a callable ``loss(output, target)``: the mean over the batch, one value a sample, or ``(sum, weight)``.
         parameters: Which may move: ``"all"`` (default), ``"weights"`` or name patterns such as ``"layer4.*"``.
         batch_norm: ``"eval"`` (default, running statistics) or ``"batch"`` (those of each evaluation batch).
         precision: ``"float32"`` (default), ``"float64"``, or ``"mixed"``: bfloat16 chooses directions, float32
