@@ -120,7 +120,7 @@ def test_a_loss_below_minus_one_has_no_phi():
 
 SETTINGS = {
     "measure", "region", "epsilon", "method", "iterations", "restarts", "scout", "seed", "scaling", "searched", "start",
-    "loss", "parameters", "n", "samples", "batch_norm", "batch_size", "precision", "directions",
+    "loss", "parameters", "n", "samples", "batch_norm", "batch_size", "coupled", "weight", "judged", "precision", "directions",
     "device", "threads", "backend", "data", "graph", "notes", "versions",
 }  # fmt: skip
 
