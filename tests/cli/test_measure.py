@@ -162,7 +162,17 @@ class TestOptions:
             taken |= {each: own[each] for each in Search.__annotations__ if each not in taken}
         given = {option.name: option.default for option in MEASURES[name].own()}
         apart = {"model", "data", "options", "search", "progress", "direction", "directions", "known"}
-        apart |= {"loss", "parameters", "batch_norm", "precision", "batch_size", "device", "backend", "coupled", "judge"}
+        apart |= {
+            "loss",
+            "parameters",
+            "batch_norm",
+            "precision",
+            "batch_size",
+            "device",
+            "backend",
+            "coupled",
+            "judge",
+        }
         assert given.keys() == taken.keys() - apart
         for option, default in given.items():
             expected = taken[option].default

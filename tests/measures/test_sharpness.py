@@ -120,8 +120,8 @@ def test_a_loss_below_minus_one_has_no_phi():
 
 SETTINGS = {
     "measure", "region", "epsilon", "method", "iterations", "restarts", "scout", "seed", "scaling", "searched", "start",
-    "loss", "parameters", "n", "samples", "batch_norm", "batch_size", "coupled", "weight", "judged", "precision", "directions",
-    "device", "threads", "backend", "data", "graph", "notes", "versions",
+    "loss", "parameters", "n", "samples", "batch_norm", "batch_size", "precision", "directions", "coupled", "weight",
+    "device", "threads", "backend", "data", "graph", "judged", "notes", "versions",
 }  # fmt: skip
 
 
