@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 
@@ -82,10 +83,13 @@ def name_patterns(parameters: Selection) -> tuple[str, ...]:
 
 def _check_memory(moving: Mapping[str, nn.Parameter]) -> None:
     """Refuse two parameters that are one and the same memory, and so cannot move each for itself."""
-    places: dict[int, str] = {}
-    for name, parameter in moving.items():
-        other = places.setdefault(parameter.data_ptr(), name) if parameter.numel() else name
-        if other != name:
+    places = sorted(
+        (parameter.data_ptr(), parameter.data_ptr() + parameter.nbytes * parameter.is_contiguous(), name)
+        for name, parameter in moving.items()
+        if parameter.numel() and parameter.layout == torch.strided
+    )
+    for (start, end, other), (begin, _, name) in itertools.pairwise(places):
+        if begin < end or begin == start:
             raise ValueError(
                 f"the parameters {other!r} and {name!r} share their memory, but are two: tie them by assigning one "
                 "nn.Parameter to both modules"
@@ -137,7 +141,7 @@ class FlatModule:
             raise ValueError(f"batch_norm must be 'eval' or 'batch', got {batch_norm!r}")
         self.selection, self.batch_norm = parameters, batch_norm
         moving = select_parameters(model, parameters)
-        _check_memory(moving)
+        _check_memory(dict(model.named_parameters()))
         self.names = tuple(moving)
         size = sum(parameter.numel() for parameter in moving.values())
         self.theta = torch.empty(size, dtype=dtype, device=device or device_of(model))

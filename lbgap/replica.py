@@ -7,7 +7,7 @@ import functools
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,18 +56,26 @@ def replicate(
         ValueError: It cannot be copied; the message says why.
     """
     memo: dict[int, Any] = dict(copies or {})
-    kept = {}
+    kept: dict[str, Tensor] = {}
     computing = {parameter.dtype for parameter in model.parameters()}
     places = {_memory(parameter) for parameter in model.parameters()} - {0}
     for owner, key, tensor in held_tensors(model):
         placed = tensor.to(device=device, dtype=dtype if tensor.dtype in computing else None)
         if tensor.grad_fn is not None or _memory(tensor) in places:
-            memo[id(tensor)] = kept[f"{owner}.{key}".lstrip(".")] = placed.detach().clone()
+            memo[id(tensor)] = kept[_free(f"{owner}.{key}".lstrip("."), kept)] = placed.detach().clone()
         elif placed is not tensor:
             memo[id(tensor)] = placed.detach().requires_grad_(tensor.requires_grad)
+    for name, buffer in model.named_buffers():
+        if _memory(buffer) in places:  # a view of a parameter
+            value = buffer.detach().to(device=device, dtype=dtype if buffer.dtype in computing else None, copy=True)
+            memo[id(buffer)] = kept[_free(name, kept)] = value
+    begun = dict(memo)
     try:
         replica = copy.deepcopy(model, memo)
-        _Rebinding(memo).visit(replica)
+        try:
+            _Rebinding(memo).visit(replica)
+        except Exception:  # of what a function holds: it goes on reaching the original, for whoever watches it to see
+            replica = copy.deepcopy(model, begun)
     except Exception as error:
         raise ValueError(
             f"the model cannot be copied ({first_line(error)}): lbgap works on a private replica, so make "
@@ -84,6 +92,12 @@ def replicate(
             "that ignores its memo): lbgap cannot make a private replica of it"
         )
     return replica, kept
+
+
+def _free(name: str, names: Collection[str]) -> str:
+    """A name, numbered if there are such names already."""
+    number = sum(other == name or other.startswith(f"{name}[") for other in names)
+    return f"{name}[{number}]" if number else name
 
 
 def set_mode(module: nn.Module, training: bool) -> None:

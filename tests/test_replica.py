@@ -1,6 +1,7 @@
 """Private copies of modules: whatever a module keeps, its copy reaches nothing of the original."""
 
 import functools
+import threading
 import types
 import weakref
 from collections import deque, namedtuple
@@ -368,3 +369,42 @@ def test_parameters_that_share_their_memory():
         FlatModule(model)
     model[1].weight = model[0].weight
     assert FlatModule(model).names == ("0.weight", "0.bias", "1.bias")
+
+
+def test_parameters_that_overlap_in_part():
+    model = nn.Module()
+    whole = torch.zeros(6)
+    model.a, model.b = nn.Parameter(whole[:4]), nn.Parameter(whole[2:])
+    with pytest.raises(ValueError, match=r"'a' and 'b' share their memory"):
+        FlatModule(model)
+    model.b = nn.Parameter(whole[4:])
+    assert FlatModule(model).names == ("a", "b")
+    frozen = nn.Linear(4, 3)
+    frozen.view = nn.Parameter(frozen.weight.data[1:], requires_grad=False)
+    with pytest.raises(ValueError, match=r"'weight' and 'view' share their memory"):
+        FlatModule(frozen)
+
+
+def test_every_tensor_that_was_made_of_parameters_is_kept_by_name():
+    layer = nn.Linear(4, 3)
+    layer.views = [layer.weight.data, layer.bias.data]
+    layer.register_buffer("row", layer.weight.data[1])
+    layer.register_buffer("own", torch.ones(3))
+    _, kept = replicate(layer)
+    assert sorted(kept) == ["row", "views", "views[1]"]
+    assert kept["row"].equal(layer.weight[1])
+    assert kept["row"].untyped_storage().data_ptr() != layer.weight.untyped_storage().data_ptr()
+
+
+def test_a_function_that_holds_what_cannot_be_copied():
+    lock = threading.Lock()
+
+    class Recorder:
+        def __init__(self, model):
+            self.model, self.lock = model, lock
+
+    net = nn.Linear(4, 3)
+    recorder = Recorder(net)
+    net.register_forward_hook(lambda *_: recorder.lock.locked() or None)
+    copied, _ = replicate(net)
+    assert copied(torch.ones(2, 4)).equal(net(torch.ones(2, 4)))

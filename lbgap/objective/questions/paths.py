@@ -27,8 +27,9 @@ def ask(case: Case) -> str:
     """
     flat = case.evaluator.flat
     own = originals(case.model)
+    first = case.evaluator.few()  # of data whose memory a buffer of the model may share
     with Watch({**own, **flat.kept}) as watch:
-        graph = Graph(outputs(case, flat, case.evaluator.few()))
+        graph = Graph(outputs(case, flat, first))
     again = Graph(outputs(case, flat, few(case)))
     outside = graph.outside(again, flat.moving)
     _check_private(own, [name for name in watch.found if name in own], outside)

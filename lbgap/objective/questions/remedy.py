@@ -105,8 +105,9 @@ def _mends(case: Case, names: frozenset[str], owners: Collection[str], dtype: to
     """Whether a replica with these modules in training mode is the user's function, at the minimizer and elsewhere."""
     mended = copied(case, dtype)
     mended.replicate(case.model, names)
+    first = few(case)
     with Watch(mended.kept) as watch, seeded(case, 0):
-        here = outputs(case, mended, few(case))
+        here = outputs(case, mended, first)
     with seeded(case, 1):
         again = outputs(case, mended, few(case))
     graph, other = Graph(here), Graph(again)

@@ -25,6 +25,9 @@ FLATTEST = 1e-2  # of the whole gradient's 1-norm: what parameters with less are
 ROUNDING = 16.0  # in units of the last place of loss and outputs: what a pass is taken to be wrong by
 CLOSE = 3e-4  # relative: quotient and gradient agree
 COARSE = 5e-2  # relative: they do so far as a pass rounded to float32 shows it; further away the gradient is wrong
+SIDEWAYS = 2  # directions besides: along its signs a gradient that lacks a part is off by very little
+SHORT = 1e-4  # of the largest slope that a direction of its length could have: less says little
+GRAINS = 100.0  # of a parameter's rounding: shorter steps may not move it
 FINE_STEPS = (1e4, 1e5, 1e6)  # predicted rise, in units of rounding in float64
 COARSE_STEPS = (1e2, 3e2, 1e3)  # in units of rounding in float32
 NOT = "not judged: "
@@ -54,7 +57,7 @@ class Probe(NamedTuple):
 
 
 def ask(case: Case) -> str:
-    """Ask whether the loss rises as its gradient says, along the gradient's signs.
+    """Ask whether the loss rises as its gradient says, along the gradient's signs, the parameters and noise.
 
     Asked at a point some way off, for a minimizer may be at a kink (a ReLU of zero: a block that is zero at the start),
     where the loss is flat, or saturated. Each parameter's signs are weighted so that all parameters count alike. The
@@ -72,7 +75,7 @@ def ask(case: Case) -> str:
             if isinstance(other, float):
                 what, found = "a sum of the outputs", other
             elif other == YES:
-                found = f"{YES}, of the outputs, where the loss is too flat"
+                found = f"{YES} (of the outputs, where the loss is too flat)"
     except (torch.OutOfMemoryError, WrittenError):
         raise
     except Exception as error:  # of the user's code, where parameters are no others than those of a minimizer
@@ -80,7 +83,7 @@ def ask(case: Case) -> str:
     if isinstance(found, str):
         return found
     raise ValueError(
-        f"{what} rises {found:.3g} times as fast as its gradient says: something gives another gradient than that of "
+        f"{what} rises {found:.4g} times as fast as its gradient says: something gives another gradient than that of "
         "what it computes (detach() of a part, a straight-through estimator, a hook, a backward() of one's own, "
         "Embedding(max_norm=)?); mend that, or pass judge=False"
     )
@@ -106,10 +109,10 @@ def _judge(case: Case, dtype: torch.dtype, *, of_loss: bool) -> str | float:
     for size in line.sizes() if dtype == torch.float64 else ():
         fine = list(_fine(line, size))
         if any(min(abs(probe.ahead - 1), abs(probe.mean - 1)) <= CLOSE for probe in fine):
-            return YES
+            return _sideways(line) or YES
         found = _wrong(fine, CLOSE, 2 * CLOSE)
         # Steps that are below the rounding of larger values do not move the loss at all: that says nothing.
-        if found is not None and fine[-1].predicted <= line.linear and (size == line.scale or abs(found) > COARSE):
+        if found is not None and line.tells(fine) and (size == line.scale or abs(found) > COARSE):
             wrong = found
     rounding = line.rounding()
     if wrong is not None and rounding <= torch.finfo(dtype).eps:
@@ -118,11 +121,26 @@ def _judge(case: Case, dtype: torch.dtype, *, of_loss: bool) -> str | float:
         return NOT + "the model rounds to less than float32 inside"
     coarse = [line.probe(steps * line.scale * ROUNDING * torch.finfo(torch.float32).eps) for steps in COARSE_STEPS]
     if any(_agree(pair, COARSE) and abs(pair[0].mean - 1) <= COARSE for pair in itertools.pairwise(coarse)):
-        return YES
+        return (_sideways(line) if dtype == torch.float64 else None) or f"{YES} (to {COARSE:.0%})"
     wrong = _wrong(coarse, COARSE, COARSE if dtype == torch.float64 else 4 * COARSE)
-    if wrong is not None and coarse[-1].predicted <= line.linear:
+    if wrong is not None and line.tells(coarse):
         return wrong
     return NOT + "rounding, or kinks of the loss, are larger than the rises that the gradient predicts"
+
+
+def _sideways(line: _Line) -> float | None:
+    """How many times as fast as its gradient says the loss rises along other directions, where that is not once."""
+    for number in range(SIDEWAYS):
+        line.turn(number)
+        if abs(line.slope) < SHORT:
+            continue
+        fine = list(_fine(line, line.scale))
+        if not any(min(abs(probe.ahead - 1), abs(probe.mean - 1)) <= CLOSE for probe in fine):
+            found = _wrong(fine, CLOSE, 2 * CLOSE)
+            # A pass that rounds to float32 somewhere does not see such steps.
+            if found is not None and line.tells(fine) and line.rounding() <= torch.finfo(torch.float64).eps:
+                return found or math.ulp(0.0)
+    return None
 
 
 def _fine(line: _Line, size: float) -> Iterator[Probe]:
@@ -187,7 +205,9 @@ class _Line:
                 gradients = [part.to_dense() if part is not None and part.is_sparse else part for part in found]
         self.loss = float(sums.exact / sums.weight)
         norms = [0.0 if part is None else float(torch.linalg.vector_norm(part, 1)) for part in gradients]
-        self._direction: list[Tensor | None] = []
+        self._gradients, self._number = gradients, -1
+        self._weights: list[float] = []
+        self._grain = math.inf
         whole = sum(norms)
         if not math.isfinite(whole):
             self.slope = whole
@@ -196,14 +216,58 @@ class _Line:
         self.linear = abs(self.loss) if of_loss else self.scale
         for parameter, part, norm in zip(flat.moving, gradients, norms, strict=True):
             if part is None or not norm:
-                self._direction.append(None)
+                self._weights.append(0.0)
                 continue
             weight = 1 / max(norm, FLATTEST * whole)
             self.slope += weight * norm
             # What the rounding of the parameters themselves amounts to.
             size = float(parameter.detach().flatten()[:SEEN].abs().mean())
             self.scale = max(self.scale, size * norm / math.sqrt(part.numel()))
-            self._direction.append(part.sign_().mul_(weight))
+            self._grain = min(self._grain, size * torch.finfo(dtype).eps / weight)
+            self._weights.append(weight)
+
+    def turn(self, number: int) -> None:
+        """Go another way from now on, in place of along the gradient's signs, from where it began.
+
+        Args:
+            number: Each is another way: 0 along the parameters, which a scale made of them without a gradient does not
+                see, the others along noise.
+        """
+        self._step(0.0)
+        self._number, self.slope = number, 0.0
+        self._weights = [float(part is not None) for part in self._gradients]
+        slopes, largest = [], []
+        for _, gradient, direction in self._along():
+            slopes.append(float((gradient * direction).sum()))
+            largest.append(float(torch.linalg.vector_norm(gradient)) * float(torch.linalg.vector_norm(direction)))
+        found = iter(zip(slopes, largest, strict=True))
+        for place, weight in enumerate(self._weights):
+            slope, most = next(found) if weight else (0.0, 0.0)
+            # All parameters alike, and none against another.
+            self._weights[place] = math.copysign(1 / max(most, FLATTEST * math.hypot(*largest)), slope) if most else 0.0
+            self.slope += self._weights[place] * slope
+
+    def tells(self, probes: Sequence[Probe]) -> bool:
+        """Whether probes moved parameters, and no further than the slope reaches."""
+        moved = abs(probes[0].predicted / self.slope) > GRAINS * self._grain
+        return moved and probes[-1].predicted <= self.linear
+
+    def _along(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Each parameter that moves, its gradient and its part of the direction, which is made as it is asked for."""
+        noise = torch.randn(PERIOD, generator=torch.Generator().manual_seed(max(0, self._number)), device="cpu")
+        for place, (part, gradient) in enumerate(zip(self._flat.moving, self._gradients, strict=True)):
+            if gradient is None or not self._weights[place]:
+                continue
+            if self._number < 0:
+                direction = gradient.sign()
+            elif self._number == 0:
+                direction = part.detach() / (1 + self._at * self._weights[place])
+            else:
+                size = part.numel()
+                direction = noise.roll(place).to(part).repeat(-(-size // PERIOD))[:size].view(part.shape)
+            if self._number >= 0:  # what has no gradient is not meant to move (Embedding(padding_idx=))
+                direction.mul_(gradient != 0)
+            yield part, gradient, direction.mul_(self._weights[place])
 
     def probe(self, rise: float) -> Probe:
         """Step to both sides.
@@ -219,15 +283,19 @@ class _Line:
         Args:
             predicted: That.
         """
-        step = predicted / self.slope
-        with torch.no_grad():
-            for part, direction in zip(self._flat.moving, self._direction, strict=True):
-                if direction is not None:
-                    part.add_(direction, alpha=step - self._at)
-            self._at = step
+        self._step(predicted / self.slope)
         with torch.enable_grad():
             sums = self._sums()
         return (float(sums.exact / sums.weight) - self.loss) / predicted
+
+    def _step(self, step: float) -> None:
+        """Go so far from where it began."""
+        if step == self._at:
+            return
+        with torch.no_grad():
+            for part, _, direction in self._along():
+                part.add_(direction, alpha=step - self._at)
+        self._at = step
 
     def sizes(self) -> list[float]:
         """How large what is rounded may be: as the largest output, or, where that counts for nothing, as the loss."""
@@ -252,4 +320,4 @@ class _Line:
                 return evaluator.loss.sums(output, targets)
             signs = 1 - 2 * (torch.arange(output.numel(), device=output.device) * PERIOD % 7 % 2)
             total = (output.flatten() * signs.to(output)).sum()
-            return Sums(total, total.detach().double(), output.numel())
+            return Sums(total, total.detach().double(), output.numel)

@@ -1,5 +1,6 @@
 """Gradients reach every parameter that may move, and nothing else: the rest is mended, named or refused."""
 
+import copy
 import types
 import warnings
 
@@ -328,3 +329,49 @@ def test_tensors_that_were_made_of_parameters_once():
         Objective(Premade(), make_data())
     with pytest.raises(ValueError, match="the model keeps 'doubled', made of its parameters before"):
         train(Premade(), make_data(), epochs=1)
+
+
+class Centres(nn.Module):
+    """Radial basis functions around some of the data, whose memory they share."""
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.centres, self.head = nn.Parameter(inputs[:10]), nn.Linear(10, 4)
+        self.register_buffer("seen", inputs)
+
+    def forward(self, inputs):
+        return self.head(torch.exp(-(inputs[:, None] - self.centres).square().sum(2) / 8))
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_data_whose_memory_the_model_shares(coupled):
+    inputs, targets = make_data()
+    torch.manual_seed(0)
+    model = Centres(inputs)
+    objective = Objective(model, (inputs, targets), coupled=coupled, batch_size=25)
+    assert objective.judged["gradient paths"] == "yes"
+    moved = objective.theta + 0.1
+    with torch.no_grad():
+        expected = copy.deepcopy(model)
+        for name, value in objective.split(moved).items():
+            expected.get_parameter(name).copy_(value)
+        loss = torch.nn.functional.cross_entropy(expected(inputs), targets)
+    assert float(objective.loss(moved)) == pytest.approx(float(loss), rel=1e-6)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_views_of_parameters_are_none_of_their_own(several):
+    class Viewing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
+            if several:
+                self.kept = [self.a.bias.data, self.head.bias.data]
+            else:
+                self.register_buffer("kept", self.a.bias.data)
+
+        def forward(self, inputs):
+            return self.head(torch.tanh(self.a(inputs)) + (self.kept[0] if several else self.kept))
+
+    with pytest.raises(ValueError, match="'kept'"):
+        Objective(Viewing(), make_data())

@@ -206,3 +206,27 @@ def test_weights_and_buffers_that_are_not_numbers_are_for_the_pass_to_refuse():
     objective = Objective(model, (X, Y))
     with pytest.raises(FloatingPointError, match="the loss is nan in samples"):
         objective.loss(objective.theta)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_layer_that_is_dropped_seldom(seed):
+    class Dropped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, inputs):
+            return self.b(inputs if torch.rand(()) < 0.1 else torch.tanh(self.a(inputs)))
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        with pytest.raises(ValueError, match=r"different outputs for the same inputs|after some passes"):
+            Objective(Dropped(), (X, Y))
+
+
+def test_random_numbers_without_an_effect():
+    class Drawing(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs) + 0 * torch.rand(())
+
+    assert Objective(Drawing(8, 4), (X, Y)).judged["repeats"] == "yes"
