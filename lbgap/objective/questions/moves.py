@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lbgap.objective.questions.case import YES, Case
-from lbgap.objective.questions.fresh import copied, fresh, outputs, precisely, refreshed, same
+from lbgap.objective.questions.fresh import copied, fresh, is_users, outputs, precisely, refreshed, same
 from lbgap.objective.questions.remedy import remedy
-from lbgap.replica import held_tensors
 from lbgap.system.device import first_line
 
 
@@ -18,9 +17,8 @@ def ask(case: Case) -> str:
     Raises:
         ValueError: They differ: the model computes with something made of other parameters.
     """
-    held = [tensor for _, _, tensor in held_tensors(case.model)]
-    held += [buffer for name, buffer in case.model.named_buffers() if not _is_saved(case.model, name)]
-    stale = any(tensor.is_floating_point() for tensor in held)
+    # Whatever a module of the user's keeps may have been made of parameters: a tensor, an array, a number.
+    stale = any(is_users(module) and not _is_ours(module) for module in case.model.modules())
     try:
         if _follows(case, stale):
             return YES
@@ -38,10 +36,9 @@ def ask(case: Case) -> str:
     )
 
 
-def _is_saved(model: nn.Module, buffer: str) -> bool:
-    """Whether a buffer is a part of the model's state, and no cache."""
-    owner, _, name = buffer.rpartition(".")
-    return name not in model.get_submodule(owner)._non_persistent_buffers_set
+def _is_ours(module: nn.Module) -> bool:
+    """Whether a module is one of this package's networks, which keep nothing."""
+    return type(module).__module__.partition(".")[0] == "lbgap"
 
 
 def _follows(case: Case, stale: bool) -> bool:
@@ -49,7 +46,7 @@ def _follows(case: Case, stale: bool) -> bool:
 
     Args:
         case: Whose replica it is.
-        stale: Whether the user's model holds tensors that may have been made of its parameters.
+        stale: Whether the user's model may hold what was made of its parameters.
     """
     flat, few = case.evaluator.flat, case.evaluator.few
     with case.elsewhere():

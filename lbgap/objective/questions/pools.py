@@ -47,6 +47,26 @@ def draw(wanted: int, samples: int, entries: int) -> Tensor:
     return torch.randperm(samples, generator=generator, device="cpu")[:size]
 
 
+def extremes(inputs: Tensor) -> Tensor:
+    """Samples that stand out: the largest, the smallest, those with the most and with the fewest zeros.
+
+    A padded sequence that is longer than all others, say, which alone decides what is done with a batch.
+
+    Args:
+        inputs: Of all samples, ``(n, ...)``.
+
+    Returns:
+        Indices, ``(samples,)`` int64 on the CPU, each once.
+    """
+    part, rows = _searched(_flat(inputs))
+    if not part.numel():
+        return rows[:0]
+    sizes, zeros = part.abs().double().mean(1), (part == 0).double().mean(1)
+    chosen = torch.stack([sizes.argmax(), sizes.argmin(), zeros.argmax(), zeros.argmin()])
+    found: Tensor = rows[chosen.cpu()].unique()
+    return found
+
+
 def groups(targets: Tensor) -> list[Group]:
     """Samples with the smallest, the largest, the most frequent and the rarest target, and zero.
 

@@ -313,3 +313,35 @@ def test_training_leaves_nothing_stale():
         model = run.model
         expected = value({name: part.detach().double() for name, part in model.named_parameters()})
         assert run.metrics[-1]["train_loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [float, list, "array", "buffer"])
+def test_numbers_that_were_kept_before_the_model_came(kind):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.scale = nn.Linear(8, 16), nn.Linear(16, 4), None
+            if kind == "buffer":
+                self.register_buffer("kept", torch.zeros(()))
+
+        def make(self):
+            value = self.a.weight.detach().norm()
+            if kind == "buffer":
+                self.kept.copy_(value)
+                return True
+            return [float(value)] if kind is list else float(value) if kind is float else value.numpy()
+
+        def forward(self, inputs):
+            if self.training:
+                self.scale = None
+            if self.scale is None:
+                self.scale = self.make()
+            scale = self.kept if kind == "buffer" else self.scale[0] if kind is list else float(self.scale)
+            return self.b(torch.tanh(self.a(inputs)) / scale)
+
+    inputs, targets = make_data()
+    torch.manual_seed(0)
+    model = Scaled().eval()
+    model(inputs)
+    with pytest.raises(ValueError, match=r"caches something made of its parameters|as fast as its gradient says"):
+        Objective(model, (inputs, targets))
