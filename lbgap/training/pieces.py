@@ -20,7 +20,6 @@ FEWEST = 2  # of a piece: a loss may squeeze a batch of one
 COLUMNS = 4  # of the targets that are sorted by
 GROUPS = 16  # values of a column that are cut off
 ENTRIES = 2**22  # of the targets that are searched
-ROUNDING: float = torch.finfo(torch.float32).eps ** 0.6  # a loss may compute in float32 whatever its outputs are
 COARSE = 1e-5  # bfloat16 and float16: one rounding there outweighs what many operations add up to
 
 
@@ -29,11 +28,11 @@ class Total(NamedTuple):
 
     Attributes:
         value: Their sum.
-        eps: One unit in the last place, relative, where it is of a half type; else 0.
+        rounding: Its relative error at most, in the type that the loss returned, which it may choose itself.
     """
 
     value: float
-    eps: float
+    rounding: float
 
 
 def draw(targets: Tensor, entries: int) -> Tensor:
@@ -132,11 +131,11 @@ def _agree(loss: Loss, output: Tensor, target: Tensor, cut: tuple[Tensor, Tensor
         if not math.isfinite(both.value):
             return True  # says nothing
         size = abs(both.value) + abs(one.value) + abs(other.value)
-        return abs(both.value - one.value - other.value) <= max(ROUNDING, 2 * both.eps) * size
+        return abs(both.value - one.value - other.value) <= both.rounding * size
     return None
 
 
 def _total(loss: Loss, output: Tensor, target: Tensor) -> Total:
     sums = loss.sums(output, target)  # which may overwrite these copies
-    eps = max((torch.finfo(part.dtype).eps for part in (output, sums.total) if part.is_floating_point()), default=0.0)
-    return Total(float(sums.exact), eps if eps > COARSE else 0.0)
+    eps = float(torch.finfo(sums.total.dtype).eps)
+    return Total(float(sums.exact), 2 * eps if eps > COARSE else eps**0.6)

@@ -88,6 +88,7 @@ MEANS = {
     "mean": (3, lambda output, target: F.cross_entropy(output, target)),
     "by sample": (3, lambda output, target: F.cross_entropy(output, target, reduction="none")),
     "plus a constant": (3, lambda output, target: F.cross_entropy(output, target) + 2),
+    "in float32": (3, lambda output, target: F.cross_entropy(output.float(), target)),
     "in half precision": (3, lambda output, target: F.cross_entropy(output.bfloat16().float(), target)),
     "a value in half precision": (3, lambda output, target: F.cross_entropy(output.bfloat16(), target)),
     "probabilities": (3, lambda output, target: F.nll_loss(output.softmax(1).log(), target, reduction="mean")),
@@ -123,6 +124,16 @@ def test_a_ratio_shows_where_a_fresh_network_gives_one_output():
     model = make_model()
     nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
     run = train(model, (INPUTS, SORTED), loss=ratio, batch_size=SIZE, epochs=1)
+    assert run.config["coupled"] is True
+
+
+def test_a_ratio_shows_by_small_differences_of_weights():
+    weight = torch.tensor([1.0, 1.01, 1.0], dtype=torch.float64)
+
+    def loss(output, target):
+        return F.cross_entropy(output, target, weight=weight.to(output))
+
+    run = train(make_model().float(), (INPUTS, SORTED), loss=loss, batch_size=SIZE, epochs=1)
     assert run.config["coupled"] is True
 
 
