@@ -19,8 +19,8 @@ FORMAT = "lbgap training run, format 1"
 DIGITS = 32  # of a digest: the first 128 bits
 
 _ABSENT = object()
-# What may change without changing a bit of the result.
-_FREE = {"model.start", "environment.python", "environment.numpy"}
+# What may change without changing a bit of the result, or is taken from where the training began.
+_FREE = {"model.start", "environment.python", "environment.numpy", "coupled", "notes"}
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:

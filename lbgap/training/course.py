@@ -78,6 +78,7 @@ class Course:
                 return _finished(folder, state)
             if (folder / STATE).exists():
                 restore(state, folder / STATE)
+                self.loop.coupled = bool(found.get("coupled"))  # as it was found from the outputs at the start
                 self.facts = found
                 return None
         self.recorder.begin(self.facts, state)
@@ -179,6 +180,7 @@ def new_course(
         task = Task(state.model, loop.loss, state.optimizer, parameters, loop.train, size, stopping.epochs, seed, where)
         loop.descent = Treated(state, task, remedies)
     facts = _facts(state, loss, size, seed, train_split, test_split, where)
+    facts |= {"coupled": True, "notes": loop.notes()} if loop.coupled else {}
     facts |= {"remedies": describe(remedies)} if remedies else {}
     facts |= {**stopping.settings(), "extra": extra} | ({"keep_every": keep_every} if keep_every else {})
     return Course(loop, stopping, facts, Recorder(None, 0))

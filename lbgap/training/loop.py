@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from lbgap.datasets import Split
 from lbgap.problem.loss import Loss
 from lbgap.replica import OUTSIDE, Watch, originals
-from lbgap.training.batches import NOISE, derive_seed, epoch_batches, private_rng
+from lbgap.training.batches import NOISE, derive_seed, epoch_batches, private_rng, split_batches
 from lbgap.training.checkpoint import State
 from lbgap.training.descent import Descent
+from lbgap.training.pieces import adds_up, draw
 from lbgap.training.progress import Metrics, Reporter
 
 EVALUATION_BATCH = 512  # a compromise: fills the cores with a small network, spares memory with a large one
@@ -36,6 +37,9 @@ class Loop:
         seed: Of the order of the samples and of dropout.
         device: Where everything is.
         test_loss: The loss, fitted to the test set, once checked.
+        one_size: Whether model or loss take batches of the training's size, but not a few samples, once checked.
+        coupled: Whether the loss of samples does not add up from pieces, once checked: then a measurement is the mean
+            over batches of the training's size, each counted by its samples.
     """
 
     state: State
@@ -46,9 +50,11 @@ class Loop:
     seed: int
     device: torch.device
     test_loss: Loss = field(init=False)
+    one_size: bool = False
+    coupled: bool = False
 
     def check(self, original: nn.Module) -> None:
-        """Run a few samples through model and loss, in evaluation mode.
+        """Run a few samples through model and loss, in evaluation mode; a whole batch where they do not take a few.
 
         Args:
             original: What the model is a copy of.
@@ -66,13 +72,48 @@ class Loop:
             self.descent.loss = self.loss
             if self.test is not None:
                 self.test_loss = self._check_split(self.test, "test_data", watch)
+            if not watch.found:
+                tested = [] if self.test is None else [(self.test, self.test_loss)]
+                self.coupled = any(self._couples(*pair) for pair in [(self.train, self.loss), *tested])
         if watch.found:
             raise ValueError(OUTSIDE.format(name=next(iter(watch.found))))
 
     def _check_split(self, split: Split, name: str, watch: Watch) -> Loss:
         """Returns the loss as it fits a split."""
+        size, samples = self.descent.batch_size, len(split.inputs)
+        try:
+            return self._probe(split, name, watch, PROBE_SAMPLES)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if min(size, samples) == min(PROBE_SAMPLES, samples):
+                raise
+            try:
+                loss = self._probe(split, name, watch, size)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                raise error from error.__cause__
+        self.one_size = True
+        last = len(split_batches(split.inputs, size)[-1])
+        if last != min(size, samples):
+            try:
+                with torch.no_grad():
+                    loss.sums(self.state.model(split.inputs[-last:].clone()), split.targets[-last:].clone())
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                raise ValueError(
+                    f"{samples} samples of {name} in batches of {size} leave a last one of {last}, which the model or "
+                    f"the loss does not take ({_one_line(error)}): choose a batch_size that divides {samples}, or pass "
+                    "fewer samples"
+                ) from error
+        return loss
+
+    def _probe(self, split: Split, name: str, watch: Watch, samples: int) -> Loss:
+        """Run the first samples of a split; returns the loss as it fits them all."""
         # Clones, for a model may begin with an operation in place, and the data are the user's.
-        inputs, targets = (part[:PROBE_SAMPLES].clone() for part in split)
+        inputs, targets = (part[:samples].clone() for part in split)
         try:
             with watch:
                 output = self.state.model(inputs)
@@ -87,12 +128,26 @@ class Loop:
                 f"the model returned shape {tuple(output.shape)} for {len(inputs)} samples of {name}: "
                 "it must return one output for each sample"
             )
+        if loss.weight(targets) is None and not _counts(loss, output, split.targets):
+            raise ValueError(
+                f"the loss {loss.name!r} returns the weight 0 for all samples of {name}: pass samples that count"
+            )
         if not loss.sums(output, targets).total.requires_grad:
             raise ValueError(
                 "the loss does not depend on a trainable parameter: check that neither model nor loss "
                 "detaches its output"
             )
         return loss
+
+    @torch.no_grad()
+    def _couples(self, split: Split, loss: Loss) -> bool:
+        """Whether the loss is a mean of a callable that does not add up from pieces of a split."""
+        if loss.separable or loss.weight(split.targets[:1]) is None:
+            return False
+        if self.one_size:
+            return True
+        rows = draw(split.targets, self.state.model(split.inputs[:PROBE_SAMPLES].clone())[:1].numel())
+        return not adds_up(loss, self.state.model(split.inputs[rows]), split.targets[rows])
 
     def epoch(self, number: int, reporter: Reporter) -> Metrics:
         """Train for one epoch and measure.
@@ -181,7 +236,8 @@ class Loop:
 
     def _advice(self) -> str:
         rate = self.state.optimizer.param_groups[0]["lr"]
-        ignored = self.loss.separable and not self.loss.even
+        pairs = self.loss.weight(self.train.targets[:1]) is None
+        ignored = (self.loss.separable and not self.loss.even) or pairs or self.coupled
         batches = ", or for batches whose targets are all ignored" if ignored else ""
         return f"lower learning_rate (now {rate:g}), or look for inputs that overflow the model{batches}"
 
@@ -192,17 +248,37 @@ class Loop:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         correct = torch.zeros((), dtype=torch.float64, device=self.device)
         weight, weights = loss.weight(split.targets), 0.0
-        for inputs, targets in zip(*(torch.split(part, EVALUATION_BATCH) for part in split), strict=True):
-            output = self.state.model(inputs.clone())
+        for inputs, targets in self._batches(split):
+            output = self.state.model(inputs)
             if loss.classification:  # before the loss, which may overwrite the output
                 correct += loss.correct(output, targets)
             sums = loss.sums(output, targets)
             total += sums.exact
             weights += sums.weight if weight is None else 0.0
-        row: Metrics = {f"{prefix}_loss": _finite(float(total) / (weights if weight is None else weight))}
+        weights = weights if weight is None else weight
+        row: Metrics = {f"{prefix}_loss": _finite(float(total) / weights if weights else math.nan)}
         if loss.classification:
             row[f"{prefix}_accuracy"] = 100.0 * int(correct) / loss.counted(split.targets)
         return row
+
+    def _batches(self, split: Split) -> Iterator[Split]:
+        """Copies of the samples in the batches of a measurement, drawn as a training's are where their size matters."""
+        if self.coupled or self.one_size:  # the same at every epoch, of which the first is number 1
+            for samples in epoch_batches(len(split.inputs), self.descent.batch_size, self.seed, 0):
+                rows = samples.to(self.device)
+                yield Split(split.inputs[rows], split.targets[rows])
+        else:
+            for inputs, targets in zip(*(torch.split(part, EVALUATION_BATCH) for part in split), strict=True):
+                yield Split(inputs.clone(), targets)
+
+    def notes(self) -> list[str]:
+        """What whoever reads the metrics must know, sentences."""
+        if not self.coupled:
+            return []
+        return [
+            f"losses are means over batches of {self.descent.batch_size}, which the training lowers: the loss "
+            f"{self.loss.name!r} does not add up from pieces of a batch"
+        ]
 
     @torch.no_grad()
     def _distance(self) -> float | None:
@@ -226,6 +302,13 @@ class Loop:
             finally:
                 if self.device.type == "cuda":
                     cudnn.deterministic, cudnn.benchmark = deterministic, benchmark
+
+
+@torch.no_grad()
+def _counts(loss: Loss, output: Tensor, targets: Tensor) -> bool:
+    """Whether any of the targets has a weight, which follows from them alone: outputs of others serve."""
+    parts = targets.split(len(output))
+    return any(loss.sums(output[: len(part)].clone(), part.clone()).weight > 0 for part in parts)
 
 
 def _finite(value: float) -> float | None:

@@ -36,7 +36,8 @@ class Run:
             are there for classification only, test values for a training with test data only; a test loss
             or distance that is not finite is ``None``. With remedies that choose them also ``batch_size`` and, at the
             end of the epoch, ``learning_rate``.
-        config: Everything that the result depends on, as in ``config.json``.
+        config: Everything that the result depends on, as in ``config.json``. Where losses are means over batches of
+            the training's size, ``coupled`` is true and ``notes`` say so.
         epoch: The epoch of which ``model`` is the iterate; its metrics are ``metrics[epoch - 1]``.
         reason: Why the training ended, a sentence.
         seconds: Time spent in the epochs, interruptions not counted.
@@ -103,6 +104,7 @@ def _summary(
             lines.append(f"  {part} loss {shown}" + ("" if accuracy is None else f", accuracy {accuracy:.2f} %"))
     if last["distance"] is not None:
         lines.append(f"  distance from the start {last['distance']:.4g}")
+    lines += [f"  note: {note}" for note in config.get("notes", ())]
     if folder is not None:
         lines.append(f"  folder {folder}")
     return "\n".join(lines)
