@@ -7,6 +7,8 @@ from torch import Tensor
 
 from lbgap.objective import tangents
 from lbgap.objective.held import Held
+from lbgap.objective.questions import second
+from lbgap.objective.questions.case import Case
 
 
 class Directional(Held):
@@ -76,8 +78,8 @@ class Directional(Held):
             ``(k,)`` float64.
 
         Raises:
-            ValueError: ``theta`` or ``vectors`` has the wrong shape, dtype or device, or the model cannot be
-                differentiated twice.
+            ValueError: ``theta`` or ``vectors`` has the wrong shape, dtype or device, or the model
+                or the loss cannot be differentiated twice, or their second derivatives are not those of the gradient.
             FloatingPointError: A second derivative is NaN or infinite.
         """
         if vectors.dim() != 2:
@@ -85,11 +87,31 @@ class Directional(Held):
         self.coordinates.check_complete()
         for vector in vectors:
             self.coordinates.check(vector, "vectors")
+        self._ask_second("hessian")
         self._begin(theta, 1 + len(vectors))
         total = self._evaluator.curvatures(vectors.clone() if vectors.is_inference() else vectors)
         if not total.isfinite().all():
             raise FloatingPointError("a second derivative of the loss is NaN or infinite: check the model's weights")
         return total
+
+    def _ask_second(self, kind: str) -> None:
+        """Ask, before the first use of them, whether second derivatives are those of the gradient.
+
+        Args:
+            kind: ``"hessian"`` or ``"ggn"``; ``"fisher"`` needs none.
+
+        Raises:
+            ValueError: They are not.
+        """
+        answers = self._products.judged
+        if kind == "fisher" or kind in answers or not isinstance(self.judged, dict):
+            return
+        evaluator, centre = self._evaluator, self.coordinates.centre
+        case = Case(evaluator, evaluator.flat.module, centre, centre)
+        answers[kind] = evaluator.within_memory(lambda: second.ask(case, kind))
+        alike = len(set(answers.values())) == 1
+        every = answers[kind] if alike else "; ".join(f"{kind}: {answer}" for kind, answer in answers.items())
+        self.judged["second derivatives"] = every
 
     @torch.inference_mode(False)
     def _along(self, theta: Tensor, direction: Tensor, reduce: tangents.Reduce) -> Tensor:

@@ -375,7 +375,8 @@ class Objective(Parts, Directional):
 
         Raises:
             ValueError: ``theta`` or ``vectors`` has the wrong shape, dtype or device, or ``vectors`` holds NaN; the
-                model or the loss cannot be differentiated twice; or the kind is ``"fisher"`` where the samples of a
+                model or the loss cannot be differentiated twice, or their second derivatives are not those of the
+                gradient (docs/limits.md); or the kind is ``"fisher"`` where the samples of a
                 batch see each other.
             TypeError: ``vectors`` is not a tensor.
             FloatingPointError: A product is NaN or infinite.
@@ -386,6 +387,7 @@ class Objective(Parts, Directional):
         products.check_coupled(self.coupled, kind)
         if len(vectors) == 0:
             return torch.empty_like(vectors)
+        self._ask_second(kind)
         evaluator = self._evaluator
         multiply = self._products.multiply_blocks if blocks else self._products.multiply
         passes, divisor = len(products.layers_of(evaluator.flat)) if blocks else 1, evaluator.divisor(kind)

@@ -222,5 +222,5 @@ def curvatures(value: Tensor, moving: Sequence[Tensor], vectors: Sequence[Sequen
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise ValueError(f"the model cannot be differentiated twice: {first_line(error)}") from error
+        raise ValueError(f"the model or the loss cannot be differentiated twice: {first_line(error)}") from error
     return result

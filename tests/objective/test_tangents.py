@@ -259,7 +259,7 @@ def test_a_model_without_a_second_derivative():
     objective = Objective(seeded(lambda: Custom(Once)), (normal(12, 4, dtype=torch.float32), labels()))
     with pytest.raises(ValueError, match="has no derivative along a direction, neither forward nor by a second"):
         objective.directional_derivatives(objective.theta, objective.theta)
-    with pytest.raises(ValueError, match="the model cannot be differentiated twice"):
+    with pytest.raises(ValueError, match="the model or the loss cannot be differentiated twice"):
         objective.curvatures(objective.theta, objective.theta[None])
 
 
@@ -304,7 +304,9 @@ def test_a_function_that_can_be_differentiated_once_is_refused_and_not_taken_for
         return OnceOnly.apply(output).mean()
 
     objective = Objective(nn.Linear(3, 2), (torch.randn(6, 3), torch.zeros(6, 2)), loss=loss)
-    with pytest.raises(ValueError, match=r"the model cannot be differentiated twice: .*once_differentiable"):
+    with pytest.raises(
+        ValueError, match=r"the model or the loss cannot be differentiated twice: .*once_differentiable"
+    ):
         objective.curvatures(objective.theta, torch.ones(1, objective.n))
 
 

@@ -30,6 +30,7 @@ class Products:
     Attributes:
         way: ``"engine"``, or ``"general: "`` and the reason; before the first product ``"not used yet"``.
         error: With bfloat16 the relative error of one product, on a few samples of the last call; else None.
+        judged: Kind to whether second derivatives are those of the gradient; filled by who asks.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Products:
         self._agreed: set[str] = set()  # kinds
         self.way = "general: the samples of a batch see each other" if coupled else "not used yet"
         self.error: float | None = None
+        self.judged: dict[str, str] = {}
 
     def multiply(self, batches: Batches, vectors: Tensor, kind: str) -> Tensor:
         """Multiply vectors by the matrix of the summed loss.
@@ -95,7 +97,7 @@ class Products:
             UnknownError: Something in a batch has no rule.
         """
         if self._bfloat16:
-            self.error = _rounding(engine, next(iter(batches())), vectors, kind)
+            self.error = _rounding(engine, self._some(batches), vectors, kind)
         size = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, CHUNK_BYTES // (COPIES * self._flat.theta.nbytes)))
         for some, products in zip(vectors.split(size), out.split(size), strict=True):
             engine.add_products(batches(), some, products, kind, torch.bfloat16 if self._bfloat16 else None)

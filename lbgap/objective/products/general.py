@@ -37,8 +37,8 @@ def add_products(flat: FlatModule, loss: Loss, batch: Batch, vectors: Tensor, ou
         raise
     except RuntimeError as error:
         raise ValueError(
-            f"the model cannot be differentiated twice ({first_line(error)}): write what stops it in operations that "
-            "have a second derivative"
+            f"the model or the loss cannot be differentiated twice ({first_line(error)}): write what stops it in "
+            "operations that have a second derivative"
         ) from error
 
 
