@@ -335,3 +335,16 @@ def test_questions_leave_the_replica_and_the_generators_as_they_were():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for one, other in zip(*(o.loss_and_gradient(o.theta) for o in (objective, silent)), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("masked", [0, 8, 45])
+def test_it_is_asked_of_samples_that_weigh_something(masked):
+    inputs, targets = make_data()
+    targets[:masked] = -100
+
+    def loss(output, target):
+        return F.cross_entropy(output, target, reduction="sum"), (target >= 0).sum()
+
+    with pytest.raises(ValueError, match=r"the loss rises .* times as fast as its gradient says"):
+        Objective(Net(lambda value: Scaled.apply(value, 3.0)), (inputs, targets), loss=loss)
+    assert Objective(Net(), (inputs, targets), loss=loss).judged["slope"] == "yes"
