@@ -124,7 +124,8 @@ def connect(
         kind: ``"bezier"`` or ``"polygon"``.
         bends: Points of the path that are trained.
         epochs: Passes over the training data. With 0 the path is the straight line.
-        train_batch_size: Samples in a batch of the training; 128 by default, or all if there are fewer.
+        train_batch_size: Samples in a batch of the training; 128 by default, or all if there are fewer; with
+            ``coupled=True`` as many as in a batch of the evaluation. A batch of ignored samples alone is left out.
         learning_rate: Of ADAM, for the first half of the epochs; then it falls linearly to a hundredth.
         points: How many places of path and straight line are evaluated, evenly spaced in t.
         seed: Of the order of the samples and of the places.
@@ -143,7 +144,8 @@ def connect(
         device: Where to compute; the small model's device by default.
         backend: ``"auto"`` (the default), ``"native"`` or ``"torch"``.
         coupled: True where the samples of a batch see each other, in model or loss: the value is then the mean
-            over the loader's batches, or over those of ``batch_size``, whose size is part of the result.
+            over the loader's batches, or over those of ``batch_size``, each counted by its weight: its samples, or for
+            a ratio what the loss divides by. Their size is part of the result.
         judge: False leaves out the questions asked of model, loss and data before a number is believed
             (docs/limits.md), which the result then says.
 
@@ -222,14 +224,17 @@ def _trainer(given: Given, ends: Ends, data: Any, train_batch_size: int | None) 
     """An objective whose parts are the batches of the training, and how many samples those have."""
     objective = ends.objectives[0]
     samples = objective.samples
-    size = min(BATCH_SIZE, samples) if train_batch_size is None else train_batch_size
+    fixed = given.options.get("coupled") if given.objective is None else objective.coupling == "coupled=True"
+    usual = objective.batch_size if fixed else min(BATCH_SIZE, samples)
+    size = usual if train_batch_size is None else train_batch_size
     if size > samples:
         raise ValueError(f"train_batch_size must be at most the {samples} training samples, got {size}")
-    if not objective.has_batch_norm:
+    if not (objective.has_batch_norm or objective.coupled):
         return objective, size
     if size < 2:
-        raise ValueError("train_batch_size must be at least 2 for the statistics of batch-norm, got 1")
-    if given.objective is None:  # one that takes any number of samples as one batch
+        what = "the statistics of batch-norm" if objective.has_batch_norm else "samples that see each other"
+        raise ValueError(f"train_batch_size must be at least 2 for {what}, got 1")
+    if given.objective is None and objective.has_batch_norm:  # one that takes any number of samples as one batch
         options = {**given.options, "batch_norm": "batch", "batch_size": samples, "device": ends.ends.device}
         return Objective(given.module, data, **options), size
     largest = max(map(len, split_batches(torch.arange(samples, device="cpu"), size)))
@@ -305,22 +310,27 @@ def _train(
     with bar as report, torch.no_grad(), between.lent(objective):
         for epoch in range(1, epochs + 1):
             optimizer.param_groups[0]["lr"] = learning_rate * _share_of_rate((epoch - 1) / epochs)
-            total = torch.zeros((), dtype=torch.float64, device=ends.device)
+            total, counted = torch.zeros((), dtype=torch.float64, device=ends.device), 0
             for batch in epoch_batches(objective.samples, batch_size, seed, epoch):
                 weights = weights_at(kind, float(torch.rand((), dtype=torch.float64, generator=places)), bends)
+                part = objective.part(batch)
+                if part.empty:  # ignored samples alone, which have no mean
+                    report(1)
+                    continue
                 point = _combine(weights, torch.cat([ends[:1], middle, ends[1:]]))
                 coefficients = torch.tensor([weights], dtype=torch.float64)
                 objective.set_buffers(between.buffers_at(coefficients, point, buffers))
                 try:
-                    loss, _ = objective.part(batch).loss_and_gradient(point, out=gradient)
+                    loss, _ = part.loss_and_gradient(point, out=gradient)
                 except FloatingPointError as error:
                     raise _diverged(epoch, learning_rate) from error
                 for row, weight in zip(middle.grad, weights[1:-1], strict=True):
                     torch.mul(gradient, weight, out=row)
                 optimizer.step()
                 total += loss * len(batch)
+                counted += len(batch)
                 report(1)
-            losses.append(float(total) / objective.samples)
+            losses.append(float(total) / counted)
     return torch.cat([ends[:1], middle.detach(), ends[1:]]), losses
 
 

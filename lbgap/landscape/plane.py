@@ -162,7 +162,8 @@ def plane(
         device: Where to compute; the device of the first model, or of the last iterate, by default.
         backend: ``"auto"`` (the default), ``"native"`` or ``"torch"``.
         coupled: True where the samples of a batch see each other, in model or loss: the value is then the mean
-            over the loader's batches, or over those of ``batch_size``, whose size is part of the result.
+            over the loader's batches, or over those of ``batch_size``, each counted by its weight: its samples, or for
+            a ratio what the loss divides by. Their size is part of the result.
         judge: False leaves out the questions asked of model, loss and data before a number is believed
             (docs/limits.md), which the result then says.
 

@@ -54,10 +54,12 @@ def batch_sharpness(
     Returns:
         The mean and its standard error. In ``details``: ``ratio_of_means``, ``E g_B' H_B g_B / E |g_B|^2``, which
         weights batches by their gradients and is biased by one part in the number of draws, ``gradient_squared``, the
-        mean of ``|g_B|^2``, and ``draws``. NaN where a batch has no gradient at all.
+        mean of ``|g_B|^2``, ``draws``, and ``empty``: how many further draws held ignored samples alone, which have no
+        mean and are left out. NaN where a batch has no gradient at all.
 
     Raises:
-        ValueError: An argument is out of its range, or the model cannot be differentiated twice.
+        ValueError: An argument is out of its range, the model cannot be differentiated twice, or hardly a batch holds
+            samples that count.
         TypeError: An argument is of the wrong kind.
         FloatingPointError: The loss of a batch, its gradient or a product is NaN or infinite.
 
@@ -75,8 +77,13 @@ def batch_sharpness(
     ):
         quotients: list[float] = []
         squares: list[float] = []
+        empty = 0
         base = float(task.objective.loss(task.centre))
         for part in _batches(task.objective, batch, 1, draws, seed):
+            if part.empty:
+                empty += 1
+                report(1)
+                continue
             gradient = part.loss_and_gradient(task.centre)[1]
             length = float(gradient.double().norm())
             squares.append(length**2)
@@ -89,12 +96,18 @@ def batch_sharpness(
             report(1)
             if known(quotients, relative_error) or batch == task.objective.samples:
                 break
+        if len(quotients) < (1 if batch == task.objective.samples or any(map(math.isnan, quotients)) else 2):
+            raise ValueError(
+                f"batch_sharpness needs two batches with samples that count, got {len(quotients)} in {draws} draws of "
+                f"{batch} samples: pass a larger batch"
+            )
         value, error = mean_and_error(quotients) if len(quotients) > 1 else (quotients[0], math.nan)
         weighted = math.fsum(q * s for q, s in zip(quotients, squares, strict=True))
         details = {
             "ratio_of_means": weighted / math.fsum(squares) if any(squares) else math.nan,
             "gradient_squared": math.fsum(squares) / len(squares),
             "draws": len(quotients),
+            "empty": empty,
         }
         own = {"batch": batch, "relative_error": relative_error, "draws": draws, "seed": seed}
         if math.isnan(value):
@@ -124,6 +137,8 @@ def noise_scale(
     covariance of the gradient of one sample and G its mean. ``tr(Sigma)`` is estimated from batches of b samples drawn
     without replacement from the N, each giving ``|g_B - g|^2 / (1/b - 1/N)``: unbiased, and the same in the mean as
     their ``(|g_B|^2 - |g|^2) / (1/b - 1/N)`` (appendix A.1 with the data as the big batch), but with less variance.
+    Where samples have weights the gradient of one is that of its term ``w_i l_i N / W`` of the mean, with the weight W
+    of all (docs/losses.md), and ``g_B`` the mean of those: zero where all of a batch are ignored.
 
     Args:
         model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`.
@@ -172,7 +187,12 @@ def noise_scale(
         base, mean = objective.loss_and_gradient(task.centre)
         traces: list[float] = []
         for part in _batches(objective, batch, 0, draws, seed):
-            away = part.loss_and_gradient(task.centre)[1].double() - mean.double()
+            gradient = torch.zeros_like(mean, dtype=torch.float64)
+            if not part.empty:
+                # The mean of the samples' terms w_i l_i N / W, with the weight W of all: by its own it is a ratio.
+                share = part.weight / objective.weight / (batch / total)
+                gradient = part.loss_and_gradient(task.centre)[1].double() * share
+            away = gradient - mean.double()
             traces.append(float(away.square().sum()) / (1 / batch - 1 / total))
             report(1)
             if known(traces, relative_error):

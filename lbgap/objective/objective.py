@@ -76,7 +76,8 @@ class Objective(Parts, Directional):
             device: Where to compute; the model's device by default.
             backend: ``"auto"``, ``"native"`` or ``"torch"``.
             coupled: Whether the samples of a batch see each other, in model or loss. The value is then the mean
-                over the loader's batches, or over those of ``batch_size``, whose size is part of the result;
+                over the loader's batches, or over those of ``batch_size``, each counted by its weight: its samples, or
+                for a ratio what the loss divides by. Their size is part of the result;
                 ``batch_norm="batch"`` is one such case.
             judge: Whether to ask, before any number, if this is the loss of the model (docs/limits.md).
 

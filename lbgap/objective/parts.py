@@ -18,10 +18,10 @@ class Parts(Held):
 
     @torch.inference_mode(False)
     def subset(self, samples: int) -> Self | None:
-        """Take fewer samples, spread evenly over the data.
+        """Take fewer samples, spread evenly over the data; over those that count, where some do not.
 
         Args:
-            samples: How many, at most all.
+            samples: How many, at most all; fewer are taken where fewer count.
 
         Returns:
             The objective, which shares this one's replica and whose evaluations also count here, by its share; or None
@@ -32,7 +32,7 @@ class Parts(Held):
             TypeError: ``samples`` is not a whole number.
         """
         chosen = spread(samples, self.samples)
-        return None if self.coupled else self._beside(evaluator=self._evaluator.part(chosen))
+        return None if self.coupled else self._beside(evaluator=self._evaluator.part(self._that_count(chosen)))
 
     @torch.inference_mode(False)
     def sample(self, samples: int, seed: int = 0) -> Self:
@@ -120,6 +120,33 @@ class Parts(Held):
             backend=self.backend,
         )
         return self._beside(coordinates=random)
+
+    @property
+    def weight(self) -> float:
+        """What the sum of the loss over the samples is divided by; a ``ValueError`` where it is zero."""
+        return self._evaluator.weight
+
+    @property
+    def empty(self) -> bool:
+        """Whether none of the samples counts, so that they have no mean."""
+        return self._evaluator.empty
+
+    def _that_count(self, chosen: Tensor) -> Tensor:
+        """Samples that were spread over the data, spread over those that count in their place where some do not."""
+        evaluator = self._evaluator
+        loss, targets = evaluator.loss, evaluator.data.targets
+        if loss.weight(targets[:1]) is not None:  # targets alone tell
+            counting = loss.counting(targets)
+            size = len(counting)
+            if not 0 < size < self.samples:
+                return chosen
+            return counting[spread(min(len(chosen), size), size).to(counting.device)]
+        # These, and in random order only as many others as it takes: each costs calls of the loss.
+        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(0), device="cpu")
+        order = torch.cat([chosen, order[~torch.isin(order, chosen)]])
+        with evaluator.context(False):
+            found = loss.counting(targets[order.to(targets.device)], len(chosen)).cpu()
+        return order[found].sort().values if len(found) else chosen
 
     def _check_full(self) -> None:
         if not self.coordinates.complete:

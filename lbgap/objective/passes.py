@@ -87,7 +87,7 @@ class Evaluator:
         self.graphs = Graphs(self.device, notes, none, moving=flat.moving)
         self._weight: float | None = None
         self._counted: int | None = None
-        self._counting: Tensor | None = None  # some samples whose targets are not ignored
+        self._few: slice | Tensor | None = None  # some samples that count
         self.few_samples = self.batch_size = PROBE_SAMPLES
         self.overwrites = self.needs_grad = False
         if whole is None:
@@ -113,7 +113,7 @@ class Evaluator:
             ValueError: Likewise.
         """
         self.loss = self.loss.check(output, self.data.targets)
-        self._weight = self._counted = None
+        self._weight = self._counted = self._few = None
 
     @property
     def weight(self) -> float:
@@ -122,16 +122,18 @@ class Evaluator:
         Raises:
             ValueError: It is zero.
         """
-        if self._weight is None:
-            weight = self.loss.weight(self.data.targets)
-            weight = self._weighed() if weight is None else weight
-            if not weight > 0:
-                raise ValueError(
-                    f"the loss {self.loss.name!r} counts none of these {self.samples} samples: the sum of their "
-                    f"weights is {weight:g}, so that they have no mean; take others, or more"
-                )
-            self._weight = weight
-        return self._weight
+        weight = self._known_weight()
+        if not weight > 0:
+            raise ValueError(
+                f"the loss {self.loss.name!r} counts none of these {self.samples} samples: the sum of their "
+                f"weights is {weight:g}, so that they have no mean; take others, or more"
+            )
+        return weight
+
+    @property
+    def empty(self) -> bool:
+        """Whether none of the samples counts, so that they have no mean."""
+        return not self._known_weight() > 0
 
     @property
     def counted(self) -> int:
@@ -162,12 +164,9 @@ class Evaluator:
 
     def few(self) -> Batch:
         """A fresh copy of a few samples on the device, for trying something out; of ones that count, where some do."""
-        rows: slice | Tensor = slice(self.few_samples)
-        ignored = len(self.loss.counting(self.data.targets[rows])) < min(self.few_samples, self.samples)
-        if ignored and not self.coupled:  # where samples see each other they are those of a batch
-            if self._counting is None:
-                self._counting = self.loss.counting(self.data.targets)[: self.few_samples]
-            rows = self._counting[: self.few_samples] if len(self._counting) else rows
+        if self._few is None:
+            self._few = self._first_that_count()
+        rows = self._few[: self.few_samples] if isinstance(self._few, Tensor) else slice(self.few_samples)
         return Batch(*(part[rows].to(self.device, copy=True) for part in self.data))
 
     def batches(self) -> Iterator[Batch]:
@@ -260,6 +259,22 @@ class Evaluator:
             return self.flat.statistics(
                 (part.to(self.device, copy=self.overwrites) for part in parts), grad=self.needs_grad
             )
+
+    def _first_that_count(self) -> slice | Tensor:
+        first = slice(self.few_samples)
+        if self.coupled:  # where samples see each other they are those of a batch
+            return first
+        with self.context(False):
+            if len(self.loss.counting(self.data.targets[first])) == min(self.few_samples, self.samples):
+                return first
+            counting = self.loss.counting(self.data.targets, self.few_samples)
+        return counting if len(counting) else first
+
+    def _known_weight(self) -> float:
+        if self._weight is None:
+            weight = self.loss.weight(self.data.targets)
+            self._weight = self._weighed() if weight is None else weight
+        return self._weight
 
     def _weighed(self) -> float:
         """The sum of the weights that the loss returns, at whatever point the replica is: they depend on none."""

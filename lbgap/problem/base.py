@@ -191,12 +191,20 @@ class Loss(ABC):
         rows = self.classification and target.is_floating_point() and target.dim() > 1  # of probabilities
         return target.numel() // target.shape[self.class_dim] if rows else target.numel()
 
-    def counting(self, target: Tensor) -> Tensor:
-        """Which samples have a target that counts: their indices, ``(samples,)`` int64, on the targets' device."""
+    def counting(self, target: Tensor, limit: int | None = None) -> Tensor:
+        """Which samples have a target that counts.
+
+        Args:
+            target: ``(batch, ...)``.
+            limit: How many to find at most, the first ones; None for all.
+
+        Returns:
+            Their indices, ascending, ``(samples,)`` int64, on the targets' device.
+        """
         counts = self._counts(target)
         if counts is None:
-            return torch.arange(len(target), device=target.device)
-        return counts.reshape(len(target), -1).any(1).nonzero().flatten()
+            return torch.arange(len(target), device=target.device)[:limit]
+        return counts.reshape(len(target), -1).any(1).nonzero().flatten()[:limit]
 
     def _counts(self, target: Tensor) -> Tensor | None:
         """Which class indices count, a mask like them; None if all do, or the targets are none."""

@@ -24,7 +24,9 @@ NAMES: dict[str, tuple[Form, dict[str, Any]]] = {
 LINEAR = {"Addmm", "Mm", "Bmm", "Baddbmm", "Addbmm", "Mv", "Addmv", "Dot", "Linear", "Convolution"}
 LINEAR |= {"NativeBatchNorm", "NativeLayerNorm"}
 KEEPING = {"View", "UnsafeView", "ReshapeAlias", "Alias", "Clone", "Squeeze", "Unsqueeze", "Select", "Slice", "Expand"}
-KEEPING |= {"T", "Transpose", "Permute", "ToCopy", "Mean", "Sum", "Add", "Sub"}
+KEEPING |= {"T", "Transpose", "Permute", "ToCopy", "Mean", "Sum", "Add", "Sub", "Neg", "Mul"}
+KEEPING |= {"Index", "IndexSelect", "Gather", "Split", "SplitWithSizes", "Unbind"}
+JOINING = {"Cat", "Stack"}  # to which all that they join has to be linear
 SURE = 1e-3  # by which probabilities that the model returns may miss a sum of one
 
 
@@ -164,6 +166,8 @@ def _check_shares(target: Tensor) -> None:
 
 def _check_logits(output: Tensor) -> None:
     """Refuse outputs of ``"bce"`` that look like probabilities, unless a last layer shows that they have no bounds."""
+    if not bool(output.any()):  # a last layer that begins at zero; a sigmoid returns a half there
+        return
     if bool(((output >= 0) & (output <= 1)).all()) and not _is_linear(output.grad_fn):
         raise ValueError(
             "loss 'bce' needs logits, got outputs that all lie between 0 and 1, like probabilities: pass "
@@ -176,7 +180,13 @@ def _is_linear(node: Any) -> bool:
     if node is None:
         return False
     name = node.name().rstrip("0123456789").removesuffix("Backward")
-    return name in LINEAR or (name in KEEPING and any(_is_linear(source) for source, _ in node.next_functions))
+    sources = (source for source, _ in node.next_functions)
+    if name == "Div":  # by a number, not by what is divided: a share has bounds
+        above, *below = sources
+        return _is_linear(above) and not any(below)
+    if name in JOINING:
+        return all(map(_is_linear, sources))
+    return name in LINEAR or (name in KEEPING and any(map(_is_linear, sources)))
 
 
 def _check_log_probabilities(output: Tensor, dim: int) -> None:

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from lbgap.problem.base import Loss, LossFunction, Sums, check_output, one_line
 from lbgap.problem.broadcast import check_broadcast
 
+TRIED = 32  # outputs that are kept for asking what targets weigh
+WEIGHED = 4096  # samples that are asked for their weight together
+WEIGHED_ENTRIES = 2**20  # of their outputs
+MAX_CALLS = 8192  # of the loss, in one search for samples that weigh something
+
 
 class Returned(NamedTuple):
     """What a callable returned for a batch.
@@ -35,12 +40,14 @@ class Own(Loss):
     Attributes:
         function: What is called; a module in copies of its own, of the outputs' dtype and in evaluation mode.
         weighs: Whether it returns pairs of a sum and a weight, once fitted.
+        outputs: A few outputs, once fitted, ``(few, ...)``: with them it says what targets weigh.
     """
 
     name: str
     given: LossFunction
     function: LossFunction
     weighs: bool = False
+    outputs: Tensor | None = field(default=None, compare=False, repr=False)
 
     def sums(self, output: Tensor, target: Tensor) -> Sums:
         """As :meth:`Loss.sums`."""
@@ -79,7 +86,44 @@ class Own(Loss):
             _number(weight, self.name)
         if output.dim() != target.dim():
             check_broadcast(self.function, self.name, output, target)
-        return replace(self, weighs=weight is not None)
+        if weight is None:
+            return replace(self, weighs=False, outputs=None)
+        return replace(self, weighs=True, outputs=output[:TRIED].detach().clone())
+
+    def counting(self, target: Tensor, limit: int | None = None) -> Tensor:
+        """As :meth:`Loss.counting`: those that weigh something, asked in chunks and their halves.
+
+        All of them where it does not run on a few samples; some may be missed where these are very many.
+        """
+        if self.outputs is None:
+            return super().counting(target, limit)
+        size = max(1, min(WEIGHED, WEIGHED_ENTRIES // max(1, self.outputs[0].numel())))
+        waiting = [(first, min(first + size, len(target))) for first in range(0, len(target), size)][::-1]
+        found: list[int] = []
+        for _ in range(MAX_CALLS):
+            if not waiting or len(found) == limit:
+                break
+            first, end = waiting.pop()
+            try:
+                weight = self._weigh(self.outputs, target[first:end])
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # of a loss that takes batches of one size
+                return super().counting(target, limit)
+            if weight > 0 and end - first == 1:
+                found.append(first)
+            elif weight > 0:
+                middle = (first + end) // 2
+                waiting += [(middle, end), (first, middle)]
+        return torch.tensor(found, dtype=torch.int64, device=target.device)
+
+    def _weigh(self, outputs: Tensor, target: Tensor) -> float:
+        """The weight of some targets, with whatever outputs."""
+        target = (
+            target.repeat(2, *[1] * (target.dim() - 1)) if len(target) == 1 else target.clone()
+        )  # one may be too few
+        rows = torch.arange(len(target), device=outputs.device) % len(outputs)
+        return self.sums(outputs[rows], target.to(outputs.device)).weight
 
     def _call(self, output: Tensor, target: Tensor) -> Returned:
         """Call it, and judge what comes back."""

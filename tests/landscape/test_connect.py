@@ -341,3 +341,40 @@ class TestCommand:
         assert (code, out) == (1, "")
         assert err == "lbgap: a path needs two minimizers, small-batch first, got 1: give two runs or --weights\n"
         assert not list(tmp_path.iterdir())
+
+
+def contrastive(output, target):
+    return torch.nn.functional.cross_entropy(output @ output.T, torch.arange(len(output)))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_batches_of_coupled_samples_are_those_of_the_evaluation(norm):
+    models, data = (make_model(1, norm=norm), make_model(2, norm=norm)), make_data()
+    options = {"loss": contrastive, "coupled": True, "batch_size": 10, "epochs": 2, "points": 5}
+    found = lbgap.connect(*models, data, **options)
+    assert found.settings["train_batch_size"] == 10
+    expected = lbgap.connect(*models, data, train_batch_size=10, **options)
+    assert torch.equal(found.control, expected.control)
+
+
+def test_batches_of_coupled_samples_that_do_not_fit():
+    options = {"loss": contrastive, "coupled": True, "batch_size": 10}
+    with pytest.raises(ValueError, match=r"up to 20 samples, .* of 10: pass a smaller train_batch_size"):
+        quick(make_model(1), make_model(2), make_data(), train_batch_size=20, **options)
+    with pytest.raises(ValueError, match="train_batch_size must be at least 2 for samples that see each other, got 1"):
+        quick(make_model(1), make_model(2), make_data(), train_batch_size=1, **options)
+
+
+def pair(output, target):
+    return torch.nn.functional.cross_entropy(output, target, reduction="sum"), (target >= 0).sum()
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", pair])
+def test_batches_of_ignored_samples_are_left_out(loss):
+    inputs, targets = make_data()
+    targets[:45] = -100
+    models = make_model(1), make_model(2)
+    found = quick(*models, (inputs, targets), loss=loss, train_batch_size=4, precision="float64")
+    expected = torch.nn.functional.cross_entropy(at(models[0], found.point(0.5))(inputs.double()), targets)
+    assert found.path.train_loss[2] == pytest.approx(float(expected.detach()), rel=1e-10)
+    assert all(math.isfinite(loss) for loss in found.epoch_loss)

@@ -195,3 +195,57 @@ def test_a_part_is_of_these_samples(chosen):
     model, data = model_and_data()
     with pytest.raises(ValueError, match="chosen must be one or more indices below 8"):
         Objective(model, data).part(chosen)
+
+
+WEIGHTS = torch.tensor([1.0, 5.0], dtype=torch.float64)
+
+
+def weighted_terms(targets):
+    """The gradients of the samples' terms ``w_i l_i N / W``, ``(N, n)``."""
+    model, (inputs, _) = model_and_data()
+    names = {name: value.detach() for name, value in model.named_parameters()}
+
+    def terms(*values):
+        output = torch.func.functional_call(model, dict(zip(names, values, strict=True)), (inputs,))
+        each = F.cross_entropy(output, targets, weight=WEIGHTS, reduction="none")
+        return each * SAMPLES / (WEIGHTS[targets.clamp_min(0)] * (targets >= 0)).sum()
+
+    found = torch.autograd.functional.jacobian(terms, tuple(names.values()))
+    return torch.cat([part.reshape(SAMPLES, -1) for part in found], 1)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_noise_of_weighted_and_ignored_samples(batch):
+    model, (inputs, targets) = model_and_data()
+    targets = targets.where(torch.arange(SAMPLES) < 5, -100)
+    gradients = weighted_terms(targets)
+    mean = gradients.mean(0)
+    options = {"batch": batch, "precision": "float64", "relative_error": None, "draws": 400}
+    found = [
+        lbgap.noise_scale(model, (inputs, targets), loss=nn.CrossEntropyLoss(weight=WEIGHTS, reduction=how), **options)
+        for how in ("mean", "sum")
+    ]
+    assert found[0].value == pytest.approx(found[1].value, rel=1e-10)
+    assert found[0].details["gradient_squared"] == pytest.approx(float(mean.square().sum()), rel=1e-10)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randperm(SAMPLES, generator=generator)[:batch] for _ in range(400)]
+    traces = [float((gradients[some].mean(0) - mean).square().sum()) / (1 / batch - 1 / SAMPLES) for some in drawn]
+    assert found[0].details["trace"] == pytest.approx(statistics.fmean(traces), rel=1e-10)
+    exact = float(gradients.var(0).sum())
+    assert abs(found[0].details["trace"] - exact) < 4 * found[0].details["trace_standard_error"]
+
+
+def test_batches_of_ignored_samples_are_left_out():
+    model, (inputs, targets) = model_and_data()
+    ignored = targets.where(torch.arange(SAMPLES) < 2, -100)
+    found = lbgap.batch_sharpness(
+        model, (inputs, ignored), batch=1, precision="float64", relative_error=None, draws=400
+    )
+    pairs = [derivatives([index]) for index in (0, 1)]
+    expected = statistics.fmean(float(g @ h @ g) / float(g @ g) for g, h in pairs)
+    assert found.details["draws"] + found.details["empty"] == 400
+    assert found.details["empty"] == pytest.approx(300, abs=40)
+    assert abs(found.value - expected) < 4 * found.standard_error
+    message = "batch_sharpness needs two batches with samples that count, got [01] in 2 draws of 1 samples"
+    with pytest.raises(ValueError, match=message):
+        lbgap.batch_sharpness(model, (inputs, ignored), batch=1, draws=2)

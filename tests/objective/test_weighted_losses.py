@@ -308,6 +308,40 @@ def test_the_few_samples_that_are_tried_count():
     assert torch.equal(Objective(dense(), (inputs, some)).few().targets, some[20:52])
 
 
+@pytest.mark.parametrize("ignored", [0, 20, 90])
+def test_the_few_samples_weigh_something_where_the_loss_returns_weights(ignored):
+    targets, inputs = labels(100, ignored=ignored), normal(100, 4)
+    objective = Objective(dense(), (inputs, targets), loss=pair, precision="float64", batch_size=50)
+    assert torch.equal(objective.few().targets, targets[ignored : ignored + 32])
+    tried = objective._products._some(objective._evaluator.batches)
+    assert bool((tried.targets >= 0).all())
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", pair])
+def test_a_subset_is_of_samples_that_count(loss):
+    targets, inputs = labels(400, ignored=0), normal(400, 4)
+    targets[torch.arange(400) % 40 != 39] = -100
+    objective = Objective(dense(), (inputs, targets), loss=loss, precision="float64")
+    for samples, size in ((5, 5), (40, 10)):
+        few = objective.subset(samples)
+        assert (few.samples, few.weight, few.empty) == (size, size, False)
+    expected = F.cross_entropy(dense()(inputs), targets).detach()
+    assert float(few.loss(few.theta)) == pytest.approx(float(expected), rel=1e-13)
+    assert objective.part(torch.arange(39)).empty
+    targets[:] = labels(400, ignored=0)
+    objective = Objective(dense(), (inputs, targets), loss=loss, precision="float64")
+    assert torch.equal(objective.subset(5)._evaluator.data.targets, targets[::80])
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", pair])
+def test_a_search_scouts_on_samples_that_count(loss):
+    targets, inputs = labels(4000, ignored=3993), normal(4000, 4)
+    found = lbgap.fast_sharpness(dense(), (inputs, targets), loss=loss, restarts=2, epsilon=1e-2, precision="float64")
+    some = lbgap.fast_sharpness(dense(), (inputs[3993:], targets[3993:]), epsilon=1e-2, precision="float64")
+    assert found.settings["scout"] == 128
+    assert found.value >= some.value * (1 - 1e-9) > 0
+
+
 def test_targets_out_of_range_among_the_ignored():
     targets = labels(N)
     targets[-1] = C

@@ -156,16 +156,54 @@ def test_targets_of_another_loss(name, output, target, error, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("last", [[], [nn.Unflatten(1, (3, 1)), nn.Flatten()], [nn.BatchNorm1d(3).eval()]])
+class Last(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        [],
+        [nn.Unflatten(1, (3, 1)), nn.Flatten()],
+        [nn.BatchNorm1d(3).eval()],
+        [Last(lambda x: torch.cat([x[:, 1:], x[:, :1]], 1))],
+        [Last(lambda x: torch.stack(x.unbind(1), 1))],
+        [Last(lambda x: x[:, [2, 0, 1]])],
+        [Last(lambda x: 0.9 * x / 1.1)],
+        [Last(lambda x: -(-x).split([1, 2], 1)[1].repeat_interleave(torch.tensor([1, 2]), 1))],
+    ],
+)
 def test_outputs_of_a_last_layer_are_logits_wherever_they_lie(last):
     layer = nn.Linear(4, 3)
-    nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+    nn.init.zeros_(layer.weight), nn.init.constant_(layer.bias, 0.5)
     output = nn.Sequential(layer, *last)(torch.zeros(4, 4))
+    sums = resolve_loss("bce").check(output, HOT).sums(output, HOT)
+    expected = F.binary_cross_entropy_with_logits(output.double(), HOT.double())
+    assert float(sums.exact) / sums.weight == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
+def test_outputs_that_are_all_zero_are_no_probabilities():
+    output = torch.zeros(4, 3, requires_grad=True).clamp(-1, 1)
     sums = resolve_loss("bce").check(output, HOT).sums(output, HOT)
     assert float(sums.exact) / sums.weight == pytest.approx(math.log(2), rel=1e-7)
 
 
-@pytest.mark.parametrize("last", [nn.Sigmoid(), nn.Softmax(1), nn.Hardtanh(0, 1)])
+@pytest.mark.parametrize(
+    "last",
+    [
+        nn.Sigmoid(),
+        nn.Softmax(1),
+        nn.Hardtanh(0, 1),
+        Last(lambda x: torch.cat([x[:, :1].sigmoid(), x[:, 1:].sigmoid()], 1)),
+        Last(lambda x: torch.cat([x[:, :1].sigmoid(), 0 * x[:, 1:]], 1)),
+        Last(lambda x: 0.5 * (x.tanh() + 1)),
+        Last(lambda x: x / (x.max() - x.min()) - (x / (x.max() - x.min())).min()),
+    ],
+)
 def test_outputs_with_bounds_are_no_logits(last):
     model = nn.Sequential(nn.Linear(4, 3), last, nn.Unflatten(1, (3, 1)), nn.Flatten()).double()
     with pytest.raises(ValueError, match="like probabilities"):

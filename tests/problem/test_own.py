@@ -227,3 +227,36 @@ def test_classes_of_a_callable():
     assert loss.classes(OUTPUT, CLASSES - 100) is None
     assert loss.classes(OUTPUT, TARGET) is None
     assert loss.classes(OUTPUT[:, :1], CLASSES) is None
+
+
+def masked(output, target):
+    return (target[:, 1] * (output[:, 0] - target[:, 0]).square()).sum(), target[:, 1].sum()
+
+
+def of_two(output, target):
+    """It takes no batch of one."""
+    assert len(target) > 1
+    return masked(output, target)
+
+
+def of_nine(output, target):
+    assert len(target) == 9
+    return masked(output, target)
+
+
+@pytest.mark.parametrize("size", [9, 4097, 10000])
+@pytest.mark.parametrize("loss", [masked, of_two])
+def test_which_samples_weigh_something_is_asked_of_the_loss(loss, size):
+    counts = torch.zeros(size, dtype=torch.float64)
+    counts[[2, 5, -1]] = torch.tensor([0.5, 1, 3], dtype=torch.float64)
+    fitted = resolve_loss(loss).check(OUTPUT, torch.stack([normal(size), counts], 1))
+    target = torch.stack([normal(size), counts], 1)
+    assert fitted.counting(target).tolist() == [2, 5, size - 1]
+    assert fitted.counting(target, 2).tolist() == [2, 5]
+    assert fitted.counting(target[:2]).tolist() == []
+
+
+def test_all_count_where_the_loss_cannot_be_asked():
+    target = torch.stack([normal(9), (torch.arange(9) > 4).double()], 1)
+    assert resolve_loss(of_nine).check(OUTPUT, target).counting(target).tolist() == list(range(9))
+    assert resolve_loss(mean).check(OUTPUT, TARGET).counting(TARGET, 3).tolist() == [0, 1, 2]

@@ -262,7 +262,8 @@ def _not_a_mean(case: Case, cut: Cut, values: Sequence[Value]) -> str:
         f"{counts[0]} samples gave {one:.6g}, {counts[1]} others {other:.6g}, and all together {both:.6g} in place of "
         f"{expected:.6g}"
     )
-    if abs(both - one - other) <= SAME_VALUE * abs(both):
+    # A ratio over samples of which none in one piece counts is that of the other piece: it adds up too.
+    if abs(both - one - other) <= SAME_VALUE * abs(both) and min(abs(one), abs(other)) > SAME_VALUE * abs(both):
         return f"the loss {name!r} must be the mean over the batch, not its sum: {numbers}: use reduction='mean'"
     output, target = cut.outputs[0], cut.targets[0]
     if target.is_floating_point() and output.dim() != target.dim() and output[0].numel() == target[0].numel():

@@ -256,6 +256,16 @@ def test_a_sum_over_the_batch():
     refused(message, dense(), (X, T), loss=lambda o, y: F.mse_loss(o, y, reduction="sum"))
 
 
+def test_a_masked_mean_of_which_one_piece_counts_nothing_is_no_sum():
+    mask = (torch.arange(len(X)) == 0).to(X)
+    targets = torch.stack([X.sum(1), mask], 1)
+
+    def loss(output, target):
+        return ((output[:, 0] - target[:, 0]).square() * target[:, 1]).sum() / target[:, 1].sum().clamp_min(1)
+
+    assert "not its sum" not in refused("return \\(sum, weight\\)", nn.Linear(8, 1), (X, targets), loss=loss)
+
+
 def test_a_class_weight_among_many():
     weight = torch.ones(100)
     weight[17] = 50

@@ -394,3 +394,16 @@ def test_a_gradient_that_explodes_is_not_judged():
 
     torch.manual_seed(0)
     assert not Objective(Deep(), make_data()).judged["slope"].startswith("yes, ")
+
+
+@pytest.mark.parametrize("masked", [0, 8, 45])
+def test_it_is_asked_of_samples_that_weigh_something(masked):
+    inputs, targets = make_data()
+    targets[:masked] = -100
+
+    def loss(output, target):
+        return F.cross_entropy(output, target, reduction="sum"), (target >= 0).sum()
+
+    with pytest.raises(ValueError, match=r"the loss rises .* times as fast as its gradient says"):
+        Objective(Net(lambda value: Scaled.apply(value, 3.0)), (inputs, targets), loss=loss)
+    assert Objective(Net(), (inputs, targets), loss=loss).judged["slope"] == "yes"
