@@ -128,6 +128,25 @@ class Held:
         """Names of the parameters that may move, in the order of ``theta``."""
         return self.coordinates.names
 
+    @property
+    def losses_way(self) -> str:
+        """How the last call evaluated many points; ``"not used yet"`` before.
+
+        ``"one after the other"``; ``"layer by layer"``, many points at once; or ``"tile by tile"``, for narrow
+        networks, a few samples through all layers of each point.
+        """
+        return self._losses_way
+
+    @property
+    def hvp_way(self) -> str:
+        """How ``hvp`` computes: ``"engine"``, or ``"general: "`` and the reason, or ``"not used yet"``."""
+        return self._products.way
+
+    @property
+    def hvp_error(self) -> float | None:
+        """Relative error that bfloat16 made in one product of the last ``hvp``, on a few samples; None without."""
+        return self._products.error
+
     def settings(self) -> dict[str, Any]:
         """Everything that the values of this objective depend on, ready for JSON."""
         evaluator = self._evaluator

@@ -133,25 +133,6 @@ class Objective(Parts, Directional):
         self.evaluated = 0
         self.classes = self._evaluator.loss.classes(output, targets)
 
-    @property
-    def losses_way(self) -> str:
-        """How the last call evaluated many points; ``"not used yet"`` before.
-
-        ``"one after the other"``; ``"layer by layer"``, many points at once; or ``"tile by tile"``, for narrow
-        networks, a few samples through all layers of each point.
-        """
-        return self._losses_way
-
-    @property
-    def hvp_way(self) -> str:
-        """How :meth:`hvp` computes: ``"engine"``, or ``"general: "`` and the reason, or ``"not used yet"``."""
-        return self._products.way
-
-    @property
-    def hvp_error(self) -> float | None:
-        """Relative error that bfloat16 made in one product of the last :meth:`hvp`, on a few samples; None without."""
-        return self._products.error
-
     # Values and gradients.
 
     def loss(self, theta: Tensor) -> Tensor:
