@@ -164,7 +164,7 @@ def test_read_idx_returns_what_was_written(tmp_path, code, dtype, shape):
     array = (np.arange(np.prod(shape)) - 3).reshape(shape).astype(dtype)
     plain, packed = tmp_path / "plain", tmp_path / "packed"
     plain.write_bytes(idx(array, code))
-    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    packed.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
     for path in (plain, str(packed)):
         read = read_idx(path)
         assert read.shape == shape
@@ -187,9 +187,9 @@ GOOD = idx(np.zeros((2, 3), "u1"), 8)
         (GOOD[:9], "truncated, expected a header of 12 bytes, got 9: fetch the file again"),
         (GOOD[:-1], r"truncated, expected 6 bytes of data for shape \(2, 3\), got 5: fetch"),
         (GOOD + b"\0", r"too long, expected 6 bytes of data for shape \(2, 3\), got more: fetch"),
-        (gzip.compress(GOOD)[:-6], r"corrupt gzip \(.*\): fetch the file again"),
-        (gzip.compress(GOOD)[:-8] + b"\0" * 8, r"corrupt gzip \(.*\): fetch the file again"),
-        (gzip.compress(GOOD)[:10] + b"\xff" * 20, r"corrupt gzip \(.*\): fetch the file again"),
+        (gzip.compress(GOOD, mtime=0)[:-6], r"corrupt gzip \(.*\): fetch the file again"),
+        (gzip.compress(GOOD, mtime=0)[:-8] + b"\0" * 8, r"corrupt gzip \(.*\): fetch the file again"),
+        (gzip.compress(GOOD, mtime=0)[:10] + b"\xff" * 20, r"corrupt gzip \(.*\): fetch the file again"),
     ],
 )
 def test_read_idx_refuses(tmp_path, content, message):
@@ -200,7 +200,7 @@ def test_read_idx_refuses(tmp_path, content, message):
 
 def test_read_idx_unpacks_no_more_than_is_announced(tmp_path):
     path = tmp_path / "bomb"
-    path.write_bytes(gzip.compress(GOOD + bytes(2**26)))
+    path.write_bytes(gzip.compress(GOOD + bytes(2**26), mtime=0))
     tracemalloc.start()
     refused(ValueError, r"bomb: too long, expected 6 bytes of data for shape \(2, 3\), got more", read_idx, path)
     peak = tracemalloc.get_traced_memory()[1]
@@ -223,7 +223,7 @@ def write_mnist(folder, separator="-", suffix="", train=6, test=3):
         ):
             content = idx(array, 8)
             path = folder / f"{name}-ubyte{suffix}"
-            path.write_bytes(gzip.compress(content) if suffix else content)
+            path.write_bytes(gzip.compress(content, mtime=0) if suffix else content)
         written[part] = images, labels
     return written
 
