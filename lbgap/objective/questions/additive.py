@@ -110,7 +110,7 @@ def _pool(case: Case, *, in_order: bool) -> Pool:
     wanted = min(evaluator.few_samples * 3 // 2, max(evaluator.few_samples, evaluator.batch_size))
     drawn = pools.draw(wanted, evaluator.samples, case.first[:1].numel())
     outliers = pools.extremes(evaluator.data.inputs)
-    drawn = torch.cat([drawn, outliers[~torch.isin(outliers, drawn)]])
+    drawn = torch.cat([outliers, drawn[~torch.isin(drawn, outliers)]])[: len(drawn)]
     times = -(-pools.SMALLEST // len(drawn))  # of very few samples each several times, and always in one piece
     order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(1), device="cpu")
     order = (order[:, None] * times + torch.arange(times, device="cpu")).flatten()
