@@ -26,6 +26,7 @@ ROUNDING = 16.0  # in units of the last place of loss and outputs: what a pass i
 CLOSE = 3e-4  # relative: quotient and gradient agree
 COARSE = 5e-2  # relative: they do so far as a pass rounded to float32 shows it; further away the gradient is wrong
 SIDEWAYS = 2  # directions besides: along its signs a gradient that lacks a part is off by very little
+ENTRIES = 2**16  # of a parameter, at most, that move in these
 SHORT = 1e-4  # of the largest slope that a direction of its length could have: less says little
 GRAINS = 100.0  # of a parameter's rounding: shorter steps may not move it
 FINE_STEPS = (1e4, 1e5, 1e6)  # predicted rise, in units of rounding in float64
@@ -169,6 +170,11 @@ def _wrong(probes: Sequence[Probe], tolerance: float, off: float) -> float | Non
     return probes[-1].mean
 
 
+def _some(tensor: Tensor) -> Tensor:
+    """Some entries of a tensor, spread evenly, in one row: a view of a contiguous one."""
+    return tensor.reshape(-1)[:: max(1, -(-tensor.numel() // ENTRIES))]
+
+
 class _Line:
     """The loss of a few samples along a direction, or a sum of their outputs with signs.
 
@@ -205,8 +211,10 @@ class _Line:
                 gradients = [part.to_dense() if part is not None and part.is_sparse else part for part in found]
         self.loss = float(sums.exact / sums.weight)
         norms = [0.0 if part is None else float(torch.linalg.vector_norm(part, 1)) for part in gradients]
-        self._gradients, self._number = gradients, -1
+        self._gradients = gradients
         self._weights: list[float] = []
+        self._sizes: list[float] = []
+        self._sideways: list[tuple[Tensor, Tensor]] = []
         self._grain = math.inf
         whole = sum(norms)
         if not math.isfinite(whole):
@@ -217,6 +225,7 @@ class _Line:
         for parameter, part, norm in zip(flat.moving, gradients, norms, strict=True):
             if part is None or not norm:
                 self._weights.append(0.0)
+                self._sizes.append(0.0)
                 continue
             weight = 1 / max(norm, FLATTEST * whole)
             self.slope += weight * norm
@@ -225,6 +234,7 @@ class _Line:
             self.scale = max(self.scale, size * norm / math.sqrt(part.numel()))
             self._grain = min(self._grain, size * torch.finfo(dtype).eps / weight)
             self._weights.append(weight)
+            self._sizes.append(size)
 
     def turn(self, number: int) -> None:
         """Go another way from now on, in place of along the gradient's signs, from where it began.
@@ -234,40 +244,40 @@ class _Line:
                 see, the others along noise.
         """
         self._step(0.0)
-        self._number, self.slope = number, 0.0
-        self._weights = [float(part is not None) for part in self._gradients]
-        slopes, largest = [], []
-        for _, gradient, direction in self._along():
-            slopes.append(float((gradient * direction).sum()))
-            largest.append(float(torch.linalg.vector_norm(gradient)) * float(torch.linalg.vector_norm(direction)))
-        found = iter(zip(slopes, largest, strict=True))
-        for place, weight in enumerate(self._weights):
-            slope, most = next(found) if weight else (0.0, 0.0)
-            # All parameters alike, and none against another.
-            self._weights[place] = math.copysign(1 / max(most, FLATTEST * math.hypot(*largest)), slope) if most else 0.0
-            self.slope += self._weights[place] * slope
+        self.slope, self._grain, self._sideways = 0.0, math.inf, []
+        noise = torch.randn(ENTRIES, generator=torch.Generator().manual_seed(number), device="cpu")
+        found = []
+        for place, (part, whole) in enumerate(zip(self._flat.moving, self._gradients, strict=True)):
+            if whole is not None:
+                entries, gradient = _some(part.detach()), _some(whole)
+                made = noise.roll(place).to(part)[: len(entries)] if number else entries.clone()
+                made.mul_(gradient != 0)  # what has no gradient is not meant to move (Embedding(padding_idx=))
+                length = float(torch.linalg.vector_norm(made))
+                largest = float(torch.linalg.vector_norm(gradient)) * length
+                found.append((place, entries, made, float(torch.dot(gradient, made)), length, largest))
+        total = math.hypot(*(largest for *_, largest in found))
+        for place, entries, made, slope, length, largest in found:
+            if largest:
+                # All parameters alike, and none against another.
+                weight = math.copysign(1 / max(largest, FLATTEST * total), slope)
+                self.slope += weight * slope
+                step = abs(weight) * length / math.sqrt(len(entries))
+                self._grain = min(self._grain, self._sizes[place] * torch.finfo(made.dtype).eps / step)
+                self._sideways.append((entries, made.mul_(weight)))
 
     def tells(self, probes: Sequence[Probe]) -> bool:
         """Whether probes moved parameters, and no further than the slope reaches."""
         moved = abs(probes[0].predicted / self.slope) > GRAINS * self._grain
         return moved and probes[-1].predicted <= self.linear
 
-    def _along(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Each parameter that moves, its gradient and its part of the direction, which is made as it is asked for."""
-        noise = torch.randn(PERIOD, generator=torch.Generator().manual_seed(max(0, self._number)), device="cpu")
-        for place, (part, gradient) in enumerate(zip(self._flat.moving, self._gradients, strict=True)):
-            if gradient is None or not self._weights[place]:
-                continue
-            if self._number < 0:
-                direction = gradient.sign()
-            elif self._number == 0:
-                direction = part.detach() / (1 + self._at * self._weights[place])
-            else:
-                size = part.numel()
-                direction = noise.roll(place).to(part).repeat(-(-size // PERIOD))[:size].view(part.shape)
-            if self._number >= 0:  # what has no gradient is not meant to move (Embedding(padding_idx=))
-                direction.mul_(gradient != 0)
-            yield part, gradient, direction.mul_(self._weights[place])
+    def _along(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """What moves, and its part of the direction, which along the signs is made anew each time."""
+        if self._sideways:
+            yield from self._sideways
+            return
+        for part, gradient, weight in zip(self._flat.moving, self._gradients, self._weights, strict=True):
+            if gradient is not None and weight:
+                yield part, gradient.sign().mul_(weight)
 
     def probe(self, rise: float) -> Probe:
         """Step to both sides.
@@ -293,7 +303,7 @@ class _Line:
         if step == self._at:
             return
         with torch.no_grad():
-            for part, _, direction in self._along():
+            for part, direction in self._along():
                 part.add_(direction, alpha=step - self._at)
         self._at = step
 
