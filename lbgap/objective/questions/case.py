@@ -61,6 +61,10 @@ class Case:
             with torch.no_grad():
                 flat.theta.copy_(self.centre)
 
+    def forget(self) -> None:
+        """Let go of the memory of the point some way off, for a question that needs some."""
+        self._displaced = None
+
     @property
     def displaced(self) -> Tensor:
         """Where :meth:`elsewhere` takes the replica, ``(n,)``; known once it has been there."""

@@ -26,6 +26,7 @@ ROUNDING = 16.0  # in units of the last place of loss and outputs: what a pass i
 CLOSE = 3e-4  # relative: quotient and gradient agree
 COARSE = 5e-2  # relative: they do so far as a pass rounded to float32 shows it; further away the gradient is wrong
 SIDEWAYS = 2  # directions besides: along its signs a gradient that lacks a part is off by very little
+PIECE = 2**20  # entries of which signs are made at a time
 ENTRIES = 2**16  # of a parameter, at most, that move in these
 SHORT = 1e-4  # of the largest slope that a direction of its length could have: less says little
 GRAINS = 100.0  # of a parameter's rounding: shorter steps may not move it
@@ -69,6 +70,7 @@ def ask(case: Case) -> str:
         ValueError: It does not, by quotients that agree with each other; or a pass writes into parameters.
     """
     what = "the loss"
+    case.forget()
     try:
         found = precisely(case, lambda dtype: _judge(case, dtype, of_loss=True))
         if isinstance(found, str) and found.startswith(NOT):
@@ -277,7 +279,9 @@ class _Line:
             return
         for part, gradient, weight in zip(self._flat.moving, self._gradients, self._weights, strict=True):
             if gradient is not None and weight:
-                yield part, gradient.sign().mul_(weight)
+                pieces = zip(part.detach().view(-1).split(PIECE), gradient.reshape(-1).split(PIECE), strict=True)
+                for piece, slopes in pieces:
+                    yield piece, slopes.sign().mul_(weight)
 
     def probe(self, rise: float) -> Probe:
         """Step to both sides.
