@@ -79,7 +79,7 @@ def _missing(case: Case, graph: Graph) -> list[str]:
     missing = {name: key for name, key in missing.items() if key not in graph.leaves}
     tried = min(max(0, samples - size), MAX_BATCHES * size)
     chosen = torch.linspace(size, samples - 1, tried, dtype=torch.float64).long()
-    for rows in chosen.split(size) if missing else ():
+    for rows in chosen.split(size) if missing and tried else ():
         if case.evaluator.coupled and len(rows) < size:
             break
         leaves = Graph(outputs(case, flat, case.rows(rows))).leaves

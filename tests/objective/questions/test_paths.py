@@ -375,3 +375,16 @@ def test_views_of_parameters_are_none_of_their_own(several):
 
     with pytest.raises(ValueError, match="'kept'"):
         Objective(Viewing(), make_data())
+
+
+@pytest.mark.parametrize("samples", [5, 32])
+def test_no_empty_batch_is_tried(samples):
+    class Sized(Unused):
+        def forward(self, inputs):
+            assert len(inputs)
+            return super().forward(inputs)
+
+    torch.manual_seed(0)
+    objective = Objective(Sized(), make_data(samples))
+    assert objective.judged["gradient paths"] == "yes"
+    assert any(note.startswith("no gradient path to ") for note in objective.notes)
