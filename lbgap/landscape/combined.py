@@ -102,6 +102,8 @@ class Combined:
             point: ``(n,)``, what they make of the ends.
             buffers: Name to ``(j, *shape)``, combined with the same coefficients.
         """
+        if not buffers and not self.norms:
+            return {}
         placed = {name: value.to(point.device) for name, value in buffers.items()}
         combined = Combinations(row.to(point.device, torch.float64), point.expand(row.shape[1], -1), placed)
         return combined.buffers_at(0) | self.norms.at(point)

@@ -187,12 +187,11 @@ def noise_scale(
         base, mean = objective.loss_and_gradient(task.centre)
         traces: list[float] = []
         for part in _batches(objective, batch, 0, draws, seed):
-            gradient = torch.zeros_like(mean, dtype=torch.float64)
+            away = -mean.double()
             if not part.empty:
                 # The mean of the samples' terms w_i l_i N / W, with the weight W of all: by its own it is a ratio.
                 share = part.weight / objective.weight / (batch / total)
-                gradient = part.loss_and_gradient(task.centre)[1].double() * share
-            away = gradient - mean.double()
+                away += part.loss_and_gradient(task.centre)[1].double() * share
             traces.append(float(away.square().sum()) / (1 / batch - 1 / total))
             report(1)
             if known(traces, relative_error):

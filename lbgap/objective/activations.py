@@ -24,7 +24,6 @@ def recorded(module: nn.Module, inputs: Tensor, again: Callable[[], Tensor]) -> 
     Returns:
         The output with its graph, and bytes.
     """
-    saved = SavedBytes([*module.parameters(), *module.buffers()])
     constant = [*module.parameters(), *module.buffers()]
     saved = SavedBytes(constant)
     with torch.enable_grad():
