@@ -159,7 +159,8 @@ class FlatModule:
         Raises:
             ValueError: See :meth:`__init__`.
         """
-        moving, memo = select_parameters(model, self.selection), self._copies(model)
+        moving = select_parameters(model, self.selection)
+        memo = self._copies(model, moving.values())
         self.moving = tuple(memo[id(parameter)] for parameter in moving.values())
         self.module, self.kept = replicate(model, memo, dtype=self.theta.dtype, device=self.theta.device)
         if training:
@@ -179,12 +180,12 @@ class FlatModule:
                         "batch_norm='batch'"
                     )
 
-    def _copies(self, model: nn.Module) -> dict[int, Tensor]:
+    def _copies(self, model: nn.Module, moving: Iterable[nn.Parameter]) -> dict[int, Tensor]:
         """What stands for the parameters of a module, and for buffers of another dtype or device, by their ids."""
         dtype, device = self.theta.dtype, self.theta.device
         memo: dict[int, Tensor] = {}
         start = 0
-        for parameter in select_parameters(model, self.selection).values():
+        for parameter in moving:
             here = slice(start, start := start + parameter.numel())
             self.theta[here].copy_(parameter.detach().reshape(-1))
             view = nn.Parameter(self.theta[here].view(parameter.shape))

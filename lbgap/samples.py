@@ -45,6 +45,10 @@ class Batch(NamedTuple):
         """Some of the samples: views where ``chosen`` is a slice."""
         return Batch(self.inputs[chosen], self.targets[chosen])
 
+    def cast(self, dtype: torch.dtype) -> Batch:
+        """The same with floating values in a type."""
+        return Batch(*(part.to(dtype) if part.is_floating_point() else part for part in self))
+
     def clone(self) -> Batch:
         """A copy, which model and loss may overwrite."""
         return Batch(self.inputs.clone(), self.targets.clone())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -21,8 +22,6 @@ from lbgap.system.device import first_line
 
 SMALLEST_BATCH = 32
 PASSES_ONCE_MORE = 16  # after a remedy: as many as the questions before it took
-
-
 QUESTIONS: dict[str, Callable[[Case], str]] = {
     "repeats": repeats.ask,
     "with and without gradients": gradient.ask,
@@ -75,7 +74,7 @@ def judge(
     case = Case(evaluator, model, centre, probed.plain)
     with evaluator.exact(), evaluator.context(False), _same_draws(evaluator):
         for name, ask in QUESTIONS.items():
-            case.answers[name] = answer = evaluator.within_memory(lambda ask=ask: _ask(case, ask))  # type: ignore[misc]
+            case.answers[name] = answer = evaluator.within_memory(functools.partial(_ask, case, ask))
             # What was mended may count, or fill a cache, anew.
             for _ in range(PASSES_ONCE_MORE if answer.startswith("yes, ") else 1):
                 evaluator.within_memory(lambda: repeats.ask_again(case))

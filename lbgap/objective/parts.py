@@ -135,7 +135,7 @@ class Parts(Held):
         """Samples that were spread over the data, spread over those that count in their place where some do not."""
         evaluator = self._evaluator
         loss, targets = evaluator.loss, evaluator.data.targets
-        if loss.weight(targets[:1]) is not None:  # targets alone tell
+        if not loss.weighs:  # targets alone tell
             counting = loss.counting(targets)
             size = len(counting)
             if not 0 < size < self.samples:

@@ -13,28 +13,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import BaseTorchFunctionMode
 
 ENTERED = (F.multi_head_attention_forward, torch.autograd.grad)  # what attends inside, the latter by recomputing
 FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)  # layers with a fast path
 
 
-class NoFastPath(TorchFunctionMode):
+class NoFastPath(BaseTorchFunctionMode):
     """While it is entered, the attention layers of ``torch.nn`` compute without gradients as they do with them.
 
     A mode of whatever kind keeps their fast path off, in this thread alone; ``torch.backends.mha.set_fastpath_enabled``
     is a switch of the whole process. Fused kernels stay in use.
     """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Run what was called."""
-        return func(*args, **(kwargs or {}))
 
 
 class PlainOperations(NoFastPath):

@@ -32,7 +32,7 @@ def _load_rules() -> None:
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Attention in plain products: the fused kernels have neither a forward rule nor a second backward."""
+    """Fused kernels in plain operations, which have both derivatives, and a graph."""
     with PlainOperations(), torch.enable_grad():
         yield
 

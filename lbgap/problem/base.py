@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+COARSE = 1e-5  # bfloat16 and float16: one rounding there outweighs what many operations add up to
 LossFunction = Callable[[Tensor, Tensor], Any]
 """Takes ``(output, target)``; returns a mean, values ``(batch, ...)``, or a sum and its weight."""
 
@@ -44,11 +45,13 @@ class Loss(ABC):
         name: What a result records.
         given: What a user passes to have it.
         class_dim: Dimension of the output in which its classes are, 1 or -1.
+        weighs: Whether it returns its weight with each sum, so that targets alone do not tell.
     """
 
     name: str
     given: str | LossFunction
     class_dim: int = 1
+    weighs: bool = False
 
     def facts(self) -> dict[str, Any]:
         """What a result records, ready for JSON: ``loss``, and ``loss_options`` where torch's defaults were changed."""
@@ -209,6 +212,12 @@ class Loss(ABC):
     def _counts(self, target: Tensor) -> Tensor | None:
         """Which class indices count, a mask like them; None if all do, or the targets are none."""
         return None
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """What rounding makes of a relative error at most, after many operations in a type."""
+    eps = float(torch.finfo(dtype).eps)
+    return eps**0.6 if eps < COARSE else 2 * eps
 
 
 def check_output(output: object) -> Tensor:

@@ -128,7 +128,7 @@ class Loop:
                 f"the model returned shape {tuple(output.shape)} for {len(inputs)} samples of {name}: "
                 "it must return one output for each sample"
             )
-        if loss.weight(targets) is None and not _counts(loss, output, split.targets):
+        if loss.weighs and not _counts(loss, output, split.targets):
             raise ValueError(
                 f"the loss {loss.name!r} returns the weight 0 for all samples of {name}: pass samples that count"
             )
@@ -142,7 +142,7 @@ class Loop:
     @torch.no_grad()
     def _couples(self, split: Split, loss: Loss) -> bool:
         """Whether the loss is a mean of a callable that does not add up from pieces of a split."""
-        if loss.separable or loss.weight(split.targets[:1]) is None:
+        if loss.separable or loss.weighs:
             return False
         if self.one_size:
             return True
@@ -236,8 +236,7 @@ class Loop:
 
     def _advice(self) -> str:
         rate = self.state.optimizer.param_groups[0]["lr"]
-        pairs = self.loss.weight(self.train.targets[:1]) is None
-        ignored = (self.loss.separable and not self.loss.even) or pairs or self.coupled
+        ignored = (self.loss.separable and not self.loss.even) or self.loss.weighs or self.coupled
         batches = ", or for batches whose targets are all ignored" if ignored else ""
         return f"lower learning_rate (now {rate:g}), or look for inputs that overflow the model{batches}"
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lbgap.problem.base import tolerance
 from lbgap.problem.loss import Loss
 
 SAMPLES = 8, 64  # at least and at most; half are spread over the data, half over their sorted targets
@@ -20,7 +21,6 @@ FEWEST = 2  # of a piece: a loss may squeeze a batch of one
 COLUMNS = 4  # of the targets that are sorted by
 GROUPS = 16  # values of a column that are cut off
 ENTRIES = 2**22  # of the targets that are searched
-COARSE = 1e-5  # bfloat16 and float16: one rounding there outweighs what many operations add up to
 
 
 class Total(NamedTuple):
@@ -137,5 +137,4 @@ def _agree(loss: Loss, output: Tensor, target: Tensor, cut: tuple[Tensor, Tensor
 
 def _total(loss: Loss, output: Tensor, target: Tensor) -> Total:
     sums = loss.sums(output, target)  # which may overwrite these copies
-    eps = float(torch.finfo(sums.total.dtype).eps)
-    return Total(float(sums.exact), 2 * eps if eps > COARSE else eps**0.6)
+    return Total(float(sums.exact), tolerance(sums.total.dtype))

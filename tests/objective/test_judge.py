@@ -328,3 +328,18 @@ def test_mixed_precision_stays_where_autocast_runs():
     objective = Objective(dense(), (X, Y), precision="mixed")
     assert objective.mixed
     assert objective.notes == []
+
+
+def test_a_model_that_runs_once():
+    class Once(nn.Linear):
+        ran = False
+
+        def forward(self, inputs):
+            if self.ran:
+                raise RuntimeError("the stream is at its end")
+            self.ran = True
+            return super().forward(inputs)
+
+    with pytest.raises(ValueError, match="the model does not run a second time: the stream is at its end") as caught:
+        Objective(Once(8, 4), (X, Y))
+    assert "\n" not in str(caught.value)

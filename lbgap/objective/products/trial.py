@@ -48,7 +48,7 @@ class Trial:
         self._exact = len(flat.theta) <= EXACT_PARAMETERS
         if self._exact:
             flat = FlatModule(flat.module, dtype=torch.float64)
-            few = _double(few)
+            few = few.cast(torch.float64)
             engine = Engine(flat, few.inputs, loss, backend)
         self._flat, self._engine, self._loss, self._few = flat, engine, loss, few
 
@@ -149,13 +149,9 @@ class Trial:
         tangents = torch.randn(output.shape, dtype=output.dtype, generator=generator, device="cpu")
         tangents = tangents.unsqueeze(1).to(output)
         rounded = OutputCurvature(self._loss, output, batch.targets.clone(), kind)
-        exact = OutputCurvature(self._loss, output.double(), _double(batch).targets.clone(), kind)
+        exact = OutputCurvature(self._loss, output.double(), batch.cast(torch.float64).targets.clone(), kind)
         pairs = (rounded.gradient, exact.gradient), (rounded(tangents.clone()), exact(tangents.double()))
         shares = [(one - other).norm() / other.norm() for one, other in pairs if one.any() or other.any()]
         lost = [float(share.nan_to_num(1.0, 1.0)) for share in shares]  # all of it, where nothing is left in float64
         close: float = torch.finfo(output.dtype).eps ** 0.5
         return close + LOSS_ROUNDING * max(lost, default=0.0)
-
-
-def _double(batch: Batch) -> Batch:
-    return Batch(*(part.double() if part.is_floating_point() else part for part in batch))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lbgap.objective.questions import rounding
 from lbgap.objective.questions.case import Case
+from lbgap.problem.base import tolerance
 from lbgap.system.device import first_line
 
 WIDE_ENTRIES = 2**20  # outputs up to here are summed in float64 at once, larger ones where there is a doubt
@@ -120,7 +121,7 @@ def compare(case: Case, cut: Cut) -> tuple[float, float] | None:
         raise ValueError(_not_finite(case, cut, values))
     missed = abs(both.total - one.total - other.total)
     size = sum(abs(each.total) for each in values)
-    if missed > rounding.tolerance(torch.float64) * size and not _is_rounding(case, cut, missed, size):
+    if missed > tolerance(torch.float64) * size and not _is_rounding(case, cut, missed, size):
         again = _values(case, cut)[0].total
         if not abs(again - both.total) < 0.1 * missed:
             raise ValueError(_not_the_same(case, both.total, again))
@@ -179,7 +180,7 @@ def _is_rounding(case: Case, cut: Cut, missed: float, size: float) -> bool:
     narrowest = rounding.Narrowest()
     with narrowest:
         _values(case, cut)
-    bound = rounding.tolerance(narrowest.dtype)
+    bound = tolerance(narrowest.dtype)
     if missed <= bound * size:
         return True
     terms = 0.0

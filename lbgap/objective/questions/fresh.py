@@ -21,23 +21,16 @@ FEW = 2
 Result = TypeVar("Result")
 
 
-def fresh(
-    case: Case, theta: Tensor | None = None, *, dtype: torch.dtype | None = None, displaced: Collection[str] = ()
-) -> FlatModule:
+def fresh(case: Case, theta: Tensor, *, dtype: torch.dtype | None = None) -> FlatModule:
     """A copy of the user's model in evaluation mode that was evaluated at no other parameters.
 
     Args:
         case: Whose model it is.
-        theta: Its parameters, ``(n,)``, written in training mode, in which nothing made of them is kept; the model's
-            own by default.
+        theta: Its parameters, ``(n,)``, written in training mode, in which nothing made of them is kept.
         dtype: The replica's by default.
-        displaced: Names of parameters that are moved some way off besides.
     """
-    made = copied(case, dtype)
-    if theta is not None:
-        _train(made.module)
-        _write(made, theta, displaced)
-        set_mode(made.module, False)
+    made = _in_training_mode(case, theta, dtype)
+    set_mode(made.module, False)
     return made
 
 
@@ -55,9 +48,8 @@ def refreshed(
         dtype: The replica's by default.
         displaced: Names of parameters that are moved some way off besides.
     """
-    made = copied(case, dtype)
-    _train(made.module)
-    _write(made, theta, displaced)
+    made = _in_training_mode(case, theta, dtype)
+    displace([part for name, part in zip(made.names, made.moving, strict=True) if name in displaced])
     for module in made.module.modules():
         if not is_users(module):
             module.training = False
@@ -72,10 +64,14 @@ def refreshed(
     return made
 
 
-def _train(module: nn.Module) -> None:
-    """Put a module into training mode, if it lets itself be put there."""
+def _in_training_mode(case: Case, theta: Tensor, dtype: torch.dtype | None) -> FlatModule:
+    """A copy with other parameters, in training mode if it lets itself be put there."""
+    made = copied(case, dtype)
     with contextlib.suppress(ValueError):
-        set_mode(module, True)
+        set_mode(made.module, True)
+    with torch.no_grad():
+        made.theta.copy_(theta)
+    return made
 
 
 def copied(case: Case, dtype: torch.dtype | None = None, source: nn.Module | None = None) -> FlatModule:
@@ -96,13 +92,6 @@ def copied(case: Case, dtype: torch.dtype | None = None, source: nn.Module | Non
         device=flat.theta.device,
         gradients=False,
     )
-
-
-def _write(flat: FlatModule, theta: Tensor, displaced: Collection[str]) -> None:
-    with torch.no_grad():
-        flat.theta.copy_(theta)
-    if displaced:
-        displace([part for name, part in zip(flat.names, flat.moving, strict=True) if name in displaced])
 
 
 def few(case: Case) -> Batch:

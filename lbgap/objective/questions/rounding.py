@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,11 +10,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lbgap.objective.questions.case import Case
+from lbgap.objective.questions.fresh import copied
+from lbgap.problem.base import tolerance
 
 NEAR = 100  # units in the last place that rounding may make anywhere
 CLEAR = 1e-3  # of a row: more than rounding makes in float32, but where a value is rounded to whole numbers
 CLEAR_SHARE = 0.25  # of the rows: more than those in which such a step falls to the other side
-COARSE = 1e-5  # bfloat16 and float16: one rounding there outweighs what many operations add up to
 SMALL_ROWS = 0.1, 1e-3  # of the median, and of the largest row: what a row counts for at least
 
 Outputs = Callable[[nn.Module], Sequence[Tensor]]
@@ -73,12 +73,6 @@ def differ(case: Case, found: Sequence[Tensor], expected: Sequence[Tensor], agai
     return bool((exact > tolerance(narrowest.dtype)).any())
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """What rounding makes of a relative error at most, after many operations in a type."""
-    eps = float(torch.finfo(dtype).eps)
-    return eps**0.6 if eps < COARSE else 2 * eps
-
-
 def row_errors(found: Tensor, expected: Tensor, share: float, which: str) -> Tensor:
     """The largest error in each row, relative to its largest entry, ``(rows,)`` float64.
 
@@ -103,17 +97,7 @@ def row_errors(found: Tensor, expected: Tensor, share: float, which: str) -> Ten
 
 def in_float64(case: Case) -> nn.Module:
     """A copy of the replica in float64, where the replica stands: an error where there is none."""
-    module = case.evaluator.flat.module
-    memo: dict[int, Any] = {}
-    for parameter in module.parameters():
-        value = parameter.detach().double() if parameter.is_floating_point() else parameter.detach().clone()
-        memo[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
-    twin = copy.deepcopy(module, memo)
-    for part in twin.modules():
-        for name, buffer in part._buffers.items():
-            if buffer is not None and buffer.is_floating_point():
-                part._buffers[name] = buffer.double()
-    return twin
+    return copied(case, torch.float64, case.evaluator.flat.module).module
 
 
 def wide(inputs: Tensor) -> Tensor:

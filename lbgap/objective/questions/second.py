@@ -130,7 +130,7 @@ def _ask_model(case: Case, batch: Batch, kind: str, dtype: torch.dtype) -> str:
         OtherError: They are others.
     """
     flat, loss = copied(case, dtype, case.evaluator.flat.module), case.evaluator.loss
-    batch = Batch(_cast(batch.inputs, dtype), _cast(batch.targets, dtype))
+    batch = batch.cast(dtype)
     displace(flat.moving)
     start, vector = flat.theta.clone(), _gaussian(flat.moving)
 

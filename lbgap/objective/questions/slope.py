@@ -112,7 +112,8 @@ def _judge(case: Case, dtype: torch.dtype, *, of_loss: bool) -> str | float:
     for size in line.sizes() if dtype == torch.float64 else ():
         fine = list(_fine(line, size))
         if any(min(abs(probe.ahead - 1), abs(probe.mean - 1)) <= CLOSE for probe in fine):
-            return _sideways(line) or YES
+            sideways = _sideways(line)
+            return YES if sideways is None else sideways
         found = _wrong(fine, CLOSE, 2 * CLOSE)
         # Steps that are below the rounding of larger values do not move the loss at all: that says nothing.
         if found is not None and line.tells(fine) and (size == line.scale or abs(found) > COARSE):
@@ -124,7 +125,8 @@ def _judge(case: Case, dtype: torch.dtype, *, of_loss: bool) -> str | float:
         return NOT + "the model rounds to less than float32 inside"
     coarse = [line.probe(steps * line.scale * ROUNDING * torch.finfo(torch.float32).eps) for steps in COARSE_STEPS]
     if any(_agree(pair, COARSE) and abs(pair[0].mean - 1) <= COARSE for pair in itertools.pairwise(coarse)):
-        return (_sideways(line) if dtype == torch.float64 else None) or f"{YES} (to {COARSE:.0%})"
+        sideways = _sideways(line) if dtype == torch.float64 else None
+        return f"{YES} (to {COARSE:.0%})" if sideways is None else sideways
     wrong = _wrong(coarse, COARSE, COARSE if dtype == torch.float64 else 4 * COARSE)
     if wrong is not None and line.tells(coarse):
         return wrong
@@ -142,7 +144,7 @@ def _sideways(line: _Line) -> float | None:
             found = _wrong(fine, CLOSE, 2 * CLOSE)
             # A pass that rounds to float32 somewhere does not see such steps.
             if found is not None and line.tells(fine) and line.rounding() <= torch.finfo(torch.float64).eps:
-                return found or math.ulp(0.0)
+                return found
     return None
 
 
@@ -199,7 +201,7 @@ class _Line:
         """
         self._case, self._flat, self._of_loss = case, flat, of_loss
         dtype = flat.theta.dtype
-        self._batch = Batch(*(part.to(dtype) if part.is_floating_point() else part for part in batch))
+        self._batch = batch.cast(dtype)
         self.scale = self.slope = self.linear = self._at = 0.0
         gradients: Sequence[Tensor | None] = [None] * len(flat.moving)
         versions = [parameter._version for parameter in flat.moving]
@@ -252,7 +254,7 @@ class _Line:
         for place, (part, whole) in enumerate(zip(self._flat.moving, self._gradients, strict=True)):
             if whole is not None:
                 entries, gradient = _some(part.detach()), _some(whole)
-                made = noise.roll(place).to(part)[: len(entries)] if number else entries.clone()
+                made = noise.roll(place)[: len(entries)].to(part) if number else entries.clone()
                 made.mul_(gradient != 0)  # what has no gradient is not meant to move (Embedding(padding_idx=))
                 length = float(torch.linalg.vector_norm(made))
                 largest = float(torch.linalg.vector_norm(gradient)) * length

@@ -8,16 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lbgap import Objective
-from lbgap.objective import judge
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def fewer_questions(monkeypatch):
-    """Others have tests of their own."""
-    asked = ("repeats", "with and without gradients", "additive")
-    monkeypatch.setattr(judge, "QUESTIONS", {name: judge.QUESTIONS[name] for name in asked})
+pytestmark = pytest.mark.usefixtures("one_thread", "fewer_questions")
 
 
 def normal(*shape, seed=0):
