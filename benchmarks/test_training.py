@@ -22,7 +22,7 @@ import lbgap
 from lbgap import datasets
 from lbgap.networks import f1, mlp
 from lbgap.problem.loss import resolve_loss
-from lbgap.samples import Split
+from lbgap.problem.samples import Split
 from lbgap.training.batches import ORDER, derive_seed
 from lbgap.training.checkpoint import State
 from lbgap.training.descent import Descent

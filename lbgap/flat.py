@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from lbgap.problem.call import PLAIN, Call
+from lbgap.problem.trees import Tree
 from lbgap.replica import pin_mode, replicate, set_mode
 
 Selection = str | Iterable[str]
@@ -108,6 +111,7 @@ class FlatModule:
         kept: Tensors that the module kept of an earlier pass, as the replica has them: without a graph, by name.
         selection: Which parameters were chosen.
         batch_norm: ``"eval"`` or ``"batch"``.
+        call: How a batch enters the module.
     """
 
     def __init__(
@@ -119,6 +123,7 @@ class FlatModule:
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
         gradients: bool = True,
+        call: Call = PLAIN,
     ) -> None:
         """Build the replica.
 
@@ -129,6 +134,7 @@ class FlatModule:
             dtype: Floating-point type of the replica's parameters and buffers.
             device: Where the replica lives; the model's own device by default.
             gradients: Whether there is a place for them; without, ``gradient`` is empty.
+            call: How a batch enters the module.
 
         Raises:
             ValueError: See :func:`select_parameters`; the model cannot be copied; it spans several devices and
@@ -139,7 +145,7 @@ class FlatModule:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if batch_norm not in ("eval", "batch"):
             raise ValueError(f"batch_norm must be 'eval' or 'batch', got {batch_norm!r}")
-        self.selection, self.batch_norm = parameters, batch_norm
+        self.selection, self.batch_norm, self.call = parameters, batch_norm, call
         moving = select_parameters(model, parameters)
         _check_memory(dict(model.named_parameters()))
         self.names = tuple(moving)
@@ -202,6 +208,10 @@ class FlatModule:
                 memo[id(buffer)] = buffer.detach().to(device, wanted, copy=True)
         return memo
 
+    def run(self, inputs: Tree) -> Any:
+        """Call the replica with the inputs of a batch; what the loss takes of the output."""
+        return self.call.run(self.module, inputs)
+
     def parts(self, vector: Tensor) -> list[Tensor]:
         """Views of a vector ``(n,)``, one for each parameter that may move and in its shape."""
         pieces = vector.split([parameter.numel() for parameter in self.moving])
@@ -217,14 +227,14 @@ class FlatModule:
         """Whether batch-norm takes the statistics of each evaluation batch."""
         return any(isinstance(module, _BatchNorm) and module.running_mean is None for module in self.module.modules())
 
-    def statistics(self, batches: Iterable[Tensor], *, grad: bool = False) -> dict[str, Tensor]:
+    def statistics(self, batches: Iterable[Tree], *, grad: bool = False) -> dict[str, Tensor]:
         """Estimate the statistics of all batch-norms at theta: the mean of those of the batches.
 
         As ``torch.optim.swa_utils.update_bn`` does (Izmailov et al. 2018, arXiv 1803.05407); each batch-norm sees what
         those before it make with the statistics of the batch.
 
         Args:
-            batches: Inputs ``(batch, ...)``, two samples or more in each.
+            batches: Inputs of batches, two samples or more in each.
             grad: Whether the passes record a graph.
 
         Returns:
@@ -240,7 +250,7 @@ class FlatModule:
                 norm.train()
             with torch.set_grad_enabled(grad):
                 for inputs in batches:
-                    self.module(inputs)
+                    self.run(inputs)
             for name, norm in norms.items():
                 for key in ("running_mean", "running_var"):
                     found[f"{name}.{key}".lstrip(".")] = norm.get_buffer(key).clone()

@@ -13,8 +13,8 @@ import lbgap
 from lbgap.flat import FlatModule
 from lbgap.layers import FUNCTIONS, MEANS, NORMS, POINTWISE, Sum, UnknownError, displace, displaced, read_layers
 from lbgap.objective.products import general
+from lbgap.problem.batch import Batch
 from lbgap.problem.loss import resolve_loss
-from lbgap.samples import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KINDS = {nn.Linear, nn.Conv2d, *NORMS, *POINTWISE, *MEANS, Sum, *FUNCTIONS.values()}

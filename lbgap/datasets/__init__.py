@@ -7,7 +7,7 @@ from lbgap.datasets.load import NAMES, load
 from lbgap.datasets.mnist import mnist
 from lbgap.datasets.mnist1d import mnist1d
 from lbgap.datasets.npz import npz
-from lbgap.samples import Data, DataLike, Split, as_tensors
+from lbgap.problem.samples import Data, DataLike, Split, as_tensors
 
 __all__ = [
     "NAMES",

@@ -17,7 +17,7 @@ import torch
 
 from lbgap.datasets._download import Source, fetch
 from lbgap.datasets._shared import one_line
-from lbgap.samples import Data, Split
+from lbgap.problem.samples import Data, Split
 
 IMAGE = (3, 32, 32)
 MOST_BYTES = 2**28  # that an archive may unpack to; the real ones unpack to 184 million

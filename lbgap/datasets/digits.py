@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lbgap.datasets._shared import generator
-from lbgap.samples import Data, Split
+from lbgap.problem.samples import Data, Split
 
 
 def digits(seed: int = 0, test_fraction: float = 0.2) -> Data:

@@ -10,7 +10,7 @@ from lbgap.datasets.digits import digits
 from lbgap.datasets.mnist import mnist
 from lbgap.datasets.mnist1d import mnist1d
 from lbgap.datasets.npz import npz
-from lbgap.samples import Data
+from lbgap.problem.samples import Data
 
 _FILES = {"mnist": mnist, "cifar10": cifar10, "cifar100": cifar100}
 NAMES = ("mnist1d", "digits", *_FILES)

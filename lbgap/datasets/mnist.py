@@ -9,7 +9,7 @@ import torch
 
 from lbgap.datasets._download import Source, fetch
 from lbgap.datasets.idx import read_idx
-from lbgap.samples import Data, Split
+from lbgap.problem.samples import Data, Split
 
 # Sizes and SHA-256 sums are those that TensorFlow Datasets publishes for the same files.
 _MIRRORS = ("https://storage.googleapis.com/cvdf-datasets/mnist/", "https://ossci-datasets.s3.amazonaws.com/mnist/")

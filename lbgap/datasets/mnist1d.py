@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from lbgap.checks import is_whole, whole
 from lbgap.datasets._shared import generator
-from lbgap.samples import Data, Split
+from lbgap.problem.samples import Data, Split
 
 _Floats: TypeAlias = npt.NDArray[np.float64]
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from lbgap.datasets._shared import one_line
-from lbgap.samples import Data, Split, checked
+from lbgap.problem.samples import Data, Split, checked
 
 MOST_BYTES = 2**34  # of arrays in one archive, so that a small file cannot fill the memory
 

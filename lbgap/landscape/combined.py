@@ -168,8 +168,8 @@ class Combined:
         Raises:
             ValueError: A model keeps more than its parameters and floating-point buffers.
         """
-        few = self.objectives[0].few()
-        options = {**self._given.options, "batch_size": few.size, "device": self.ends.device}
+        few = self.objectives[0].ready()
+        options = {**self._given.options, "batch_size": few.batch.size, "device": self.ends.device}
         if options.get("precision") == "mixed":
             options["precision"] = "float32"
         own = [Objective(model, few, batch_norm=self._given.within, **options) for _, _, model in models]

@@ -18,6 +18,7 @@ from lbgap.landscape.given import MODES, Given, take
 from lbgap.landscape.line import Line, as_line
 from lbgap.landscape.shape import shape_of
 from lbgap.objective import Objective
+from lbgap.problem.call import CallFunction
 from lbgap.problem.loss import LossFunction
 from lbgap.result import Result, versions
 from lbgap.status import Status, status
@@ -107,6 +108,7 @@ def connect(
     backend: str | None = None,
     coupled: bool | None = None,
     judge: bool | None = None,
+    call: CallFunction | None = None,
 ) -> Connection:
     """Train a path of low loss between two minimizers, and compare its barrier with that of the straight line.
 
@@ -148,6 +150,8 @@ def connect(
             a ratio what the loss divides by. Their size is part of the result.
         judge: False leaves out the questions asked of model, loss and data before a number is believed
             (docs/limits.md), which the result then says.
+        call: ``call(model, batch)``, which returns the output, where batches enter the model in a way of their own
+            (docs/data.md).
 
     Returns:
         The path.
@@ -168,6 +172,7 @@ def connect(
     check_progress(progress)
     options: dict[str, Any] = {"loss": loss, "parameters": parameters, "precision": precision}
     options |= {"batch_size": batch_size, "device": device, "backend": backend, "coupled": coupled, "judge": judge}
+    options["call"] = call
     given = _given(small, data, batch_norm, options)
     ends = Ends(given, large, data, test_data)
     _check_statistics(given, ends)

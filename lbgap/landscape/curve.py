@@ -11,6 +11,7 @@ from torch import nn
 from lbgap.flat import Selection
 from lbgap.landscape.line import Line, evaluate_path
 from lbgap.objective import Objective
+from lbgap.problem.call import CallFunction
 from lbgap.problem.loss import LossFunction
 from lbgap.system.progress import Report
 
@@ -37,6 +38,7 @@ def curve(
     backend: str | None = None,
     coupled: bool | None = None,
     judge: bool | None = None,
+    call: CallFunction | None = None,
 ) -> Line:
     """Evaluate ``f(sin(alpha pi / 2) x_l + cos(alpha pi / 2) x_s)`` on training and test data.
 
@@ -75,6 +77,8 @@ def curve(
             a ratio what the loss divides by. Their size is part of the result.
         judge: False leaves out the questions asked of model, loss and data before a number is believed
             (docs/limits.md), which the result then says.
+        call: ``call(model, batch)``, which returns the output, where batches enter the model in a way of their own
+            (docs/data.md).
 
     Returns:
         The curve, as :func:`lbgap.line` returns a line.
@@ -87,6 +91,7 @@ def curve(
     """
     options: dict[str, Any] = {"loss": loss, "parameters": parameters, "precision": precision}
     options |= {"batch_size": batch_size, "device": device, "backend": backend, "coupled": coupled, "judge": judge}
+    options["call"] = call
     return evaluate_path(
         "curve", turn, small, large, data, test_data, (points, low, high, rise), batch_norm, options, progress
     )

@@ -19,6 +19,7 @@ from lbgap.landscape.ends import Ends
 from lbgap.landscape.given import take
 from lbgap.landscape.shape import Shape, shape_of, status_of
 from lbgap.objective import Objective
+from lbgap.problem.call import CallFunction
 from lbgap.problem.loss import LossFunction
 from lbgap.result import Result, versions
 from lbgap.system.progress import Report, check_progress
@@ -91,6 +92,7 @@ def line(
     backend: str | None = None,
     coupled: bool | None = None,
     judge: bool | None = None,
+    call: CallFunction | None = None,
 ) -> Line:
     """Evaluate ``f(alpha x_l + (1 - alpha) x_s)`` on training and test data.
 
@@ -129,6 +131,8 @@ def line(
             a ratio what the loss divides by. Their size is part of the result.
         judge: False leaves out the questions asked of model, loss and data before a number is believed
             (docs/limits.md), which the result then says.
+        call: ``call(model, batch)``, which returns the output, where batches enter the model in a way of their own
+            (docs/data.md).
 
     Returns:
         The line.
@@ -148,6 +152,7 @@ def line(
     """
     options: dict[str, Any] = {"loss": loss, "parameters": parameters, "precision": precision}
     options |= {"batch_size": batch_size, "device": device, "backend": backend, "coupled": coupled, "judge": judge}
+    options["call"] = call
     return evaluate_path(
         "line",
         lambda alpha: (1 - alpha, alpha),

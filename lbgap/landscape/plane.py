@@ -22,6 +22,7 @@ from lbgap.landscape.given import Given, take
 from lbgap.landscape.grid import Grid, Rows, check_grid
 from lbgap.landscape.record import NO_BATCH_NORM, opened
 from lbgap.objective import Objective
+from lbgap.problem.call import CallFunction
 from lbgap.problem.loss import LossFunction
 from lbgap.result import Result, versions
 from lbgap.status import Status, status
@@ -111,6 +112,7 @@ def plane(
     backend: str | None = None,
     coupled: bool | None = None,
     judge: bool | None = None,
+    call: CallFunction | None = None,
 ) -> Plane:
     """Evaluate loss and accuracy on a plane of the parameter space, on training and test data.
 
@@ -166,6 +168,8 @@ def plane(
             a ratio what the loss divides by. Their size is part of the result.
         judge: False leaves out the questions asked of model, loss and data before a number is believed
             (docs/limits.md), which the result then says.
+        call: ``call(model, batch)``, which returns the output, where batches enter the model in a way of their own
+            (docs/data.md).
 
     Returns:
         The plane.
@@ -197,6 +201,7 @@ def plane(
     check_progress(progress)
     options: dict[str, Any] = {"loss": loss, "parameters": parameters, "precision": precision}
     options |= {"batch_size": batch_size, "device": device, "backend": backend, "coupled": coupled, "judge": judge}
+    options["call"] = call
     given, modules = _taken(several, kind, data, batch_norm, options)
     check_models(modules, kind, given)
     combined = Combined(given, data, test_data)

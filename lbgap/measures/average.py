@@ -50,7 +50,7 @@ def average_sharpness(
         progress: True for a bar on standard error, or a function that is called with each
             :class:`~lbgap.system.progress.Progress`.
         options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device``, ``backend``,
-            ``coupled`` and ``judge``, as in :func:`lbgap.fast_sharpness`.
+            ``coupled``, ``judge`` and ``call``, as in :func:`lbgap.fast_sharpness`.
 
     Returns:
         The mean rise and its standard error over draws; in ``details`` the rise of each draw.

@@ -49,7 +49,7 @@ def batch_sharpness(
         progress: True for a bar on standard error, or a function that is called with each
             :class:`~lbgap.system.progress.Progress`.
         options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device``, ``backend``,
-            ``coupled`` and ``judge``, as in :func:`lbgap.fast_sharpness`.
+            ``coupled``, ``judge`` and ``call``, as in :func:`lbgap.fast_sharpness`.
 
     Returns:
         The mean and its standard error. In ``details``: ``ratio_of_means``, ``E g_B' H_B g_B / E |g_B|^2``, which
@@ -154,7 +154,7 @@ def noise_scale(
         progress: True for a bar on standard error, or a function that is called with each
             :class:`~lbgap.system.progress.Progress`.
         options: ``loss``, ``parameters``, ``batch_norm`` (not ``"batch"``), ``precision``, ``batch_size``, ``device``,
-            ``backend``, ``coupled`` and ``judge``, as in :func:`lbgap.fast_sharpness`.
+            ``backend``, ``coupled``, ``judge`` and ``call``, as in :func:`lbgap.fast_sharpness`.
 
     Returns:
         The scale in samples, and its standard error to first order; NaN where ``|G|^2`` is not above zero. In

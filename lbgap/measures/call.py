@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lbgap.flat import Selection
 from lbgap.objective import Objective
+from lbgap.problem.call import CallFunction
 from lbgap.problem.loss import LossFunction
 from lbgap.result import Measure, versions
 from lbgap.status import Status
@@ -34,6 +35,7 @@ class Options(TypedDict, total=False):
     backend: str | None
     coupled: bool | None
     judge: bool | None
+    call: CallFunction | None
 
 
 class Search(Options, total=False):

@@ -48,7 +48,7 @@ def critical_sharpness(
         progress: True for a bar on standard error, or a function that is called with each
             :class:`~lbgap.system.progress.Progress`.
         options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device``, ``backend``,
-            ``coupled`` and ``judge``, as in :func:`lbgap.fast_sharpness`.
+            ``coupled``, ``judge`` and ``call``, as in :func:`lbgap.fast_sharpness`.
 
     Returns:
         lambda_c. In ``details``: ``step`` eta_c; ``below`` and ``above``, the bracket; ``slope`` ``<g, d>``; ``length``

@@ -41,7 +41,7 @@ def fisher_rao_norm(
         progress: True for a bar on standard error, or a function that is called with each
             :class:`~lbgap.system.progress.Progress`.
         options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device``, ``backend``,
-            ``coupled`` and ``judge``, as in :func:`lbgap.fast_sharpness`. Parameters that may not
+            ``coupled``, ``judge`` and ``call``, as in :func:`lbgap.fast_sharpness`. Parameters that may not
             move count as constants. A callable loss must be a mean of one term a sample.
 
     Returns:

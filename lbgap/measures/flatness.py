@@ -54,7 +54,7 @@ def relative_flatness(
         progress: True for a bar on standard error, or a function that is called with each
             :class:`~lbgap.system.progress.Progress`.
         options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device``, ``backend``,
-            ``coupled`` and ``judge``, as in :func:`lbgap.fast_sharpness`.
+            ``coupled``, ``judge`` and ``call``, as in :func:`lbgap.fast_sharpness`.
 
     Returns:
         kappa and, where it is estimated, its standard error over draws.

@@ -55,7 +55,7 @@ def pac_bayes_sigma(
         progress: True for a bar on standard error, or a function that is called with each
             :class:`~lbgap.system.progress.Progress`.
         options: ``loss``, ``parameters``, ``batch_norm``, ``precision``, ``batch_size``, ``device``, ``backend``,
-            ``coupled`` and ``judge``, as in :func:`lbgap.fast_sharpness`.
+            ``coupled``, ``judge`` and ``call``, as in :func:`lbgap.fast_sharpness`.
 
     Returns:
         sigma, with its standard error to first order: that of the mean error at sigma, divided by the slope of the

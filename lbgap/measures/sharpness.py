@@ -16,9 +16,11 @@ from lbgap.flat import Selection
 from lbgap.maximize.climb import Maximum, of_part
 from lbgap.maximize.region import Box, box
 from lbgap.maximize.search import check, check_scaling, maximise, scout_samples
-from lbgap.measures.call import Call, Options, call
+from lbgap.measures.call import Call, Options
+from lbgap.measures.call import call as work_on
 from lbgap.objective import Objective
 from lbgap.objective.coordinates import RandomManifold, check_manifold
+from lbgap.problem.call import CallFunction
 from lbgap.problem.loss import LossFunction
 from lbgap.result import Result
 from lbgap.status import status
@@ -113,6 +115,7 @@ def fast_sharpness(
     backend: str | None = None,
     coupled: bool | None = None,
     judge: bool | None = None,
+    call: CallFunction | None = None,
 ) -> Sharpness:
     """Measure the sharpness of a minimizer, in the full parameter space or on random manifolds.
 
@@ -162,6 +165,8 @@ def fast_sharpness(
             a ratio what the loss divides by. Their size is part of the result.
         judge: False leaves out the questions asked of model, loss and data before a number is believed
             (docs/limits.md), which the result then says.
+        call: ``call(model, batch)``, which returns the output, where batches enter the model in a way of their own
+            (docs/data.md).
 
     Returns:
         The sharpness with everything it depends on.
@@ -189,6 +194,7 @@ def fast_sharpness(
         "backend": backend,
         "coupled": coupled,
         "judge": judge,
+        "call": call,
     }
     search: dict[str, Any] = {
         **check(method, iterations, restarts, scout, seed),
@@ -198,7 +204,7 @@ def fast_sharpness(
     manifolds = {} if subspace is None else {"subspace": subspace, "trials": trials, "distribution": distribution}
     box(region, torch.zeros(1, dtype=torch.float64), epsilon, "torch")  # judged before any data are read
     check_progress(progress)
-    with call("sharpness", model, data, options) as task:
+    with work_on("sharpness", model, data, options) as task:
         objective = task.objective
         if samples is not None and isinstance(objective.coordinates, RandomManifold):
             raise ValueError(

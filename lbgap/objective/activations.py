@@ -4,36 +4,40 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lbgap.flat import FlatModule
+from lbgap.problem import trees
+from lbgap.problem.trees import Tree
 from lbgap.system.device import SavedBytes
 
 
-def recorded(module: nn.Module, inputs: Tensor, again: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """Run a module with a graph, and add up what autograd saves.
+def recorded(flat: FlatModule, inputs: Tree, again: Callable[[], Tree]) -> tuple[Any, int]:
+    """Run a replica with a graph, and add up what autograd saves.
 
     By hooks on what is saved; ``torch.func`` inside a forward pass refuses these, and then the graph is searched.
 
     Args:
-        module: What is run.
-        inputs: ``(batch, ...)``.
+        flat: What is run.
+        inputs: Of a batch.
         again: Gives a fresh copy of them.
 
     Returns:
         The output with its graph, and bytes.
     """
-    constant = [*module.parameters(), *module.buffers()]
+    constant = [*flat.module.parameters(), *flat.module.buffers()]
     saved = SavedBytes(constant)
     with torch.enable_grad():
         try:
             with torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor):
-                return module(inputs), saved.total()
+                return flat.run(inputs), saved.total()
         except torch.OutOfMemoryError:
             raise
         except Exception:  # of the hooks, or of the model itself, then here again
-            output = module(again())
+            output = flat.run(again())
     saved = SavedBytes(constant)
     for tensor in _saved(output):
         with contextlib.suppress(RuntimeError):  # of a tensor of torch.func, which has no storage of its own
@@ -43,7 +47,7 @@ def recorded(module: nn.Module, inputs: Tensor, again: Callable[[], Tensor]) -> 
 
 def _saved(output: object) -> Iterator[Tensor]:
     """The tensors in the graph of an output."""
-    waiting, seen = [getattr(output, "grad_fn", None)], set()
+    waiting, seen = [part.grad_fn for part in trees.observed(output)], set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:

@@ -11,10 +11,10 @@ from lbgap.objective.coordinates import Coordinates
 from lbgap.objective.passes import Evaluator
 from lbgap.objective.points.many import Many
 from lbgap.objective.products.choose import Products
+from lbgap.problem.batch import Batch
+from lbgap.problem.hold import Ready
 from lbgap.replica import replicate
-from lbgap.samples import Batch
 from lbgap.system.device import first_line
-from lbgap.system.files import digest
 
 
 class Held:
@@ -116,7 +116,7 @@ class Held:
     @property
     def by_class(self) -> bool:
         """Whether the loss is plain cross-entropy with one class index a sample, each of which counts alike."""
-        return self._evaluator.loss.by_class(self._evaluator.data.targets)
+        return self._evaluator.loss.by_class(self._evaluator.data.pool.targets)
 
     @property
     def counted(self) -> int:
@@ -164,6 +164,7 @@ class Held:
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "backend": self.backend,
+            **evaluator.flat.call.facts(),
             "data": "streamed" if evaluator.is_streamed else "resident",
             "graph": evaluator.graphs.status,
             "judged": dict(self.judged) if isinstance(self.judged, dict) else self.judged,
@@ -198,9 +199,13 @@ class Held:
         """A fresh copy of some 32 samples, for trying something out."""
         return self._evaluator.few()
 
+    def ready(self) -> Ready:
+        """The same samples, to build an objective of another model on them."""
+        return Ready(self.few(), self._evaluator.flat.call)
+
     def digest(self) -> str:
         """SHA-256 of all samples as they are evaluated, in hexadecimal: tells these data from others."""
-        return digest(self._evaluator.data)
+        return self._evaluator.data.digest()
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -234,6 +239,7 @@ class Held:
             "backend": self.backend,
             "coupled": self.coupled,
             "judge": isinstance(self.judged, dict),
+            "call": self._evaluator.flat.call.function,
         }
 
     # How it is done.

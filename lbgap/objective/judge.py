@@ -16,7 +16,7 @@ from lbgap.objective import activations
 from lbgap.objective.passes import BATCH_NORM_BATCH, PROBE_SAMPLES, Evaluator
 from lbgap.objective.questions import additive, gradient, moves, paths, repeats, slope
 from lbgap.objective.questions.case import Case
-from lbgap.samples import Batch
+from lbgap.problem.batch import Batch
 from lbgap.system import device as hardware
 from lbgap.system.device import first_line
 
@@ -127,10 +127,10 @@ def _probe_or_unit(evaluator: Evaluator) -> Probed:
 def _probe(evaluator: Evaluator) -> Probed:
     """Run a few samples: do model, loss and data fit, is there a gradient, how large is a sample's activations?"""
     few, pristine = evaluator.few(), evaluator.few()
-    versions = [part._version for part in few]
+    versions = [part._version for part in few.tensors()]
     with evaluator.exact(), evaluator.context(False), _same_draws(evaluator):
         try:
-            output, saved = activations.recorded(evaluator.flat.module, few.inputs, lambda: evaluator.few().inputs)
+            output, saved = activations.recorded(evaluator.flat, few.inputs, lambda: evaluator.few().inputs)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -145,7 +145,7 @@ def _probe(evaluator: Evaluator) -> Probed:
             _check_gradient(evaluator, output, few.targets)
         plain = _plain(evaluator)
     evaluator.flat.check_views()
-    evaluator.overwrites = _overwritten(few, pristine) or [part._version for part in few] != versions
+    evaluator.overwrites = _overwritten(few, pristine) or [part._version for part in few.tensors()] != versions
     return Probed(output.detach(), plain, max(1, saved // few.size))
 
 
@@ -154,7 +154,7 @@ def _plain(evaluator: Evaluator) -> Tensor:
     for evaluator.needs_grad in (False, True):
         try:
             with evaluator.unrecorded():
-                output: Tensor = evaluator.flat.module(evaluator.few().inputs)
+                output: Tensor = evaluator.flat.run(evaluator.few().inputs)
             return output.detach()
         except torch.OutOfMemoryError:
             raise
@@ -170,7 +170,7 @@ def _try_bfloat16(evaluator: Evaluator) -> None:
     with evaluator.exact(), _same_draws(evaluator), torch.enable_grad():
         try:
             with evaluator.context(True):
-                output = evaluator.flat.module(few.inputs)
+                output = evaluator.flat.run(few.inputs)
             with evaluator.context(False):
                 total = evaluator.loss.sums(output.to(evaluator.flat.theta.dtype), few.targets).total
                 parts = torch.autograd.grad(total, evaluator.flat.moving, allow_unused=True)
@@ -204,7 +204,7 @@ def _check_gradient(evaluator: Evaluator, output: Tensor, targets: Tensor) -> No
 
 def _overwritten(used: Batch, fresh: Batch) -> bool:
     """Whether model or loss have written into their inputs."""
-    return not all(torch.equal(*parts) for parts in zip(used, fresh, strict=True))
+    return not all(torch.equal(*parts) for parts in zip(used.tensors(), fresh.tensors(), strict=True))
 
 
 def _unit(evaluator: Evaluator, wanted: int | None) -> int:

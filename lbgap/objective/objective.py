@@ -26,8 +26,10 @@ from lbgap.objective.points.source import Combinations, Separate, Source
 from lbgap.objective.products import choose as products
 from lbgap.objective.products.output import check_kind
 from lbgap.operators import LinearOperator
+from lbgap.problem.call import Call, CallFunction, choose
+from lbgap.problem.hold import Ready, hold, take
 from lbgap.problem.loss import Loss, LossFunction, log_probability, resolve_loss
-from lbgap.samples import Batch, as_tensors
+from lbgap.problem.stored import Samples, Table
 from lbgap.system import device as hardware
 
 PRECISIONS = ("float32", "float64", "mixed")
@@ -56,6 +58,7 @@ class Objective(Parts, Directional):
         backend: str = "auto",
         coupled: bool = False,
         judge: bool = True,
+        call: CallFunction | None = None,
     ) -> None:
         """Build the replica, load the data and check that they fit.
 
@@ -80,6 +83,7 @@ class Objective(Parts, Directional):
                 for a ratio what the loss divides by. Their size is part of the result;
                 ``batch_norm="batch"`` is one such case.
             judge: Whether to ask, before any number, if this is the loss of the model (docs/limits.md).
+            call: ``call(model, batch)``, which returns the output, where batches enter the model in a way of their own.
 
         Raises:
             ValueError: An argument is out of its range, the data are empty or do not fit the model, the model is
@@ -107,13 +111,8 @@ class Objective(Parts, Directional):
             bfloat16 = precision == "mixed" and has_bfloat16(here.type, notes)
             self.coordinates = Coordinates(flat)
             # All that costs nothing has been judged: now the data, which may take long to read.
-            (inputs, targets), loader_batch = as_tensors(data)
-            if device is None and isinstance(data, tuple | list) and inputs.device != here:
-                raise ValueError(
-                    f"the model is on {here} and the data on {inputs.device}: move one of them, or pass device="
-                )
+            samples, flat.call, loader_batch = self._read(model, data, wanted, call, notes, None if device else here)
             coupled = coupled or (batch_norm == "batch" and flat.has_batch_norm)
-            samples = Batch(inputs, targets)
             self._evaluator = Evaluator(flat, wanted, samples, notes, coupled=coupled, bfloat16=bfloat16)
         with torch.inference_mode(False):
             output, self.judged = ask(
@@ -131,7 +130,7 @@ class Objective(Parts, Directional):
         self._whole = None
         self._losses_way = "not used yet"
         self.evaluated = 0
-        self.classes = self._evaluator.loss.classes(output, targets)
+        self.classes = self._evaluator.loss.classes(output, self._evaluator.data.pool.targets)
 
     # Values and gradients.
 
@@ -395,6 +394,37 @@ class Objective(Parts, Directional):
         return LinearOperator(multiply, self.n, self.dtype, self.device, kind, fresh=True)
 
     # How it is done.
+
+    @staticmethod
+    def _read(
+        model: nn.Module,
+        data: Any,
+        loss: Loss,
+        call: CallFunction | None,
+        notes: list[str],
+        place: torch.device | None,
+    ) -> tuple[Samples, Call, int | None]:
+        """All samples, how they enter the model, and the batch size of their loader.
+
+        Args:
+            model: The user's.
+            data: The user's.
+            loss: What the targets are for.
+            call: The user's.
+            notes: Takes sentences on what is done otherwise than asked.
+            place: Where tensors in memory have to be; None for anywhere.
+        """
+        if isinstance(data, Ready):
+            return Table(data.batch, place or torch.device("cpu")), data.call, None
+        source = take(data)
+        chosen = choose(model, loss, source.first(), call)
+        notes += [*source.notes, *chosen.notes]
+        samples = hold(source, chosen.call.split, notes)
+        if place is not None and source.in_memory is not None and source.in_memory != place:
+            raise ValueError(
+                f"the model is on {place} and the data on {source.in_memory}: move one of them, or pass device="
+            )
+        return samples, chosen.call, source.batch_size
 
     @torch.inference_mode(False)
     def _enqueue(

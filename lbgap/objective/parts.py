@@ -53,7 +53,7 @@ class Parts(Held):
                 f"samples needs a loss that is a mean over single samples, got {self.coupling}, under which fewer "
                 f"samples are another function: {self.uncoupling}"
             )
-        targets = self._evaluator.data.targets
+        targets = self._evaluator.data.pool.targets
         classes = targets if self.classes is not None and targets.dim() == 1 else None
         chosen = drawn(samples, seed, self.samples, classes)
         return self._beside(evaluator=self._evaluator.part(chosen))
@@ -134,7 +134,7 @@ class Parts(Held):
     def _that_count(self, chosen: Tensor) -> Tensor:
         """Samples that were spread over the data, spread over those that count in their place where some do not."""
         evaluator = self._evaluator
-        loss, targets = evaluator.loss, evaluator.data.targets
+        loss, targets = evaluator.loss, evaluator.data.pool.targets
         if not loss.weighs:  # targets alone tell
             counting = loss.counting(targets)
             size = len(counting)

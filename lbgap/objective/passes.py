@@ -1,7 +1,7 @@
 """How a loss is evaluated: passes of a private replica over samples in micro-batches, on the device that they need.
 
 The evaluator knows neither coordinates nor minimizers: whoever calls it has written the parameters into its replica.
-It sees samples as a :class:`~lbgap.samples.Batch`, which knows its size, and a loss as sums and their weights.
+It sees :class:`~lbgap.problem.stored.Samples` as batches that know their size, and a loss as sums and their weights.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from lbgap.flat import FlatModule
 from lbgap.objective import tangents
 from lbgap.objective.cuda_graphs import Graphs
 from lbgap.objective.plain import NoFastPath, has_fast_path
+from lbgap.problem.batch import Batch
 from lbgap.problem.loss import Loss, Sums
-from lbgap.samples import Batch, resident, streamed
+from lbgap.problem.stored import Samples
 from lbgap.system import device as hardware
 
 BATCH_NORM_BATCH = 5000  # what the paper's authors evaluate with
@@ -57,7 +58,7 @@ class Evaluator:
         self,
         flat: FlatModule,
         loss: Loss,
-        data: Batch,
+        data: Samples,
         notes: list[str],
         *,
         coupled: bool = False,
@@ -78,8 +79,8 @@ class Evaluator:
         self.flat, self.loss, self.notes, self.coupled, self.bfloat16 = flat, loss, notes, coupled, bfloat16
         self.device = flat.theta.device
         self._whole = whole
-        self.is_streamed = not hardware.fit(data, self.device, flat.theta.dtype)
-        self.data = Batch(*(self._placed(part) for part in data))
+        self.data = data.placed(self.device, flat.theta.dtype) if whole is None else data
+        self.is_streamed = self.data.is_streamed
         none = "cpu" if self.device.type == "cpu" else None if self.device.type == "cuda" else "no CUDA device"
         if self.is_streamed:
             none = "the data are streamed"
@@ -112,7 +113,7 @@ class Evaluator:
             TypeError: As :meth:`Loss.check`.
             ValueError: Likewise.
         """
-        self.loss = self.loss.check(output, self.data.targets)
+        self.loss = self.loss.check_all(output, self.data.targets())
         self._weight = self._counted = self._few = None
 
     @property
@@ -139,7 +140,7 @@ class Evaluator:
     def counted(self) -> int:
         """How many targets an accuracy is a share of."""
         if self._counted is None:
-            self._counted = self.loss.counted(self.data.targets)
+            self._counted = sum(map(self.loss.counted, self.data.targets()))
         return self._counted
 
     def divisor(self, kind: str) -> float:
@@ -155,7 +156,7 @@ class Evaluator:
         return Evaluator(
             self.flat,
             self.loss,
-            self.data.rows(chosen.to(self.data.inputs.device)),
+            self.data.part(chosen),
             self.notes,
             coupled=self.coupled,
             bfloat16=self.bfloat16,
@@ -167,16 +168,15 @@ class Evaluator:
         if self._few is None:
             self._few = self._first_that_count()
         rows = self._few[: self.few_samples] if isinstance(self._few, Tensor) else slice(self.few_samples)
-        return Batch(*(part[rows].to(self.device, copy=True) for part in self.data))
+        return self.copied(self.data.pool.rows(rows) if self.data.cuttable else self.data.pool)
+
+    def copied(self, batch: Batch) -> Batch:
+        """A fresh copy of a batch on the device, which model and loss may overwrite."""
+        return batch.map(lambda part: part.to(self.device, copy=True))
 
     def batches(self) -> Iterator[Batch]:
         """The micro-batches of a pass, in order."""
-        on_device = (
-            streamed(self.data, self.batch_size, self.device)
-            if self.is_streamed
-            else resident(self.data, self.batch_size)
-        )
-        for batch in on_device:
+        for batch in self.data.batches(self.batch_size):
             yield batch.clone() if self.overwrites else batch
 
     # Passes at the replica's parameters.
@@ -246,7 +246,7 @@ class Evaluator:
             total = torch.zeros(len(vectors), dtype=torch.float64, device=self.device)
             with self.exact(), self.context(False), tangents.differentiable():
                 for batch in self.batches():
-                    sums = self.loss.sums(self.flat.module(batch.inputs), batch.targets)
+                    sums = self.loss.sums(self.flat.run(batch.inputs), batch.targets)
                     total += tangents.curvatures(sums.total / weight, self.flat.moving, parts)
             return total
 
@@ -255,25 +255,40 @@ class Evaluator:
     def statistics(self) -> dict[str, Tensor]:
         """The statistics of batch-norm over all samples: name of each buffer to its value."""
         with self.exact(), self.context(False):
-            parts = self.data.inputs.tensor_split(math.ceil(self.samples / BATCH_NORM_BATCH))
-            return self.flat.statistics(
-                (part.to(self.device, copy=self.overwrites) for part in parts), grad=self.needs_grad
-            )
+            parts = (batch.inputs for batch in self._even_batches())
+            return self.flat.statistics(parts, grad=self.needs_grad)
+
+    def _even_batches(self) -> Iterator[Batch]:
+        """All samples in batches of one size, but for one sample, where they can be cut so."""
+        table = self.data.table
+        if table is None:
+            yield from self.batches()
+            return
+        count = math.ceil(self.samples / BATCH_NORM_BATCH)
+        size, longer = divmod(self.samples, count)
+        first = 0
+        for number in range(count):
+            end = first + size + (number < longer)
+            batch = table.rows(slice(first, end)).cast(None, self.device)
+            yield batch.clone() if self.overwrites else batch
+            first = end
 
     def _first_that_count(self) -> slice | Tensor:
         first = slice(self.few_samples)
-        if self.coupled:  # where samples see each other they are those of a batch
+        if self.coupled or not self.data.cuttable:  # where samples see each other they are those of a batch
             return first
+        pool = self.data.pool
         with self.context(False):
-            if len(self.loss.counting(self.data.targets[first])) == min(self.few_samples, self.samples):
+            if len(self.loss.counting(pool.rows(first).targets)) == min(self.few_samples, pool.size):
                 return first
-            counting = self.loss.counting(self.data.targets, self.few_samples)
+            counting = self.loss.counting(pool.targets, self.few_samples)
         return counting if len(counting) else first
 
     def _known_weight(self) -> float:
         if self._weight is None:
-            weight = self.loss.weight(self.data.targets)
-            self._weight = self._weighed() if weight is None else weight
+            weights = [self.loss.weight(targets) for targets in self.data.targets()]
+            known = [weight for weight in weights if weight is not None]
+            self._weight = math.fsum(known) if len(known) == len(weights) else self._weighed()
         return self._weight
 
     def _weighed(self) -> float:
@@ -303,7 +318,7 @@ class Evaluator:
             ValueError: It is not one output for each sample.
         """
         with self.context(bfloat16):
-            output: Tensor = self.flat.module(batch.inputs)
+            output: Tensor = self.flat.run(batch.inputs)
         if output.shape[:1] != (batch.size,):
             raise ValueError(
                 f"the model must return one output per sample, got shape {tuple(output.shape)} for a batch of "
@@ -413,11 +428,6 @@ class Evaluator:
         """Write down a fact, in place of what an earlier note of this beginning said."""
         kept = [note for note in self.notes if not note.startswith(beginning)]
         self.notes[:] = [*kept, beginning + rest]  # in place: parts share the list
-
-    def _placed(self, tensor: Tensor) -> Tensor:
-        tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
-        dtype = self.flat.theta.dtype if tensor.is_floating_point() else None
-        return hardware.pinned(tensor, dtype) if self.is_streamed else tensor.to(self.device, dtype)
 
     def _empty(self) -> None:
         """Free the memory of graphs, also of what this is a part of, and what torch keeps."""

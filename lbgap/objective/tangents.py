@@ -53,7 +53,7 @@ def forward(flat: FlatModule, inputs: Tensor, direction: Tensor) -> tuple[Tensor
         for parameter, part in zip(flat.moving, flat.parts(direction), strict=True):
             # Written in place, so that it reaches a parameter that the model keeps elsewhere too; gone with the level.
             parameter.copy_(forward_ad.make_dual(parameter.detach().clone(), part))
-        output, tangent = forward_ad.unpack_dual(flat.module(inputs))
+        output, tangent = forward_ad.unpack_dual(flat.run(inputs))
         return output.clone(), torch.zeros_like(output) if tangent is None else tangent.clone()
 
 
@@ -63,7 +63,7 @@ def backward(flat: FlatModule, inputs: Tensor, direction: Tensor) -> tuple[Tenso
     Raises:
         ValueError: The model cannot be differentiated twice.
     """
-    output = flat.module(inputs)
+    output = flat.run(inputs)
     weights = torch.zeros_like(output, requires_grad=True)
     try:
         pulled = torch.autograd.grad(output, flat.moving, weights, create_graph=True, allow_unused=True)
@@ -107,7 +107,7 @@ def choose(flat: FlatModule, inputs: Callable[[], Tensor], direction: Tensor) ->
 
 def _sums_agree(flat: FlatModule, inputs: Tensor, direction: Tensor, tangent: Tensor, frequency: int) -> bool:
     """Whether a weighted sum of the outputs' derivatives is what one backward pass says of it."""
-    output = flat.module(inputs)
+    output = flat.run(inputs)
     numbers = torch.arange(output.numel(), dtype=torch.float64, device=output.device)
     weights = (frequency * numbers).cos().view_as(output)
     pulled = torch.autograd.grad(output, flat.moving, weights.to(output), allow_unused=True)

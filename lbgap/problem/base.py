@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+from lbgap.problem.trees import Tree
 
 COARSE = 1e-5  # bfloat16 and float16: one rounding there outweighs what many operations add up to
 LossFunction = Callable[[Tensor, Tensor], Any]
@@ -46,12 +48,14 @@ class Loss(ABC):
         given: What a user passes to have it.
         class_dim: Dimension of the output in which its classes are, 1 or -1.
         weighs: Whether it returns its weight with each sum, so that targets alone do not tell.
+        raw: Whether it takes outputs as the model returns them, and of a batch that is a dict or an object all of it.
     """
 
     name: str
     given: str | LossFunction
     class_dim: int = 1
     weighs: bool = False
+    raw: bool = False
 
     def facts(self) -> dict[str, Any]:
         """What a result records, ready for JSON: ``loss``, and ``loss_options`` where torch's defaults were changed."""
@@ -121,6 +125,31 @@ class Loss(ABC):
             TypeError: The output is not a tensor, or the targets have the wrong kind of dtype.
             ValueError: Output, shape or range of the targets do not fit the loss.
         """
+
+    def check_all(self, output: Any, targets: Iterable[Tree]) -> Self:
+        """As :meth:`check`, for targets that come piece by piece.
+
+        Args:
+            output: What the model returned for the first samples.
+            targets: Those of all samples, in order.
+
+        Returns:
+            The loss of all of these data, or of a part of them.
+
+        Raises:
+            TypeError: As :meth:`check`.
+            ValueError: As :meth:`check`.
+        """
+        fitted = None
+        for target in targets:
+            one = self.check(output, target)
+            fitted = one if fitted is None else fitted.joined(one)
+        assert fitted is not None
+        return fitted
+
+    def joined(self, other: Self) -> Self:
+        """The loss of the data that this one and another, fitted likewise, are fitted to."""
+        return self
 
     def totals(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Sum the loss over the samples of one batch, for the outputs of several networks.

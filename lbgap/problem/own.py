@@ -47,6 +47,7 @@ class Own(Loss):
     given: LossFunction
     function: LossFunction
     weighs: bool = False
+    raw: bool = True
     outputs: Tensor | None = field(default=None, compare=False, repr=False)
 
     def sums(self, output: Tensor, target: Tensor) -> Sums:

@@ -15,8 +15,8 @@ from torch import nn
 from lbgap import datasets, networks
 from lbgap.measures.sharpness import fast_sharpness
 from lbgap.objective import Objective
+from lbgap.problem.samples import Data
 from lbgap.result import plain, versions
-from lbgap.samples import Data
 from lbgap.sweeps.definition import NETWORK, SETTINGS, Definition, Measurement, Trial
 from lbgap.system import files
 from lbgap.training import Run, train

@@ -14,8 +14,8 @@ from torch.nn.parameter import UninitializedParameter
 
 from lbgap.checks import json_value
 from lbgap.problem.loss import Loss
+from lbgap.problem.samples import DataLike, Split, as_tensors
 from lbgap.replica import Watch, held_tensors, replicate, set_mode
-from lbgap.samples import DataLike, Split, as_tensors
 from lbgap.system.device import usable
 from lbgap.training.batches import private_rng, resolve_batch_size
 from lbgap.training.checkpoint import Recorder, State, restore

@@ -13,7 +13,7 @@ from torch import nn
 
 from lbgap.checks import json_value, real, whole
 from lbgap.problem.loss import LossFunction, resolve_loss
-from lbgap.samples import DataLike, as_tensors
+from lbgap.problem.samples import DataLike, as_tensors
 from lbgap.system.progress import check_progress
 from lbgap.training.batches import epoch_batches
 from lbgap.training.course import Course, new_course

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lbgap.checks import json_value, real, whole
 from lbgap.problem.loss import LossFunction, resolve_loss
-from lbgap.samples import DataLike
+from lbgap.problem.samples import DataLike
 from lbgap.system.progress import check_progress
 from lbgap.training.course import Course, new_course
 from lbgap.training.progress import Metrics, reporting

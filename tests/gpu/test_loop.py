@@ -178,7 +178,7 @@ def test_streamed_data_give_the_same_bits(batch_size, name, monkeypatch):
     expected = everything(without_graphs(on("cuda", name, batch_size=batch_size)))
     monkeypatch.setattr(hardware, "fit", lambda *_: False)
     streamed = on("cuda", name, batch_size=batch_size)
-    assert streamed._evaluator.data.inputs.is_pinned()
+    assert streamed._evaluator.data.pool.inputs.is_pinned()
     for one, other in zip(everything(streamed), expected, strict=True):
         assert torch.equal(one, other)
     assert streamed.settings()["data"] == "streamed"

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lbgap import Objective, fast_sharpness, samples
+from lbgap import Objective, fast_sharpness
 from lbgap.maximize import apgd, climb, vertex
 from lbgap.maximize.region import box
 from lbgap.objective import cuda_graphs
 from lbgap.objective.cuda_graphs import Graphs, watched
-from lbgap.samples import Batch
+from lbgap.problem import stored
+from lbgap.problem.batch import Batch
 from lbgap.system import device as hardware
 
 CPU = torch.device("cpu")
@@ -525,11 +526,11 @@ def lanes(monkeypatch):
 @pytest.mark.parametrize(("count", "size"), [(10, 4), (8, 4), (3, 4), (1, 1), (5, 1)])
 def test_batches_are_copied_one_ahead_into_two_buffers(lanes, count, size):
     split, places, taken = Batch(*data(count)), [], []
-    for inputs, targets in samples.streamed(split, size, CPU):
+    for inputs, targets in stored.streamed(split, size, CPU):
         lanes.append(("current", "computes"))
         taken.append((inputs.clone(), targets.clone()))
         places.append(inputs.data_ptr())
-    assert equal([torch.cat(parts) for parts in zip(*taken, strict=True)], split)
+    assert equal([torch.cat(parts) for parts in zip(*taken, strict=True)], [*split])
     assert [len(inputs) for inputs, _ in taken] == [len(part) for part in split.inputs.split(size)]
     assert len(set(places)) == min(2, len(taken))
     copies = [index for index, entry in enumerate(lanes) if entry == ("copier", "copies")]
@@ -752,6 +753,6 @@ def test_a_callable_loss_is_watched_too():
 
 def test_samples_in_memory_are_views():
     split = Batch(*data(5))
-    batches = list(samples.resident(split, 2))
+    batches = list(stored.resident(split, 2))
     assert [len(batch.inputs) for batch in batches] == [2, 2, 1]
     assert batches[0].inputs.data_ptr() == split.inputs.data_ptr()

@@ -10,6 +10,7 @@ from torch import nn
 
 import lbgap
 from lbgap import Objective
+from lbgap.flat import FlatModule
 from lbgap.objective import activations, judge
 from lbgap.system import device as hardware
 
@@ -194,7 +195,7 @@ def test_activations_are_counted_without_hooks_where_these_are_refused():
     for how in (plain, functional):
         model = Inside(how)
         model.potential = layer
-        output, size = activations.recorded(model, X[:32], lambda: X[:32].clone())
+        output, size = activations.recorded(FlatModule(model), X[:32], lambda: X[:32].clone())
         assert output.requires_grad
         sizes.append(size)
     assert sizes[0] == 32 * (8 + 64) * 4

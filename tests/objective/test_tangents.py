@@ -158,7 +158,7 @@ def test_forward_where_it_can_be_trusted(name, rule):
     direction = normal(objective.n, seed=2, dtype=torch.float32)
     with tangents.differentiable():
         assert (
-            tangents.choose(objective._evaluator.flat, lambda: objective._evaluator.data.inputs.clone(), direction)
+            tangents.choose(objective._evaluator.flat, lambda: objective._evaluator.data.pool.inputs.clone(), direction)
             is rule
         )
 

@@ -330,7 +330,7 @@ def test_a_subset_is_of_samples_that_count(loss):
     assert objective.part(torch.arange(39)).empty
     targets[:] = labels(400, ignored=0)
     objective = Objective(dense(), (inputs, targets), loss=loss, precision="float64")
-    assert torch.equal(objective.subset(5)._evaluator.data.targets, targets[::80])
+    assert torch.equal(objective.subset(5)._evaluator.data.pool.targets, targets[::80])
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", pair])

@@ -31,8 +31,8 @@ from lbgap.measures.hessian.eigenvalues import eigenvalues
 from lbgap.measures.hessian.mass import positive_mass
 from lbgap.measures.sharpness import fast_sharpness
 from lbgap.objective import Objective
+from lbgap.problem.samples import Data
 from lbgap.result import plain, versions
-from lbgap.samples import Data
 from lbgap.system import files
 from lbgap.training import read_run
 from lbgap.training.load import load_model, read_weights

@@ -13,7 +13,7 @@ from lbgap import datasets, networks
 from lbgap.checks import hint
 from lbgap.experiments.paper.remedies import REMEDIES
 from lbgap.experiments.tables import EPSILONS, RESTARTS
-from lbgap.samples import Data
+from lbgap.problem.samples import Data
 from lbgap.training import Run, train, train_together
 
 LARGE_SHARE = 0.1  # of the training set: the paper's large batch

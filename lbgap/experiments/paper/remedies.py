@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 
-from lbgap.samples import Data
+from lbgap.problem.samples import Data
 from lbgap.training.batches import split_batches
 from lbgap.training.remedies.base import Remedy, Role, Task
 from lbgap.training.remedies.choose import parse_remedy

@@ -20,6 +20,7 @@ from lbgap.objective.points.chain import MOST, TILE, Chain, find_chain
 from lbgap.objective.points.rules import Kind, Run, own
 from lbgap.objective.points.source import Combinations, Separate, Source
 from lbgap.objective.points.steps import Step, fold_norms, steps_of
+from lbgap.problem.batch import Batch
 from lbgap.problem.loss import Loss
 from lbgap.system.device import first_line
 
@@ -168,7 +169,7 @@ class Plan:
     def sweep(
         self,
         source: Source,
-        batches: Iterable[tuple[Tensor, Tensor]],
+        batches: Iterable[Batch],
         loss: Loss,
         *,
         chunk: int,

@@ -53,6 +53,8 @@ def steps_of(flat: FlatModule, inputs: Tensor) -> list[Step]:
     Raises:
         UnknownError: Something in it is no usual layer; the message says what.
     """
+    if flat.call.kind != "one" or not isinstance(inputs, Tensor):
+        raise UnknownError("inputs that are not one tensor")
     check_hooks(flat.module, FORWARD_HOOKS)
     for name, child in flat.module.named_modules():
         if "parametrizations" in child._modules:

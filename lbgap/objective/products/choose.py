@@ -13,8 +13,8 @@ from lbgap.objective.products import general
 from lbgap.objective.products.engine import Engine
 from lbgap.objective.products.output import check_kind
 from lbgap.objective.products.trial import EXACT_PARAMETERS, Trial
+from lbgap.problem.batch import Batch
 from lbgap.problem.loss import Loss
-from lbgap.samples import Batch
 from lbgap.system.device import first_line
 
 Batches = Callable[[], Iterable[Batch]]

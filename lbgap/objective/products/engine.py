@@ -22,8 +22,8 @@ from lbgap.objective import tangents
 from lbgap.objective.products.output import OutputCurvature
 from lbgap.objective.products.rules import Run
 from lbgap.objective.products.steps import Step, steps_of
+from lbgap.problem.batch import Batch
 from lbgap.problem.loss import Loss
-from lbgap.samples import Batch
 
 CPU_BATCH_BYTES = 96 * 2**20  # of a batch's values and tangents: half as much slows the products with bfloat16
 GPU_BATCH_BYTES = 2 * 2**30
@@ -84,7 +84,7 @@ class Engine:
         for step in self._steps:
             step.rule.begin(run)
         for inputs, targets in batches:
-            pieces = [self._add(run, *piece, kind) for piece in self._cut(inputs, targets, run)]
+            pieces = [self._add(run, piece.inputs, piece.targets, kind) for piece in self._cut(inputs, targets, run)]
             self._check_pieces([piece for piece in pieces if piece is not None], targets)
         for step in self._steps:
             step.rule.finish()

@@ -10,8 +10,8 @@ from torch import Tensor
 from lbgap.flat import FlatModule
 from lbgap.objective import tangents
 from lbgap.objective.products.output import OutputCurvature
+from lbgap.problem.batch import Batch
 from lbgap.problem.loss import Loss
-from lbgap.samples import Batch
 from lbgap.system.device import first_line
 
 
@@ -45,7 +45,7 @@ def add_products(flat: FlatModule, loss: Loss, batch: Batch, vectors: Tensor, ou
 def _hessian(flat: FlatModule, loss: Loss, batch: Batch, vectors: Tensor, out: Tensor, kind: str) -> None:
     """Differentiate ``<gradient, v>``, by Pearlmutter (1994); the graph of the gradient serves all vectors."""
     inputs, targets = batch
-    total = loss.sums(flat.module(inputs), targets).total
+    total = loss.sums(flat.run(inputs), targets).total
     # From a one that has a gradient itself: a once_differentiable function would pass for a constant otherwise.
     one = torch.ones_like(total, requires_grad=True)
     slopes = torch.autograd.grad(total, flat.moving, one, create_graph=True, allow_unused=True)
@@ -59,7 +59,7 @@ def _hessian(flat: FlatModule, loss: Loss, batch: Batch, vectors: Tensor, out: T
 def _through_outputs(flat: FlatModule, loss: Loss, batch: Batch, vectors: Tensor, out: Tensor, kind: str) -> None:
     """``J' C J v``: J v is the derivative of ``<J' u, v>`` in u; the graphs of the outputs and of J' u serve all."""
     inputs, targets = batch
-    output = flat.module(inputs)
+    output = flat.run(inputs)
     curvature = OutputCurvature(loss, output.detach(), targets, kind)
     weights = torch.zeros_like(output, requires_grad=True)
     pulled = torch.autograd.grad(output, flat.moving, weights, create_graph=True, allow_unused=True)

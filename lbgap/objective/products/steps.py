@@ -47,6 +47,8 @@ def steps_of(flat: FlatModule, inputs: Tensor) -> list[Step]:
     Raises:
         UnknownError: Something in it has no rule; the message says what.
     """
+    if flat.call.kind != "one" or not isinstance(inputs, Tensor):
+        raise UnknownError("inputs that are not one tensor")
     check_hooks(flat.module, HOOKS)
     layers = read_layers(flat.module, inputs, RULES)
     _check_single(layers)

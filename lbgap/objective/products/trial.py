@@ -12,8 +12,8 @@ from lbgap.layers import displaced
 from lbgap.objective.products import general
 from lbgap.objective.products.engine import Engine
 from lbgap.objective.products.output import OutputCurvature
+from lbgap.problem.batch import Batch
 from lbgap.problem.loss import Loss
-from lbgap.samples import Batch
 
 SAMPLES, PIECE = 8, 3
 OTHER_SAMPLES = 4
@@ -44,10 +44,10 @@ class Trial:
             backend: ``"native"`` or ``"torch"``: that of the engine.
             batch: Samples to try it on, of which a few are taken.
         """
-        few = Batch(*(torch.cat((part[:SAMPLES], part[-OTHER_SAMPLES:])) for part in batch))
+        few = batch.map(lambda part: torch.cat((part[:SAMPLES], part[-OTHER_SAMPLES:])))
         self._exact = len(flat.theta) <= EXACT_PARAMETERS
         if self._exact:
-            flat = FlatModule(flat.module, dtype=torch.float64)
+            flat = FlatModule(flat.module, dtype=torch.float64, call=flat.call)
             few = few.cast(torch.float64)
             engine = Engine(flat, few.inputs, loss, backend)
         self._flat, self._engine, self._loss, self._few = flat, engine, loss, few
@@ -144,7 +144,7 @@ class Trial:
         if self._exact:
             return TOLERANCE
         with torch.no_grad():
-            output = self._flat.module(batch.inputs.clone())
+            output = self._flat.run(batch.inputs.clone())
         generator = torch.Generator().manual_seed(1)
         tangents = torch.randn(output.shape, dtype=output.dtype, generator=generator, device="cpu")
         tangents = tangents.unsqueeze(1).to(output)

@@ -45,10 +45,10 @@ def ask(case: Case) -> str:
         return "not judged: coupled=True"
     pool, outputs = _drawn(case)
     targets = case.rows(pool.rows).targets
-    groups = pools.groups(evaluator.data.targets)
+    groups = pools.groups(evaluator.data.pool.targets)
     others = [cuts.Targets(*group, case.rows(group.rows).targets) for group in groups]
     kinds = min(pools.KINDS, pools.ENTRIES // max(1, case.first[:1].numel()))
-    mixture = case.rows(pools.mixture(evaluator.data.targets, kinds)).targets
+    mixture = case.rows(pools.mixture(evaluator.data.pool.targets, kinds)).targets
     doubt = _compare_outputs(case, pool, outputs)
     cuts.check_alone(case, outputs, targets)
     here = [cuts.compare(case, cut) for cut in cuts.make(pool.pieces, outputs, targets, others, mixture)]
@@ -109,7 +109,7 @@ def _pool(case: Case, *, in_order: bool) -> Pool:
     # Half as many again as the few, if passes take as many: where memory is short they may take no more than the few.
     wanted = min(evaluator.few_samples * 3 // 2, max(evaluator.few_samples, evaluator.batch_size))
     drawn = pools.draw(wanted, evaluator.samples, case.first[:1].numel())
-    outliers = pools.extremes(evaluator.data.inputs)
+    outliers = pools.extremes(evaluator.data.pool.inputs)
     drawn = torch.cat([outliers, drawn[~torch.isin(drawn, outliers)]])[: len(drawn)]
     times = -(-pools.SMALLEST // len(drawn))  # of very few samples each several times, and always in one piece
     order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(1), device="cpu")

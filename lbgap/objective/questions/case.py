@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lbgap.layers import displace
 from lbgap.objective.passes import Evaluator
-from lbgap.samples import Batch
+from lbgap.problem.batch import Batch
 from lbgap.system.device import first_line
 
 YES = "yes"
@@ -96,10 +96,9 @@ class Case:
         """A fresh copy of some samples on the device.
 
         Args:
-            chosen: Their indices, ``(samples,)`` int64, on the CPU.
+            chosen: Their indices in the pool, ``(samples,)`` int64, on the CPU.
         """
-        data = self.evaluator.data
-        return Batch(*(part[chosen.to(part.device)].to(self.evaluator.device, copy=True) for part in data))
+        return self.evaluator.copied(self.evaluator.data.pool.rows(chosen))
 
     def output(self, inputs: Tensor, *, grad: bool = False) -> Tensor:
         """What the replica returns at its point, detached.
@@ -109,5 +108,5 @@ class Case:
             grad: Whether to record a graph, as the pass of a gradient does; else as the pass of a value.
         """
         with torch.enable_grad() if grad else self.evaluator.unrecorded():
-            output: Tensor = self.evaluator.flat.module(inputs)
+            output: Tensor = self.evaluator.flat.run(inputs)
         return output.detach()

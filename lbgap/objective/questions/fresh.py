@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from lbgap.flat import FlatModule
 from lbgap.layers import displace
 from lbgap.objective.questions.case import Case
+from lbgap.problem.batch import Batch
 from lbgap.replica import set_mode
-from lbgap.samples import Batch
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-6}  # of the largest output
 FEW = 2
@@ -91,6 +91,7 @@ def copied(case: Case, dtype: torch.dtype | None = None, source: nn.Module | Non
         dtype=dtype or flat.theta.dtype,
         device=flat.theta.device,
         gradients=False,
+        call=flat.call,
     )
 
 
@@ -108,9 +109,9 @@ def outputs(case: Case, flat: FlatModule, batch: Batch) -> list[Tensor]:
         flat: What to evaluate.
         batch: Samples, cast to the replica's dtype; their inputs may be overwritten.
     """
-    inputs = batch.inputs.to(flat.theta.dtype) if batch.inputs.is_floating_point() else batch.inputs
+    inputs = batch.cast(flat.theta.dtype).inputs
     with torch.enable_grad(), case.evaluator.exact(), case.evaluator.context(False):
-        output: Any = flat.module(inputs)
+        output: Any = flat.run(inputs)
     return [part for part in tree_leaves(output) if isinstance(part, Tensor)]
 
 

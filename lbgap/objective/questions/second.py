@@ -16,7 +16,7 @@ from lbgap.objective.products.trial import EXACT_PARAMETERS
 from lbgap.objective.questions.case import YES, Case
 from lbgap.objective.questions.fresh import copied, precisely, seeded
 from lbgap.objective.questions.rounding import Narrowest
-from lbgap.samples import Batch
+from lbgap.problem.batch import Batch
 from lbgap.system.device import first_line
 
 SAMPLES, MORE_SAMPLES = 8, 64  # more where the loss of the first is flat: a mask of the user's may leave none of them
@@ -117,7 +117,7 @@ def _samples(case: Case) -> Sequence[Batch]:
     evaluator = case.evaluator
     if evaluator.coupled:
         return [evaluator.few()]
-    counting = evaluator.loss.counting(evaluator.data.targets).cpu()
+    counting = evaluator.loss.counting(evaluator.data.pool.targets).cpu()
     few = min(SAMPLES, evaluator.few_samples)
     sizes = dict.fromkeys(min(size, len(counting)) for size in (few, MORE_SAMPLES * few // SAMPLES))
     return [case.rows(counting[torch.arange(size, device="cpu") * len(counting) // size]) for size in sizes if size]
@@ -140,12 +140,12 @@ def _ask_model(case: Case, batch: Batch, kind: str, dtype: torch.dtype) -> str:
         return batch.clone()
 
     def outputs(step: float) -> Tensor:
-        output: Tensor = flat.module(move(step).inputs)
+        output: Tensor = flat.run(move(step).inputs)
         return output.detach().flatten().double()
 
     def slope(step: float) -> Tensor:
         inputs, targets = move(step)
-        total = loss.sums(flat.module(inputs), targets).total
+        total = loss.sums(flat.run(inputs), targets).total
         found = torch.autograd.grad(total, flat.moving, allow_unused=True)
         pairs = zip(found, flat.moving, strict=True)
         dense = (torch.zeros_like(like) if part is None else part.to_dense() for part, like in pairs)

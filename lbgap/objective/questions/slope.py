@@ -14,9 +14,9 @@ from lbgap.flat import FlatModule
 from lbgap.layers import PERIOD, displace
 from lbgap.objective.questions.case import YES, Case
 from lbgap.objective.questions.fresh import copied, precisely
+from lbgap.problem.batch import Batch
 from lbgap.problem.loss import Sums
 from lbgap.replica import Arguments
-from lbgap.samples import Batch
 from lbgap.system.device import first_line
 
 SEEN = 4096  # values of a parameter that say how large they are
@@ -329,7 +329,7 @@ class _Line:
         """The loss; how large the outputs are goes into ``scale``."""
         evaluator, (inputs, targets) = self._case.evaluator, self._batch.clone()
         with evaluator.exact(), evaluator.context(False):
-            output = self._flat.module(inputs)
+            output = self._flat.run(inputs)
             if output.is_floating_point() and not self.scale:
                 self.scale = max(self.scale, float(output.detach().nan_to_num(0, 0, 0).abs().max()))
             if self._of_loss:

@@ -9,7 +9,7 @@ from lbgap.experiments.paper.pictures import figures
 from lbgap.experiments.paper.remedies import REMEDIES, epochs_within, filled, lacking, name_of
 from lbgap.experiments.paper.summary import tables
 from lbgap.experiments.paper.treated import remedy_tables
-from lbgap.samples import Data, Split
+from lbgap.problem.samples import Data, Split
 from lbgap.training.remedies.choose import parse_remedy
 
 

@@ -9,8 +9,8 @@ from torch.func import functional_call
 from lbgap import Objective, eigenvalues
 from lbgap.flat import FlatModule
 from lbgap.objective.products import general
+from lbgap.problem.batch import Batch
 from lbgap.problem.loss import resolve_loss
-from lbgap.samples import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SAMPLES = 22  # in batches of 8, 8 and 6, or of 22

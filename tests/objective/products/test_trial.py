@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lbgap import Objective
 from lbgap.objective.products import choose, engine, trial
 from lbgap.objective.products.rules import Pointwise
-from lbgap.samples import Batch
+from lbgap.problem.batch import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

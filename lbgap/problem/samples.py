@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,35 +23,6 @@ class Split(NamedTuple):
 
     inputs: Tensor
     targets: Tensor
-
-
-class Batch(NamedTuple):
-    """Samples that are evaluated together.
-
-    Attributes:
-        inputs: What the model is called with, ``(batch, ...)``.
-        targets: What the loss compares its output with, ``(batch, ...)``.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-
-    @property
-    def size(self) -> int:
-        """Number of samples."""
-        return len(self.inputs)
-
-    def rows(self, chosen: slice | Tensor) -> Batch:
-        """Some of the samples: views where ``chosen`` is a slice."""
-        return Batch(self.inputs[chosen], self.targets[chosen])
-
-    def cast(self, dtype: torch.dtype) -> Batch:
-        """The same with floating values in a type."""
-        return Batch(*(part.to(dtype) if part.is_floating_point() else part for part in self))
-
-    def clone(self) -> Batch:
-        """A copy, which model and loss may overwrite."""
-        return Batch(self.inputs.clone(), self.targets.clone())
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,47 +246,3 @@ def _first_not_finite(part: Tensor) -> int | None:
     if torch.isfinite(low) and torch.isfinite(high):
         return None
     return int(torch.isfinite(flat).all(1).logical_not().nonzero()[0])
-
-
-def resident(data: Batch, size: int) -> Iterator[Batch]:
-    """Yield micro-batches of data that lie where they are used: views, in order, the last as small as it comes."""
-    for start in range(0, data.size, size):
-        yield data.rows(slice(start, start + size))
-
-
-def streamed(data: Batch, size: int, device: torch.device) -> Iterator[Batch]:
-    """Yield micro-batches of data in pinned host memory on a GPU, each copied while the one before is computed with.
-
-    The copies run on a stream of their own into two buffers by turns. A batch is overwritten once the work that was
-    enqueued on it is done: what is enqueued after the next batch was asked for must not read it.
-
-    Args:
-        data: All samples, in pinned memory.
-        size: Samples in a micro-batch.
-        device: Where the batches go.
-    """
-    copier = torch.cuda.Stream(device)
-    buffers = [Batch(*(torch.empty_like(part[:size], device=device) for part in data)) for _ in range(2)]
-    copier.wait_stream(torch.cuda.current_stream(device))  # which may still work in what was freed for the buffers
-    for part in (*buffers[0], *buffers[1]):
-        part.record_stream(copier)  # so that a pass that is broken off does not free them under a copy
-
-    def fetch(number: int) -> Batch:
-        """Let the copier fill a buffer, behind the work that it has been told to wait for."""
-        rows = slice(number * size, (number + 1) * size)
-        filled = []
-        with torch.cuda.stream(copier):
-            for part, buffer in zip(data, buffers[number % 2], strict=True):
-                filled.append(buffer[: len(part[rows])])
-                filled[-1].copy_(part[rows], non_blocking=True)
-        return Batch(*filled)
-
-    count = -(-data.size // size)
-    ahead = fetch(0)
-    for number in range(count):
-        batch, current = ahead, torch.cuda.current_stream(device)
-        current.wait_event(copier.record_event())
-        if number + 1 < count:
-            ahead = fetch(number + 1)
-        yield batch
-        copier.wait_event(torch.cuda.current_stream(device).record_event())

@@ -1,0 +1,164 @@
+"""All samples that a loss is a mean over, however they are kept."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from lbgap.problem.batch import Batch
+from lbgap.problem.trees import Tree
+from lbgap.system import device as hardware
+from lbgap.system.files import digest
+
+
+class Samples(ABC):
+    """Samples in a fixed order, the same in every pass.
+
+    Attributes:
+        size: How many there are.
+        pool: Some of them, evaluated together, in which cuts are tried out: all, where they are one tree in memory.
+        is_streamed: Whether each pass brings them to the device anew.
+    """
+
+    size: int
+    pool: Batch
+    is_streamed: bool = False
+
+    @property
+    def cuttable(self) -> bool:
+        """Whether batches can be cut into smaller ones."""
+        return self.pool.cuttable
+
+    @property
+    def table(self) -> Batch | None:
+        """All samples as one batch in memory, where they are that and can be cut anywhere."""
+        return None
+
+    @abstractmethod
+    def chunks(self) -> Iterator[Batch]:
+        """All samples in order, wherever they are, in as few pieces as there are: for what is asked of targets."""
+
+    @abstractmethod
+    def batches(self, size: int | None) -> Iterator[Batch]:
+        """The micro-batches of a pass, in order, on the device.
+
+        Args:
+            size: Samples in each, at most; None for the borders that the batches have.
+        """
+
+    @abstractmethod
+    def part(self, chosen: Tensor) -> Samples:
+        """Some samples, kept where they are used.
+
+        Args:
+            chosen: Their indices, ``(samples,)`` int64 on the CPU, in any order.
+        """
+
+    @abstractmethod
+    def placed(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """The samples on a device if they fit there, else where it can fetch them from; floating ones in a type."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of all samples as they are evaluated, in hexadecimal: tells these data from others."""
+
+    def targets(self) -> Iterator[Tree]:
+        """The targets of all samples, piece by piece."""
+        return (chunk.targets for chunk in self.chunks())
+
+
+class Table(Samples):
+    """Samples that are one tree in memory, which is cut anywhere."""
+
+    def __init__(self, pool: Batch, device: torch.device, *, is_streamed: bool = False) -> None:
+        """Take a tree as it is.
+
+        Args:
+            pool: All samples; for a stream in pinned memory.
+            device: Where they are used.
+            is_streamed: Whether they are copied there in each pass.
+        """
+        self.pool, self.size, self.is_streamed, self._device = pool, pool.size, is_streamed, device
+
+    @property
+    def table(self) -> Batch:
+        """All samples."""
+        return self.pool
+
+    def chunks(self) -> Iterator[Batch]:
+        """All samples at once."""
+        yield self.pool
+
+    def batches(self, size: int | None) -> Iterator[Batch]:
+        """As :meth:`Samples.batches`; all samples are one batch if there is no size."""
+        size = size or self.size
+        return streamed(self.pool, size, self._device) if self.is_streamed else resident(self.pool, size)
+
+    def part(self, chosen: Tensor) -> Samples:
+        """As :meth:`Samples.part`."""
+        part = Table(self.pool.rows(chosen), self._device)
+        return part.placed(self._device, torch.float32, cast=False) if self.is_streamed else part
+
+    def placed(self, device: torch.device, dtype: torch.dtype, *, cast: bool = True) -> Self:
+        """As :meth:`Samples.placed`."""
+        fits = hardware.fit(self.pool.tensors(), device, dtype)
+
+        def place(tensor: Tensor) -> Tensor:
+            tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
+            wanted = dtype if cast and tensor.is_floating_point() else None
+            return tensor.to(device, wanted) if fits else hardware.pinned(tensor, wanted)
+
+        return type(self)(self.pool.map(place), device, is_streamed=not fits)
+
+    def digest(self) -> str:
+        """As :meth:`Samples.digest`."""
+        return digest(self.pool.tensors())
+
+
+def resident(data: Batch, size: int) -> Iterator[Batch]:
+    """Yield micro-batches of data that lie where they are used: views, in order, the last as small as it comes."""
+    for start in range(0, data.size, size):
+        yield data.rows(slice(start, start + size))
+
+
+def streamed(data: Batch, size: int, device: torch.device) -> Iterator[Batch]:
+    """Yield micro-batches of data in pinned host memory on a GPU, each copied while the one before is computed with.
+
+    The copies run on a stream of their own into two buffers by turns. A batch is overwritten once the work that was
+    enqueued on it is done: what is enqueued after the next batch was asked for must not read it.
+
+    Args:
+        data: All samples, in pinned memory.
+        size: Samples in a micro-batch.
+        device: Where the batches go.
+    """
+    copier = torch.cuda.Stream(device)
+    host = data.tensors()
+    buffers = [[torch.empty_like(part[:size], device=device) for part in host] for _ in range(2)]
+    copier.wait_stream(torch.cuda.current_stream(device))  # which may still work in what was freed for the buffers
+    for part in (*buffers[0], *buffers[1]):
+        part.record_stream(copier)  # so that a pass that is broken off does not free them under a copy
+
+    def fetch(number: int) -> Batch:
+        """Let the copier fill a buffer, behind the work that it has been told to wait for."""
+        rows = slice(number * size, (number + 1) * size)
+        filled: dict[int, Tensor] = {}
+        with torch.cuda.stream(copier):
+            for part, buffer in zip(host, buffers[number % 2], strict=True):
+                filled[id(part)] = buffer[: len(part[rows])]
+                filled[id(part)].copy_(part[rows], non_blocking=True)
+        return data.map(lambda part: filled[id(part)])
+
+    count = -(-data.size // size)
+    ahead = fetch(0)
+    for number in range(count):
+        batch, current = ahead, torch.cuda.current_stream(device)
+        current.wait_event(copier.record_event())
+        if number + 1 < count:
+            ahead = fetch(number + 1)
+        yield batch
+        copier.wait_event(torch.cuda.current_stream(device).record_event())

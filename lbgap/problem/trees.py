@@ -1,0 +1,129 @@
+"""Batches as people have them: tensors in tuples, lists, dicts and objects, as one tree whose leaves are tensors.
+
+Containers are those of ``torch.utils._pytree``; :func:`plain` makes dicts of other mappings. An object with ``apply``,
+as graphs of PyTorch Geometric have it, is a container too: of tensors that cannot be cut.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+Tree: TypeAlias = Any
+"""A tensor, or tensors in containers; what is neither counts as a constant."""
+
+
+def is_graph(leaf: object) -> bool:
+    """Whether something is an object of tensors, such as a graph, that is moved and copied as a whole."""
+    return not isinstance(leaf, Tensor | type) and callable(getattr(leaf, "apply", None)) and hasattr(leaf, "to")
+
+
+def tensors(tree: Tree) -> list[Tensor]:
+    """All tensors of a tree, each once, those inside of graphs too."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    found: dict[int, Tensor] = {}
+
+    def note(part: Tensor) -> Tensor:
+        return found.setdefault(id(part), part)
+
+    map_tensors(note, tree)
+    return [*found.values()]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """A tree of the same form with something made of each tensor; a tensor that stands in it twice does so afterwards.
+
+    Args:
+        function: Is called once for each tensor.
+        tree: Any tree, which stays as it is.
+    """
+    if isinstance(tree, Tensor):
+        return function(tree)
+    known: dict[int, Tensor] = {}
+
+    def mapped(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            if id(leaf) not in known:
+                known[id(leaf)] = function(leaf)
+            return known[id(leaf)]
+        return copy.copy(leaf).apply(mapped) if is_graph(leaf) else leaf
+
+    return tree_map(mapped, tree, is_leaf=is_graph)
+
+
+def plain(tree: Tree) -> Tree:
+    """A tree with its mappings, of whatever kind, as dicts."""
+    if isinstance(tree, Tensor):
+        return tree
+    return tree_map(_as_dict, tree, is_leaf=is_graph)
+
+
+def _as_dict(leaf: Any) -> Any:
+    return plain(dict(leaf)) if isinstance(leaf, Mapping) else leaf
+
+
+def size(tree: Tree) -> int | None:
+    """How many samples a tree has, if it can be cut: the first dimension that all of its tensors share.
+
+    Returns:
+        Their number; None where there is none: a graph, a number, or tensors of different lengths.
+    """
+    if isinstance(tree, Tensor):
+        return len(tree) if tree.dim() else None
+    found: set[int | None] = set()
+    for leaf in tree_leaves(tree, is_leaf=is_graph):
+        if is_graph(leaf):
+            return None
+        if isinstance(leaf, Tensor):
+            found.add(len(leaf) if leaf.dim() else None)
+    return found.pop() if len(found) == 1 else None
+
+
+def count(tree: Tree) -> int:
+    """How many samples a tree counts for: its :func:`size`; of graphs as many as there are in it; else one."""
+    own = size(tree)
+    if own is not None:
+        return own
+    graphs = [leaf for leaf in tree_leaves(tree, is_leaf=is_graph) if is_graph(leaf)]
+    return max([1, *(int(getattr(graph, "num_graphs", 1)) for graph in graphs)])
+
+
+def rows(tree: Tree, chosen: slice | Tensor) -> Tree:
+    """Some samples of a tree that can be cut: views where ``chosen`` is a slice."""
+    if isinstance(tree, Tensor):
+        return tree[chosen]
+    return map_tensors(lambda part: part[chosen if isinstance(chosen, slice) else chosen.to(part.device)], tree)
+
+
+def join(trees: Sequence[Tree]) -> Tree:
+    """The samples of several trees of one form, one after the other.
+
+    Raises:
+        ValueError: Their forms differ, or the shapes of a sample do.
+    """
+    if len(trees) == 1:
+        return trees[0]
+    columns = [tensors(tree) for tree in trees]
+    kinds = {tuple((part.shape[1:], part.dtype, part.device) for part in column) for column in columns}
+    if len(kinds) > 1:
+        raise ValueError("trees of different forms cannot be joined")
+    joined = {id(parts[0]): torch.cat(parts) for parts in zip(*columns, strict=True)}
+    return map_tensors(lambda part: joined[id(part)], trees[0])
+
+
+def cast(tree: Tree, dtype: torch.dtype | None, device: torch.device | None = None) -> Tree:
+    """A tree with its floating tensors in a type, and all of them on a device; tensors that are so stay the same."""
+    return map_tensors(lambda part: part.to(device, dtype if part.is_floating_point() else None), tree)
+
+
+def observed(output: Any) -> list[Tensor]:
+    """The floating tensors of what a model returned, in order: what two passes of it are compared by."""
+    if isinstance(output, Tensor):
+        return [output]
+    return [part for part in tensors(output) if part.is_floating_point()]
