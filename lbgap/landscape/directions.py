@@ -60,6 +60,13 @@ def kind_of(models: Sequence[object], directions: str | Tensor | None, normalise
     return kind
 
 
+def roles(count: int, kind: str) -> list[str]:
+    """What so many models are called in messages."""
+    if kind == "pca":
+        return [f"{number}." for number in range(1, count + 1)]
+    return list(ORDINALS) if count == 3 else ["given"]
+
+
 def check_models(models: Sequence[nn.Module], kind: str, given: Given) -> None:
     """Refuse models that are not finite points of one parameter space.
 
@@ -70,12 +77,8 @@ def check_models(models: Sequence[nn.Module], kind: str, given: Given) -> None:
 
     Raises:
         ValueError: They differ, or one has a parameter that is not finite.
-        TypeError: One is not a module.
     """
-    if kind == "pca":
-        names = [f"{number}." for number in range(1, len(models) + 1)]
-    else:
-        names = list(ORDINALS) if len(models) == 3 else ["given"]
+    names = roles(len(models), kind)
     for model, name in zip(models, names, strict=True):
         parameters = given.options.get("parameters", "all")
         check_same_architecture(models[0], model, (names[0], name), parameters=parameters, bare=given.bare)

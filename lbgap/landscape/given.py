@@ -12,6 +12,7 @@ from torch import nn
 from lbgap.flat import name_patterns
 from lbgap.measures.call import as_objective
 from lbgap.objective import Objective
+from lbgap.unwrap import unwrapped
 
 MODES = ("eval", "batch", "freeze", "recalibrate")
 
@@ -69,6 +70,7 @@ def take(
     batch_norm: str | None,
     options: Mapping[str, Any],
     default: str = "eval",
+    role: str = "small-batch",
 ) -> Given:
     """Tell a module from an objective, and find out how its loss is evaluated.
 
@@ -78,11 +80,12 @@ def take(
         batch_norm: One of :data:`MODES`, or None.
         options: The other keywords of an :class:`lbgap.Objective`; None where the caller gave none.
         default: The mode of batch-norm where the caller gave none.
+        role: What the minimizer is called in messages.
 
     Raises:
         ValueError: There is no such mode; or an objective came together with data or options that belong to it, or is
             the loss on a part of the space.
-        TypeError: ``parameters`` names none.
+        TypeError: ``parameters`` names none, or the minimizer is no module.
     """
     if isinstance(minimizer, Objective):
         objective = as_objective(minimizer, data, {"batch_norm": batch_norm, **options})
@@ -92,7 +95,7 @@ def take(
     own = {name: value for name, value in options.items() if value is not None}
     if not isinstance(own.get("parameters", ""), str):
         own["parameters"] = name_patterns(own["parameters"])  # which may be read only once
-    return Given(minimizer, None, mode, own)
+    return Given(unwrapped(minimizer, f"the {role} model"), None, mode, own)
 
 
 def check_batch_norm(batch_norm: str) -> None:

@@ -16,7 +16,8 @@ from lbgap.checks import flag, positive, whole
 from lbgap.flat import Selection
 from lbgap.landscape.buffers import combined_buffers
 from lbgap.landscape.combined import Combined
-from lbgap.landscape.directions import check_models, kind_of, make_frame
+from lbgap.landscape.directions import check_models, kind_of, make_frame, roles
+from lbgap.landscape.ends import another
 from lbgap.landscape.frame import Frame, Range
 from lbgap.landscape.given import Given, take
 from lbgap.landscape.grid import Grid, Rows, check_grid
@@ -265,6 +266,7 @@ def _taken(
 
     Raises:
         ValueError: As :func:`lbgap.landscape.given.take`, or another one is an objective.
+        TypeError: One is not a module.
     """
     place = len(several) - 1 if kind == "pca" else 0
     for index, one in enumerate(several):
@@ -273,8 +275,12 @@ def _taken(
                 "an Objective may stand for the first of three minimizers or for the last iterate alone, got one as "
                 f"model {index + 1} of {len(several)}: pass its module"
             )
-    given = take(several[place], data, batch_norm, options)
-    return given, [given.module if isinstance(one, Objective) else one for one in several]
+    names = roles(len(several), kind)
+    given = take(several[place], data, batch_norm, options, role=names[place])
+    return given, [
+        given.module if index == place else another(one, name)
+        for index, (one, name) in enumerate(zip(several, names, strict=True))
+    ]
 
 
 def _rise(losses: Rows, mark_loss: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lbgap._extension import resolve_backend
 from lbgap.checks import flag, whole
 from lbgap.flat import FlatModule, Selection, name_patterns
+from lbgap.objective import casts
 from lbgap.objective.coordinates import Coordinates
 from lbgap.objective.directional import Directional
 from lbgap.objective.judge import has_bfloat16
@@ -31,6 +32,7 @@ from lbgap.problem.hold import Ready, hold, take
 from lbgap.problem.loss import Loss, LossFunction, log_probability, resolve_loss
 from lbgap.problem.stored import Samples, Table
 from lbgap.system import device as hardware
+from lbgap.unwrap import unwrapped
 
 PRECISIONS = ("float32", "float64", "mixed")
 
@@ -102,11 +104,13 @@ class Objective(Parts, Directional):
         flag("coupled", coupled)
         flag("judge", judge)
         place = None if device is None else hardware.usable(device, torch.device("cpu"))
+        model = unwrapped(model)
         notes: list[str] = []
         with torch.inference_mode(False), torch.no_grad():
             dtype = torch.float64 if precision == "float64" else torch.float32
             flat = FlatModule(model, parameters=self.parameters, batch_norm=batch_norm, dtype=dtype, device=place)
             here = flat.theta.device
+            notes += filter(None, [casts.note(model, dtype)])
             self.backend = resolve_backend(backend, here)
             bfloat16 = precision == "mixed" and has_bfloat16(here.type, notes)
             self.coordinates = Coordinates(flat)

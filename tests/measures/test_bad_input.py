@@ -251,7 +251,7 @@ def two_devices():
 
 MODELS = [
     (lambda: "resnet", TypeError, "model must be a torch.nn.Module, got str"),
-    (lambda: nn.Linear, TypeError, "model must be a torch.nn.Module, got type"),
+    (lambda: nn.Linear, TypeError, "model must be a torch.nn.Module, got the class Linear: pass an instance of it"),
     (nn.Flatten, ValueError, "the model has no parameters: sharpness needs at least one with requires_grad=True"),
     (frozen, ValueError, "the model has 2 parameters, all frozen: sharpness needs at least one"),
     (lambda: nn.LazyLinear(3), ValueError, "parameter 'weight' has no shape yet: run one batch through the model"),
