@@ -459,7 +459,11 @@ WRONG = [
         "sharpness --model own_model:wide --weights sb/model.safetensors --data data.npz",
     ),
     (1, "nothing.safetensors", "sharpness --model own_model:net --weights nothing.safetensors --data data.npz"),
-    (1, "data.npz is damaged, not safetensors", "sharpness --model own_model:net --weights data.npz --data data.npz"),
+    (
+        1,
+        r"data.npz is a NumPy archive \(.npz\): expected a state dict",
+        "sharpness --model own_model:net --weights data.npz --data data.npz",
+    ),
     # Places that cannot be written.
     (1, "--out must be a folder, got the file data.npz", "sharpness sb --out data.npz"),
     (1, "data.npz/new: Not a directory", "sharpness sb --out data.npz/new"),
