@@ -144,16 +144,24 @@ def _own(model: nn.Module) -> dict[str, Any]:
 
 def _closest(own: Mapping[str, Any], weights: Mapping[str, Any]) -> _Match:
     """The first way to read the names by which all fit, or that by which fewest do not."""
-    found = [_compare(own, weights, *names) for names in _readings([*own], [*weights])]
+    again = {second for _, second in _tied(own)}
+    found = [_compare(own, weights, *names) for names in _readings([*own], again, [*weights])]
     return min(found, key=lambda match: len(match.problems))
 
 
-def _readings(own: list[str], stored: list[str]) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
-    """Ways to read the names of the model and of the file: what to compare, to the name itself."""
+def _readings(own: list[str], again: set[str], stored: list[str]) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
+    """Ways to read the names of the model and of the file: what to compare, to the name itself.
+
+    Args:
+        own: Those of the model.
+        again: Of these, further names of one tensor: a head that is tied to the embeddings of the part below it.
+        stored: Those of the file.
+    """
     yield _keyed(own, str), _keyed(stored, str)
     mine, others = _keyed(own, _unwrapped), _keyed(stored, _unwrapped)
     yield mine, others
-    for one, two in ((mine, _shorter(others)), (_shorter(mine), others)):
+    once = {key: name for key, name in mine.items() if name not in again}
+    for one, two in ((mine, _shorter(others)), (_shorter(once), others)):
         if one and two:
             yield one, two
 

@@ -199,6 +199,18 @@ class TestTied:
         assert model.head.weight is model.embedding.weight
         assert torch.equal(model.head.weight, value)
 
+    def test_a_first_part_that_only_the_second_name_lacks(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.base = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 3))
+                self.head = nn.Linear(3, 5, bias=False)
+                self.head.weight = self.base[0].weight
+
+        model, base = Net(), Net().base
+        assert_same(fill(model, base.state_dict(), "w.pt").base, base)
+        assert model.head.weight is model.base[0].weight
+
     def test_both_names(self):
         value = torch.randn(5, 3)
         value[0, 0] = torch.nan
