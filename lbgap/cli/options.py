@@ -35,7 +35,11 @@ ModelPath = Annotated[
 ]
 Weights = Annotated[
     list[Path] | None,
-    typer.Option("--weights", help="Its weights, a .safetensors file; once for each minimizer.", show_default=False),
+    typer.Option(
+        "--weights",
+        help="Its weights: a torch checkpoint, a .safetensors file, a folder or index of these; once a minimizer.",
+        show_default=False,
+    ),
 ]
 DATA_NAMES = "mnist1d digits mnist cifar10 cifar100"
 DATA = "mnist1d, digits, mnist, cifar10, cifar100 or a .npz file"
