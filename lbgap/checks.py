@@ -92,7 +92,7 @@ def positive(name: str, value: float, example: str, *, zero: bool = False) -> fl
         number = float(value)
     except OverflowError:  # an int beyond float64
         number = math.inf
-    rounded = torch.tensor(number, dtype=torch.float32).item()
+    rounded = torch.tensor(number, dtype=torch.float32, device="cpu").item()
     if not 0 <= rounded < math.inf or (rounded == 0 and not (zero and number == 0)):
         raise ValueError(
             f"{name} must be finite and {'zero or more' if zero else 'above zero'}, got {value}: try {example}"

@@ -22,6 +22,7 @@ from lbgap.problem.call import CallFunction
 from lbgap.problem.loss import LossFunction
 from lbgap.result import Result, versions
 from lbgap.status import Status, status
+from lbgap.system.device import scalars_on_host
 from lbgap.system.progress import Report, check_progress, products_bar
 from lbgap.training.batches import derive_seed, epoch_batches, split_batches
 
@@ -306,7 +307,8 @@ def _train(
     places = torch.Generator().manual_seed(derive_seed(seed, 0, PLACES))
     ends, buffers = between.ends, {name: _spread(values, bends) for name, values in between.buffers.items()}
     middle = torch.nn.Parameter(_spread(ends, bends)[1:-1].clone())
-    optimizer = torch.optim.Adam([middle], lr=learning_rate)
+    with scalars_on_host():
+        optimizer = torch.optim.Adam([middle], lr=learning_rate)
     gradient = torch.empty_like(ends[0])
     middle.grad = torch.empty_like(middle)
     losses = []
@@ -317,13 +319,14 @@ def _train(
             optimizer.param_groups[0]["lr"] = learning_rate * _share_of_rate((epoch - 1) / epochs)
             total, counted = torch.zeros((), dtype=torch.float64, device=ends.device), 0
             for batch in epoch_batches(objective.samples, batch_size, seed, epoch):
-                weights = weights_at(kind, float(torch.rand((), dtype=torch.float64, generator=places)), bends)
+                place = torch.rand((), dtype=torch.float64, generator=places, device="cpu")
+                weights = weights_at(kind, float(place), bends)
                 part = objective.part(batch)
                 if part.empty:  # ignored samples alone, which have no mean
                     report(1)
                     continue
                 point = _combine(weights, torch.cat([ends[:1], middle, ends[1:]]))
-                coefficients = torch.tensor([weights], dtype=torch.float64)
+                coefficients = torch.tensor([weights], dtype=torch.float64, device="cpu")
                 objective.set_buffers(between.buffers_at(coefficients, point, buffers))
                 try:
                     loss, _ = part.loss_and_gradient(point, out=gradient)
@@ -331,7 +334,8 @@ def _train(
                     raise _diverged(epoch, learning_rate) from error
                 for row, weight in zip(middle.grad, weights[1:-1], strict=True):
                     torch.mul(gradient, weight, out=row)
-                optimizer.step()
+                with scalars_on_host():
+                    optimizer.step()
                 total += loss * len(batch)
                 counted += len(batch)
                 report(1)
@@ -373,7 +377,8 @@ def _length(kind: str, control: Tensor) -> float:
     """Euclidean length, of a curve that of a chain of a thousand segments."""
     bends = len(control) - 2
     steps = bends + 1 if kind == "polygon" else LENGTH_POINTS
-    weights = torch.tensor([weights_at(kind, i / steps, bends) for i in range(steps + 1)], dtype=torch.float64)
+    rows = [weights_at(kind, i / steps, bends) for i in range(steps + 1)]
+    weights = torch.tensor(rows, dtype=torch.float64, device="cpu")
     legs = (control[1:].double() - control[:-1].double()).cpu()
     gram = legs @ legs.T
     # Weights that sum to zero, as those of a difference do, are combinations of the legs.

@@ -54,14 +54,14 @@ class Grid:
         self._x, self._y = (_axis(low, high, count) for (low, high), count in zip(bounds, points, strict=True))
         self.x, self.y = self._x.tolist(), self._y.tolist()
         shape = len(self.y), len(self.x)
-        self.values = torch.full((2 * len(combined.objectives), *shape), math.nan, dtype=torch.float64)
-        self.evaluated = torch.zeros(shape, dtype=torch.bool)
+        self.values = torch.full((2 * len(combined.objectives), *shape), math.nan, dtype=torch.float64, device="cpu")
+        self.evaluated = torch.zeros(shape, dtype=torch.bool, device="cpu")
 
     def at_marks(self, report: Reporter | None) -> tuple[float, ...]:
         """The training loss at the marks."""
         count = len(self._frame.marks)
-        rows = torch.eye(len(self._frame.ends), dtype=torch.float64)[:count]
-        places = torch.tensor([[-1, index] for index in range(count)])
+        rows = torch.eye(len(self._frame.ends), dtype=torch.float64, device="cpu")[:count]
+        places = torch.tensor([[-1, index] for index in range(count)], dtype=torch.int64, device="cpu")
         return tuple(self._chunk(places, rows, report)[0, :, 0].tolist())
 
     def fill(self, tolerance: float | None, report: Reporter | None) -> None:
@@ -72,9 +72,9 @@ class Grid:
             return
         present = [i for i in range(len(self.values)) if i % 2 == 0 or self._classes(i // 2)]
         some = self.values[present]
-        share = torch.tensor([[[0.0 if i % 2 else tolerance]] for i in present], dtype=torch.float64)
+        share = torch.tensor([[[0.0 if i % 2 else tolerance]] for i in present], dtype=torch.float64, device="cpu")
         least = torch.tensor(
-            [[[self._apart(i // 2, tolerance) if i % 2 else 0.0]] for i in present], dtype=torch.float64
+            [[[self._apart(i // 2, tolerance) if i % 2 else 0.0]] for i in present], dtype=torch.float64, device="cpu"
         )
 
         def evaluate(wanted: list[tuple[int, int]]) -> None:
@@ -93,7 +93,7 @@ class Grid:
         return self._combined.objectives[number].classes is not None
 
     def _evaluate(self, wanted: list[tuple[int, int]], report: Reporter | None) -> None:
-        for some in torch.tensor(wanted, dtype=torch.int64).view(-1, 2).split(CHUNK):
+        for some in torch.tensor(wanted, dtype=torch.int64, device="cpu").view(-1, 2).split(CHUNK):
             row, column = some.unbind(1)
             rows = self._frame.coefficients(torch.stack((self._x[column], self._y[row]), 1))
             found = self._chunk(some, rows, report)
@@ -102,7 +102,8 @@ class Grid:
 
     def _chunk(self, places: Tensor, rows: Tensor, report: Reporter | None) -> Tensor:
         """Losses and accuracies at some points, ``(sets, k, 2)``."""
-        found = self._record.chunk(places, lambda: torch.tensor(self._combined.at(rows), dtype=torch.float64))
+        at = self._combined.at
+        found = self._record.chunk(places, lambda: torch.tensor(at(rows), dtype=torch.float64, device="cpu"))
         for loss in found[..., 0].flatten().tolist() if report is not None else ():
             report(0, loss)  # type: ignore[misc]
         return found
@@ -134,7 +135,7 @@ def check_grid(points: Any, x_range: Any, y_range: Any) -> tuple[tuple[int, int]
 
 def _axis(low: float, high: float, count: int) -> Tensor:
     """Evenly spaced coordinates; zero itself where rounding has missed it."""
-    found = torch.linspace(low, high, count, dtype=torch.float64)
+    found = torch.linspace(low, high, count, dtype=torch.float64, device="cpu")
     return torch.where(found.abs() < SNAP * (high - low), 0.0, found)
 
 

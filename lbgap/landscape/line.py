@@ -204,7 +204,8 @@ def evaluate_path(
     check_progress(progress)
     ends = Ends(take(small, data, batch_norm, options), large, data, test_data)
     checked = ends.check()
-    alphas = [_snapped(alpha) for alpha in torch.linspace(low, high, points, dtype=torch.float64).tolist()]
+    even = torch.linspace(low, high, points, dtype=torch.float64, device="cpu")
+    alphas = [_snapped(alpha) for alpha in even.tolist()]
     missing = [end for end in (0.0, 1.0) if end not in alphas]
     found = ends.evaluate([weights(alpha) for alpha in (*alphas, *missing)], measure, progress)
     shapes = []

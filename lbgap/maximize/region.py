@@ -93,7 +93,7 @@ def box(region: str, centre: Tensor, epsilon: float, backend: str = "auto") -> B
         width = float(epsilon)
     except OverflowError:  # an int beyond float64
         width = math.inf
-    if not 0 < torch.tensor(width, dtype=centre.dtype).item() < math.inf:
+    if not 0 < torch.tensor(width, dtype=centre.dtype, device="cpu").item() < math.inf:
         raise ValueError(f"epsilon must be finite and above zero in {centre.dtype}, got {epsilon}: try 1e-3 or 5e-4")
     absolute = 0.0 if region == "adaptive" else width
     relative = 0.0 if region == "linf" else width

@@ -206,7 +206,8 @@ def oriented(vector: Tensor) -> Tensor:
 
 def _losses(task: Call, direction: Tensor, ladder: list[float], report: Any) -> tuple[list[float], list[float]]:
     """The loss ahead and behind at each distance."""
-    steps = torch.tensor([*ladder, *(-distance for distance in ladder)]).to(task.centre)
+    both = [*ladder, *(-distance for distance in ladder)]
+    steps = torch.tensor(both, dtype=torch.float32, device="cpu").to(task.centre)
     found: list[float] = []
     for part in steps.split(max(1, LARGEST // len(direction))):
         values = task.objective.losses(torch.addcmul(task.centre, part[:, None], direction)).tolist()

@@ -140,7 +140,7 @@ def _signs(weight: Tensor, draws: int, seed: int) -> Iterator[Tensor]:
 
 def _curvatures(task: Call, name: str, matrices: Iterator[Tensor], report: Callable[[int], None]) -> list[float]:
     """``z' H z`` for each z, several to a gradient."""
-    vectors = torch.zeros(max(1, min(AT_ONCE, LARGEST // len(task.centre))), len(task.centre)).to(task.centre)
+    vectors = task.centre.new_zeros(max(1, min(AT_ONCE, LARGEST // len(task.centre))), len(task.centre))
     parts = [task.objective.split(vector)[name] for vector in vectors]
     found: list[float] = []
     filled = 0

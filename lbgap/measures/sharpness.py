@@ -202,7 +202,7 @@ def fast_sharpness(
     }
     subspace, trials, distribution = check_manifold(subspace, trials, distribution)
     manifolds = {} if subspace is None else {"subspace": subspace, "trials": trials, "distribution": distribution}
-    box(region, torch.zeros(1, dtype=torch.float64), epsilon, "torch")  # judged before any data are read
+    box(region, torch.zeros(1, dtype=torch.float64, device="cpu"), epsilon, "torch")  # judged before any data are read
     check_progress(progress)
     with work_on("sharpness", model, data, options) as task:
         objective = task.objective

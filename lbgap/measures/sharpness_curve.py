@@ -87,7 +87,7 @@ def sharpness_curve(
         raise TypeError(f"epsilons must be several numbers such as (5e-4, 1e-3), got {epsilons!r}")
     sizes = tuple(epsilons)
     for size in sizes:
-        box("keskar", torch.zeros(1, dtype=torch.float64), size, "torch")  # judges it
+        box("keskar", torch.zeros(1, dtype=torch.float64, device="cpu"), size, "torch")  # judges it
     if not sizes or any(b <= a for a, b in itertools.pairwise(sizes)):
         raise ValueError(f"epsilons must be one or more numbers that increase, got {sizes}: sort them")
     own, rest = separate("sharpness_curve", search)

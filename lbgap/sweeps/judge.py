@@ -77,7 +77,8 @@ def _training(settings: Mapping[str, Any], samples: int) -> None:
     name = resolve_optimizer(chosen.get("optimizer", "Adam"))
     options = chosen.get("optimizer_options", {})
     resolve_remedies(chosen.get("remedies", ()))
-    make_optimizer(name, [nn.Parameter(torch.zeros(1))], chosen.get("learning_rate", 1e-3), options)
+    weight = nn.Parameter(torch.zeros(1, dtype=torch.float32, device="cpu"))
+    make_optimizer(name, [weight], chosen.get("learning_rate", 1e-3), options)
 
 
 def _measurement(measurement: Measurement, model: nn.Module, data: Any) -> None:
@@ -90,7 +91,7 @@ def _measurement(measurement: Measurement, model: nn.Module, data: Any) -> None:
         check_scaling(method, options.get("scaling"))
         check_manifold(options.get("subspace"), options.get("trials"), options.get("distribution"))
         for epsilon in measurement.epsilons:
-            box(options.get("region", "keskar"), torch.zeros(1), epsilon, "torch")
+            box(options.get("region", "keskar"), torch.zeros(1, dtype=torch.float32, device="cpu"), epsilon, "torch")
         objective = objective_of(model, data, measurement)
         if "samples" in options:
             objective.sample(whole("samples", options["samples"], 1), options.get("seed", 0))
