@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lbgap.checks import positive, whole
+from lbgap.checks import Amount, amount, counted, positive, whole
 from lbgap.flat import Selection
 from lbgap.landscape.ends import Ends
 from lbgap.landscape.given import MODES, Given, take
@@ -95,7 +95,7 @@ def connect(
     kind: str = "bezier",
     bends: int = 1,
     epochs: int = 30,
-    train_batch_size: int | None = None,
+    train_batch_size: Amount | None = None,
     learning_rate: float = 1e-2,
     points: int = 61,
     seed: int = 0,
@@ -104,7 +104,7 @@ def connect(
     parameters: Selection | None = None,
     batch_norm: str | None = None,
     precision: str | None = None,
-    batch_size: int | None = None,
+    batch_size: Amount | None = None,
     device: str | torch.device | None = None,
     backend: str | None = None,
     coupled: bool | None = None,
@@ -127,8 +127,9 @@ def connect(
         kind: ``"bezier"`` or ``"polygon"``.
         bends: Points of the path that are trained.
         epochs: Passes over the training data. With 0 the path is the straight line.
-        train_batch_size: Samples in a batch of the training; 128 by default, or all if there are fewer; with
-            ``coupled=True`` as many as in a batch of the evaluation. A batch of ignored samples alone is left out.
+        train_batch_size: Samples in a batch of the training, or a share (0.1, ``"10%"``); 128 by default, or all if
+            there are fewer; with ``coupled=True`` as many as in a batch of the evaluation. A batch of ignored samples
+            alone is left out.
         learning_rate: Of ADAM, for the first half of the epochs; then it falls linearly to a hundredth.
         points: How many places of path and straight line are evaluated, evenly spaced in t.
         seed: Of the order of the samples and of the places.
@@ -167,9 +168,9 @@ def connect(
         raise ValueError(f"kind must be 'bezier' or 'polygon', got {kind!r}")
     bends, epochs, points = whole("bends", bends, 1), whole("epochs", epochs, 0), whole("points", points, 3)
     if train_batch_size is not None:
-        train_batch_size = whole("train_batch_size", train_batch_size, 1)
+        train_batch_size = amount("train_batch_size", train_batch_size)
     seed = whole("seed", seed, 0)
-    positive("learning_rate", learning_rate, "1e-2")
+    learning_rate = positive("learning_rate", learning_rate, "1e-2")
     check_progress(progress)
     options: dict[str, Any] = {"loss": loss, "parameters": parameters, "precision": precision}
     options |= {"batch_size": batch_size, "device": device, "backend": backend, "coupled": coupled, "judge": judge}
@@ -178,8 +179,8 @@ def connect(
     ends = Ends(given, large, data, test_data)
     _check_statistics(given, ends)
     checked = ends.check()
-    trainer, train_batch_size = _trainer(given, ends, data, train_batch_size)
-    trained, losses = _train(trainer, ends, kind, bends, epochs, train_batch_size, float(learning_rate), seed, progress)
+    trainer, size = _trainer(given, ends, data, train_batch_size)
+    trained, losses = _train(trainer, ends, kind, bends, epochs, size, learning_rate, seed, progress)
     own = 0.0 if trainer is ends.objectives[0] else trainer.evaluations  # of one that was made for the training
     straight_rows = [(1 - index / (points - 1), index / (points - 1)) for index in range(points)]
     straight = _evaluate(ends, straight_rows, "straight line", progress, checked)
@@ -188,7 +189,7 @@ def connect(
     rows = [weights_at(kind, index / (points - 1), bends) for index in range(points)]
     path = _evaluate(ends, rows, "path", progress, checked)
     settings = {"measure": "connect", "kind": kind, "bends": bends, "epochs": epochs, "seed": seed}
-    settings |= {"train_batch_size": train_batch_size, "learning_rate": float(learning_rate), "optimizer": "Adam"}
+    settings |= {"train_batch_size": size, "learning_rate": learning_rate, "optimizer": "Adam"}
     settings |= {"points": points, **ends.settings(), "ends_checked": checked, "versions": versions()}
     return Connection(
         value=path.value,
@@ -226,13 +227,13 @@ def _check_statistics(given: Given, ends: Ends) -> None:
         raise ValueError(f"batch_norm={ends.mode!r} takes running statistics, of which a path has none: {otherwise}")
 
 
-def _trainer(given: Given, ends: Ends, data: Any, train_batch_size: int | None) -> tuple[Objective, int]:
+def _trainer(given: Given, ends: Ends, data: Any, train_batch_size: int | float | None) -> tuple[Objective, int]:
     """An objective whose parts are the batches of the training, and how many samples those have."""
     objective = ends.objectives[0]
     samples = objective.samples
     fixed = given.options.get("coupled") if given.objective is None else objective.coupling == "coupled=True"
     usual = objective.batch_size if fixed else min(BATCH_SIZE, samples)
-    size = usual if train_batch_size is None else train_batch_size
+    size = usual if train_batch_size is None else counted(train_batch_size, samples)
     if size > samples:
         raise ValueError(f"train_batch_size must be at most the {samples} training samples, got {size}")
     if not (objective.has_batch_norm or objective.coupled):

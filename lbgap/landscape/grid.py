@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lbgap.checks import whole
+from lbgap.checks import number, several, shown, whole
 from lbgap.landscape.combined import Combined
 from lbgap.landscape.frame import SNAP, Frame, Range
 from lbgap.landscape.record import Record
@@ -124,9 +123,9 @@ def check_grid(points: Any, x_range: Any, y_range: Any) -> tuple[tuple[int, int]
         TypeError: A number is of the wrong kind.
         ValueError: It is out of its range.
     """
-    pair = tuple(points) if isinstance(points, tuple | list) else (points, points)
+    pair = several(points) or [points, points]
     if len(pair) != 2:
-        raise ValueError(f"points must be one number, or columns and rows, got {points!r}")
+        raise ValueError(f"points must be one number, or columns and rows, got {shown(points)}")
     columns, rows = (whole("points", count, 2) for count in pair)
     if columns * rows > MAX_POINTS:
         raise ValueError(f"points must be at most {MAX_POINTS:,} in all, got {columns} x {rows}")
@@ -142,11 +141,14 @@ def _axis(low: float, high: float, count: int) -> Tensor:
 def _range(name: str, bounds: Any) -> Range | None:
     if bounds is None:
         return None
-    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
-        raise TypeError(f"{name} must be two numbers, got {bounds!r}")
-    for bound in bounds:
-        if isinstance(bound, bool) or not isinstance(bound, numbers.Real):
-            raise TypeError(f"{name} must be two numbers, got {bound!r}")
-    if not (math.isfinite(bounds[0]) and math.isfinite(bounds[1]) and bounds[0] < bounds[1]):
-        raise ValueError(f"{name} must be finite and ascend, got {bounds[0]} and {bounds[1]}")
-    return float(bounds[0]), float(bounds[1])
+    pair = several(bounds)
+    if pair is None or len(pair) != 2:
+        raise TypeError(f"{name} must be two numbers, got {shown(bounds)}")
+    found = [number(bound) for bound in pair]
+    for bound, value in zip(pair, found, strict=True):
+        if value is None:
+            raise TypeError(f"{name} must be two numbers, got {shown(bound)}")
+    low, high = (float(value) for value in found if value is not None)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"{name} must be finite and ascend, got {pair[0]} and {pair[1]}")
+    return low, high
