@@ -92,7 +92,7 @@ class Combined:
             for objective in self.objectives:
                 objective.set_buffers(buffers)
             self._recalibrate(point)
-        return torch.ones(1, 1, dtype=row.dtype), point[None], {name: value[None] for name, value in buffers.items()}
+        return row.new_ones(1, 1), point[None], {name: value[None] for name, value in buffers.items()}
 
     def buffers_at(self, row: Tensor, point: Tensor, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The buffers of one point, in float64: those that are combined, and its spectral norms.
@@ -142,7 +142,7 @@ class Combined:
 
     def _enter(self, buffers: Mapping[str, Tensor]) -> bool:
         """Whether an end, or the point between all of them, has another training loss with buffers of another end."""
-        one, count = torch.ones(1, 1, dtype=torch.float64), len(self.ends)
+        one, count = torch.ones(1, 1, dtype=torch.float64, device="cpu"), len(self.ends)
         for end in (*self.ends, self.ends.mean(0)):
             losses = [
                 self.objectives[0].combination_losses(
@@ -174,7 +174,9 @@ class Combined:
             options["precision"] = "float32"
         own = [Objective(model, few, batch_norm=self._given.within, **options) for _, _, model in models]
         found, _ = own[0].combination_losses(
-            torch.eye(len(self.ends))[: len(models)], self.ends.to(own[0].dtype), buffers=self.buffers
+            torch.eye(len(models), len(self.ends), dtype=torch.float32, device="cpu"),
+            self.ends.to(own[0].dtype),
+            buffers=self.buffers,
         )
         for (place, name, _), objective, value in zip(models, own, found, strict=True):
             expected = objective.losses(objective.theta[None])[0]

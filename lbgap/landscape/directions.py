@@ -151,8 +151,8 @@ def _through(models: Sequence[nn.Module], objective: Objective) -> Frame:
     corners = [(0.0, 0.0), (length, 0.0), (along, height)]
     return Frame(
         ends=ends,
-        origin=torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64),
-        slopes=torch.tensor([slope_x, slope_y], dtype=torch.float64),
+        origin=torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, device="cpu"),
+        slopes=torch.tensor([slope_x, slope_y], dtype=torch.float64, device="cpu"),
         marks=tuple((name, *at) for name, at in zip(ORDINALS, corners, strict=True)),
         axes=("first to second, Euclidean distance", "line to third, Euclidean distance"),
         ranges=_widened(corners),
@@ -172,8 +172,8 @@ def _around(
         raise ValueError(f"the two {what} are parallel, or one is zero: they span no plane")
     return Frame(
         ends=torch.cat((centre[None], rows)),
-        origin=torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64),
-        slopes=torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64),
+        origin=torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, device="cpu"),
+        slopes=torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64, device="cpu"),
         marks=((name, 0.0, 0.0),),
         axes=(axes[0], axes[1]),
         **{"ranges": ((-1.0, 1.0), (-1.0, 1.0)), **rest},

@@ -62,7 +62,7 @@ class Ends(Combined):
         block = 1 if self.one_by_one else BLOCK
         with evaluations_bar(title, len(rows) * len(found), progress) as report:
             for first in range(0, len(rows), block):
-                some = self.at(torch.tensor(rows[first : first + block], dtype=torch.float64))
+                some = self.at(torch.tensor(rows[first : first + block], dtype=torch.float64, device="cpu"))
                 for pairs, new in zip(found, some, strict=True):
                     pairs += new
                     for loss, _ in new if report is not None else ():

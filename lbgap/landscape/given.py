@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from lbgap.checks import is_whole
 from lbgap.flat import name_patterns
 from lbgap.measures.call import as_objective
 from lbgap.objective import Objective
@@ -58,6 +59,8 @@ class Given:
         first = self.objective
         if first is None:
             first = as_objective(self.module, data, options)
+            if not is_whole(options.get("batch_size", 1)):  # a share, of the training data
+                options["batch_size"] = first.batch_size
         elif first.batch_size == first.samples:
             # All samples at once: so are those of the test data, where they can be.
             options["batch_size"] = sys.maxsize if first.coupled else None

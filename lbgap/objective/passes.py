@@ -215,7 +215,8 @@ class Evaluator:
                     if accuracy:  # before the loss, which may overwrite the output
                         correct.append(self.loss.correct(output, batch.targets))
                     shares.append(self._sums(self.loss, output, batch).exact / weight)
-            return torch.stack(shares), torch.stack(correct) if accuracy else torch.empty(0)
+            values = torch.stack(shares)
+            return values, torch.stack(correct) if accuracy else values.new_empty(0)
 
         return self.within_memory(sweep)
 

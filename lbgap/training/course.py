@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from lbgap.checks import json_value
+from lbgap.checks import Amount, json_value
 from lbgap.problem.loss import Loss
 from lbgap.problem.samples import DataLike, Split, as_tensors
 from lbgap.replica import Watch, held_tensors, replicate, set_mode
@@ -132,7 +132,7 @@ def new_course(
     data: DataLike,
     test_data: DataLike | None,
     loss: Loss,
-    batch_size: int | float | None,
+    batch_size: Amount | None,
     remedies: list[Remedy],
     optimizer: str,
     learning_rate: float,
