@@ -105,6 +105,7 @@ class Objective(Parts, Directional):
         coupled, judge = flag("coupled", coupled), flag("judge", judge)
         place = None if device is None else hardware.usable(device, torch.device("cpu"))
         model = unwrapped(model)
+        wanted = wanted.for_model(model)
         notes: list[str] = []
         with torch.inference_mode(False), torch.no_grad():
             dtype = torch.float64 if precision == "float64" else torch.float32
