@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -183,8 +182,8 @@ def _readings(own: list[str], again: set[str], stored: list[str]) -> Iterator[tu
 def _keyed(names: Iterable[str], key: Callable[[str], str]) -> dict[str, str]:
     """Names by what they are compared by: themselves, if two of them were the same."""
     names = [*names]
-    counts = Counter(map(key, names))
-    return {key(name) if counts.total() == len(counts) else name: name for name in names}
+    keyed = {key(name): name for name in names}
+    return keyed if len(keyed) == len(names) else {name: name for name in names}
 
 
 def _unwrapped(name: str) -> str:
@@ -208,10 +207,9 @@ def _compare(
     tied = {name for group in _tied(own) if not names.keys().isdisjoint(group) for name in group}
     spared = {name for name in own if name in tied or name.rpartition(".")[2] == _COUNT} | _counter(own)
     problems = [f"{name!r} is missing" for name in own if name not in names and name not in spared]
+    counter = _counter(weights)
     problems += [
-        f"{name!r} is not in the model"
-        for key, name in others.items()
-        if key not in mine and name not in _counter(weights)
+        f"{name!r} is not in the model" for key, name in others.items() if key not in mine and name not in counter
     ]
     problems += [
         f"{name!r} has shape {tuple(weights[other].shape)}, the model needs {tuple(own[name].shape)}"
