@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -105,11 +104,12 @@ def fill(model: nn.Module, weights: Mapping[str, Any], source: str) -> nn.Module
     wrong = [problem for name, value in pairs.items() if (problem := _other_kind(name, value, own[name]))]
     if wrong:
         raise ValueError(f"{refused}: {_listed(wrong)}; convert these tensors and save them anew")
-    for first, second in _tied(own):
-        if {first, second} <= pairs.keys() and not _equal(pairs[first], pairs[second]):
-            raise ValueError(f"{refused}: {first!r} and {second!r} are one tensor of the model, but differ there")
-    for first, second in _tied(own):
-        pairs |= {one: pairs[other] for one, other in ((first, second), (second, first)) if other in pairs}
+    for names in _tied(own):
+        given = [name for name in names if name in pairs]
+        for name in given[1:]:
+            if not _equal(pairs[given[0]], pairs[name]):
+                raise ValueError(f"{refused}: {given[0]!r} and {name!r} are one tensor of the model, but differ there")
+        pairs |= {name: pairs[given[0]] for name in names if given}
     try:
         model.load_state_dict({name: pairs.get(name, value) for name, value in own.items()})
     except RuntimeError as error:  # of a model that reads weights in a way of its own
@@ -134,17 +134,30 @@ def _own(model: nn.Module) -> dict[str, Any]:
     for name, value in own.items():
         if is_lazy(value):
             raise ValueError(f"parameter {name!r} of the model has no shape yet: run one batch through the model first")
-        if isinstance(value, Tensor) and value.is_meta:
-            raise ValueError(
-                f"{name!r} of the model is on the meta device, where nothing can be loaded: build the model on a real "
-                "one, or move it by model.to_empty(device='cpu')"
-            )
+        if isinstance(value, Tensor) and (why := _unwritable(value)):
+            raise ValueError(f"{name!r} of the model {why}")
     return own
+
+
+def _unwritable(value: Tensor) -> str | None:
+    """Why nothing can be written into a tensor, or ``None`` if it can."""
+    if value.is_meta:
+        return (
+            "is on the meta device, where nothing can be loaded: build the model on a real one, or move it by "
+            "model.to_empty(device='cpu')"
+        )
+    if value.is_inference() and not torch.is_inference_mode_enabled():
+        return "was made in inference mode, and cannot be written: build the model outside of torch.inference_mode()"
+    if value.layout is torch.strided and any(
+        step == 0 < size - 1 for step, size in zip(value.stride(), value.shape, strict=True)
+    ):
+        return "is expanded, so that its values are one in memory: clone it in the model"
+    return None
 
 
 def _closest(own: Mapping[str, Any], weights: Mapping[str, Any]) -> _Match:
     """The first way to read the names by which all fit, or that by which fewest do not."""
-    again = {second for _, second in _tied(own)}
+    again = {name for names in _tied(own) for name in names[1:]}
     found = [_compare(own, weights, *names) for names in _readings([*own], again, [*weights])]
     return min(found, key=lambda match: len(match.problems))
 
@@ -169,8 +182,8 @@ def _readings(own: list[str], again: set[str], stored: list[str]) -> Iterator[tu
 def _keyed(names: Iterable[str], key: Callable[[str], str]) -> dict[str, str]:
     """Names by what they are compared by: themselves, if two of them were the same."""
     names = [*names]
-    counts = Counter(map(key, names))
-    return {key(name) if counts.total() == len(counts) else name: name for name in names}
+    keyed = {key(name): name for name in names}
+    return keyed if len(keyed) == len(names) else {name: name for name in names}
 
 
 def _unwrapped(name: str) -> str:
@@ -191,28 +204,24 @@ def _compare(
 ) -> _Match:
     """Pair the names by what they are compared by."""
     names = {name: others[key] for key, name in mine.items() if key in others}
-    tied = {one for pair in _tied(own) if not names.keys().isdisjoint(pair) for one in pair}
+    tied = {name for group in _tied(own) if not names.keys().isdisjoint(group) for name in group}
     spared = {name for name in own if name in tied or name.rpartition(".")[2] == _COUNT} | _counter(own)
     problems = [f"{name!r} is missing" for name in own if name not in names and name not in spared]
+    counter = _counter(weights)
     problems += [
-        f"{name!r} is not in the model"
-        for key, name in others.items()
-        if key not in mine and name not in _counter(weights)
+        f"{name!r} is not in the model" for key, name in others.items() if key not in mine and name not in counter
     ]
     problems += [
         f"{name!r} has shape {tuple(weights[other].shape)}, the model needs {tuple(own[name].shape)}"
         for name, other in names.items()
-        if _has_shape(name, own[name])
-        and isinstance(weights[other], Tensor)
-        and not weights[other].is_nested
-        and own[name].shape != weights[other].shape
+        if _has_shape(name, own[name]) and _has_shape(other, weights[other]) and own[name].shape != weights[other].shape
     ]
     return _Match(names, problems)
 
 
-def _has_shape(name: str, own: Any) -> bool:
-    """Whether a value is a parameter or buffer: what modules keep beside these may be anything."""
-    return isinstance(own, Tensor) and not name.endswith("_extra_state")
+def _has_shape(name: str, value: Any) -> bool:
+    """Whether a value is a parameter or buffer, or could be one: what modules keep beside these may be anything."""
+    return isinstance(value, Tensor) and not value.is_nested and not name.endswith("_extra_state")
 
 
 def _counter(names: Iterable[str]) -> set[str]:
@@ -221,15 +230,14 @@ def _counter(names: Iterable[str]) -> set[str]:
     return {_AVERAGED} if all(name.startswith("module.") for name in rest) else set()
 
 
-def _tied(own: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Pairs of names, the first that a tensor has and each other."""
-    pairs, first = [], dict[object, str]()
+def _tied(own: Mapping[str, Any]) -> list[list[str]]:
+    """The names of each tensor that has several."""
+    names: dict[object, list[str]] = {}
     for name, value in own.items():
-        if isinstance(value, Tensor) and value.layout is torch.strided and value.numel() and value.data_ptr():
+        if type(value) is Tensor and value.layout is torch.strided and value.numel():
             place = (value.data_ptr(), value.device, value.shape, value.stride(), value.dtype)
-            if first.setdefault(place, name) != name:
-                pairs.append((first[place], name))
-    return pairs
+            names.setdefault(place, []).append(name)
+    return [group for group in names.values() if len(group) > 1]
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
@@ -240,8 +248,8 @@ def _other_kind(name: str, value: Any, own: Any) -> str | None:
     """Why a value cannot stand for the model's, or ``None`` if it can."""
     if not _has_shape(name, own):
         return None
-    if not isinstance(value, Tensor):
-        return f"{name!r} is {type(value).__name__}, not a tensor"
+    if type(value) not in (Tensor, nn.Parameter, type(own)):
+        return f"{name!r} is a {type(value).__name__}, the model needs a plain {_word(own.dtype)} tensor"
     if value.layout is not torch.strided or value.is_quantized or value.is_nested:
         kind = "quantised" if value.is_quantized else "nested" if value.is_nested else "sparse"
         return f"{name!r} is {kind}, the model needs a plain {_word(own.dtype)} tensor"

@@ -220,6 +220,28 @@ class TestTied:
         message = "'embedding.weight' and 'head.weight' are one tensor of the model, but differ there"
         refused(message, weights, self.Net())
 
+    @pytest.mark.parametrize("given", ["0.weight", "1.weight", "2.weight"])
+    def test_three_names(self, given):
+        def three():
+            model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(3)))
+            model[1].weight = model[2].weight = model[0].weight
+            return model
+
+        value = torch.randn(2, 2)
+        assert torch.equal(fill(three(), {given: value}, "w.pt")[0].weight, value)
+        weights = {"1.weight": value, "2.weight": value + 1}
+        refused("'1.weight' and '2.weight' are one tensor of the model, but differ there", weights, three())
+
+    def test_a_module_twice_without_its_counter(self):
+        def twice():
+            norm = nn.BatchNorm1d(2)
+            return nn.Sequential(norm, nn.ReLU(), norm)
+
+        weights = {name: value + 1 for name, value in twice().state_dict().items() if "num_batches" not in name}
+        model = fill(twice(), weights, "w.pt")
+        assert model[0].running_mean.tolist() == [1, 1]
+        assert model[2].num_batches_tracked == 0
+
     def test_neither(self):
         refused("'embedding.weight' is missing, 'head.weight' is missing", {}, self.Net())
 
@@ -251,6 +273,19 @@ class TestFit:
             model = nn.Linear(2, 2)
         with pytest.raises(ValueError, match=r"'weight' of the model is on the meta device, .*: build the model on"):
             fill(model, nn.Linear(2, 2).state_dict(), "w.pt")
+
+    def test_a_model_that_cannot_be_written(self):
+        with torch.inference_mode():
+            model = nn.Linear(2, 2)
+        with pytest.raises(ValueError, match="'weight' of the model was made in inference mode"):
+            fill(model, nn.Linear(2, 2).state_dict(), "w.pt")
+        model = nn.Linear(2, 2)
+        model.bias = nn.Parameter(torch.ones(1).expand(2))
+        weights = nn.Linear(2, 2).state_dict()
+        before = model.weight.clone()
+        with pytest.raises(ValueError, match=r"'bias' of the model is expanded, .*: clone it in the model"):
+            fill(model, weights, "w.pt")
+        assert torch.equal(model.weight, before)
 
     def test_a_model_that_refuses_by_itself(self, trained):
         class Net(nn.Linear):
@@ -336,6 +371,13 @@ class TestKinds:
             "'0.weight' is on the meta device and has no values.*",
             trained.state_dict() | {"0.weight": torch.ones(4, 3, device="meta")},
         )
+
+    def test_subclasses(self, trained):
+        class Scaled(torch.Tensor):
+            pass
+
+        weights = trained.state_dict() | {"0.weight": torch.ones(4, 3).as_subclass(Scaled)}
+        refused("'0.weight' is a Scaled, the model needs a plain float32 tensor.*", weights)
 
     def test_complex_models(self):
         model, other = nn.Linear(2, 2, dtype=torch.complex64), nn.Linear(2, 2, dtype=torch.complex64)

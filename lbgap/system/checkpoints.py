@@ -67,6 +67,8 @@ def _in_folder(folder: Path) -> Path:
     names = sorted(entry.name for entry in folder.iterdir())
     if {"state.safetensors", "metrics.jsonl"} <= {*names}:
         raise ValueError(f"{folder} is an unfinished run: finish it, or pass one of the files in {folder / 'iterates'}")
+    if "adapter_config.json" in names:
+        raise ValueError(f"{folder} holds adapters, not the weights of a model: load it by PeftModel.from_pretrained")
     if ".metadata" in names:
         raise ValueError(
             f"{folder} is a distributed checkpoint: make one file of it by dcp_to_torch_save of "

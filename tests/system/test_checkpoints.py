@@ -219,6 +219,7 @@ class TestFolder:
             (["a", "b", "c", "d", "e", "f"], r"\(it has a, b, c, d, e, \.\.\.\)"),
             (["state.safetensors", "metrics.jsonl", "config.json"], "is an unfinished run: finish it"),
             ([".metadata", "__0_0.distcp"], "is a distributed checkpoint: make one file of it by dcp_to_torch_save"),
+            (["adapter_config.json", "adapter_model.safetensors"], "holds adapters, .*PeftModel.from_pretrained"),
             (["saved_model.pb"], "is a TensorFlow model"),
         ],
     )
