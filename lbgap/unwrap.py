@@ -62,8 +62,8 @@ def unwrapped(model: nn.Module, name: str = "model") -> nn.Module:
         raise TypeError(f"{name} must be a torch.nn.Module, got {_kind(model)}")
     _check_whole(model)
     plain = _peeled(model)
-    stand_ins, owners = dict(_stand_ins(plain)), _compiled_forwards(plain)
-    return _mirror(plain, stand_ins) if stand_ins or owners else plain
+    stand_ins, methods = dict(_stand_ins(plain)), _compiled_methods(plain)
+    return _mirror(plain, stand_ins, methods) if stand_ins or methods else plain
 
 
 def _kind(model: object) -> str:
@@ -176,7 +176,7 @@ def _stand_ins(model: nn.Module) -> Iterator[tuple[int, Any]]:
             elif key == "forward" and _of_accelerate(value) and "_original_forward" in vars(module):
                 yield id(value), _uncompiled(vars(module)["_original_forward"])
             elif key not in REGISTERED:
-                yield from ((id(part), _uncompiled(part)) for part in _held(value) if hasattr(part, ORIGINAL))
+                yield from ((id(part), _uncompiled(part)) for part in _held(value) if _is_compiled(part))
 
 
 def _held(value: Any, depth: int = 3) -> Iterator[Any]:
@@ -190,9 +190,16 @@ def _held(value: Any, depth: int = 3) -> Iterator[Any]:
 
 def _uncompiled(function: Any) -> Any:
     """What torch.compile was given."""
-    while (inner := getattr(function, ORIGINAL, None)) is not None:
-        function = inner
+    if isinstance(function, types.MethodType):
+        return types.MethodType(_uncompiled(function.__func__), function.__self__)
+    while _is_compiled(function):
+        function = getattr(function, ORIGINAL)
     return function
+
+
+def _is_compiled(function: Any) -> bool:
+    """Whether torch.compile made a function; one that is kept out of compilation is what it was."""
+    return hasattr(function, ORIGINAL) and not getattr(function, "_torchdynamo_disable", False)
 
 
 def _of_accelerate(function: Any) -> bool:
@@ -200,17 +207,28 @@ def _of_accelerate(function: Any) -> bool:
     return str(getattr(function, "__module__", "")).startswith("accelerate.")
 
 
-def _compiled_forwards(model: nn.Module) -> bool:
-    """Whether a class of the model's modules has a compiled ``forward``."""
-    return any(hasattr(type(module).forward, ORIGINAL) for module in model.modules())
+def _compiled_methods(model: nn.Module) -> dict[type, dict[str, Any]]:
+    """The classes of a model's modules that have compiled methods: those as they were, by name."""
+    found: dict[type, dict[str, Any]] = {}
+    for kind in {type(module) for module in model.modules()}:
+        every = {name: part for one in reversed(kind.__mro__) for name, part in vars(one).items()}
+        compiled = {
+            name: _uncompiled(part)
+            for name, part in every.items()
+            if isinstance(part, types.FunctionType) and _is_compiled(part)
+        }
+        if compiled:
+            found[kind] = compiled
+    return found
 
 
-def _mirror(model: nn.Module, stand_ins: dict[int, Any]) -> nn.Module:
+def _mirror(model: nn.Module, stand_ins: dict[int, Any], methods: dict[type, dict[str, Any]]) -> nn.Module:
     """The same module with others in the place of some of its parts; it shares all tensors.
 
     Args:
         model: Not changed.
         stand_ins: Id of a part to what stands for it.
+        methods: Of classes, what stands for their compiled methods.
 
     Raises:
         ValueError: It cannot be copied.
@@ -240,11 +258,12 @@ def _mirror(model: nn.Module, stand_ins: dict[int, Any]) -> nn.Module:
             f"the model cannot be copied without its wrappers ({first_line(error)}): pass the plain module"
         ) from error
     for module in made.modules():
-        own, usual = vars(module).get("forward"), type(module).forward
-        if own is None and hasattr(usual, ORIGINAL):
-            object.__setattr__(module, "forward", types.MethodType(_uncompiled(usual), module))
-        elif isinstance(own, types.MethodType) and (own.__self__, own.__func__) == (module, usual):
+        own = vars(module).get("forward")
+        if isinstance(own, types.MethodType) and own.__self__ is module and own.__func__ is type(module).forward:
             object.__delattr__(module, "forward")  # what was compiled is what the class has
+        for name, function in methods.get(type(module), {}).items():
+            if name not in vars(module):
+                object.__setattr__(module, name, types.MethodType(function, module))
     return made
 
 

@@ -137,7 +137,7 @@ class Combined:
             name = next((name for name, values in others.items() if self._enter({name: values})), next(iter(others)))
             raise ValueError(
                 f"buffer {name!r} differs between the models and enters their loss, but is no statistic of batch-norm, "
-                "so that it has no value between them: make it the same in all, or fold it into the weights"
+                f"so that it has no value between them: make it the same in all, or fold it into the weights{_by(name)}"
             )
 
     def _enter(self, buffers: Mapping[str, Tensor]) -> bool:
@@ -198,6 +198,17 @@ class Combined:
             test = self.objectives[1]
             found |= {"test_samples": test.samples, "test_batch_size": test.batch_size}
         return found
+
+
+def _by(buffer: str) -> str:
+    """The function of torch that folds a buffer into the weights, for messages."""
+    owner, _, name = buffer.rpartition(".")
+    if name.endswith("_mask"):
+        return f" by torch.nn.utils.prune.remove(module, {name.removesuffix('_mask')!r})"
+    _, known, after = f".{owner}.".partition(".parametrizations.")
+    if known:
+        return f" by torch.nn.utils.parametrize.remove_parametrizations(module, {after.partition('.')[0]!r})"
+    return ""
 
 
 def _losses(objective: Objective, rows: Tensor, ends: Tensor, buffers: Mapping[str, Tensor]) -> Pairs:

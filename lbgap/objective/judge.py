@@ -199,10 +199,10 @@ def _check_gradient(evaluator: Evaluator, output: Any, targets: Tree) -> None:
     except RuntimeError as error:
         raise ValueError(f"the loss cannot be differentiated: {first_line(error)}") from error
     if not found:
-        raise ValueError(
-            "the loss does not depend on the parameters that may move: check parameters= and that neither "
-            "model nor loss detaches its output"
-        )
+        how = "check parameters= and that neither model nor loss detaches its output"
+        if any(getattr(module, "merged", False) is True for module in evaluator.flat.module.modules()):
+            how = "adapters are merged into the weights, so call model.unmerge_adapter() first"
+        raise ValueError(f"the loss does not depend on the parameters that may move: {how}")
 
 
 def _overwritten(used: Batch, fresh: Batch) -> bool:
