@@ -25,14 +25,16 @@ class Parts(Held):
 
         Returns:
             The objective, which shares this one's replica and whose evaluations also count here, by its share; or None
-            where it would be another function: the samples of a batch see each other.
+            where it would be another function, the samples of a batch see each other, or batches cannot be cut.
 
         Raises:
             ValueError: ``samples`` is less than one or more than all.
             TypeError: ``samples`` is not a whole number.
         """
         chosen = spread(samples, self.samples)
-        return None if self.coupled else self._beside(evaluator=self._evaluator.part(self._that_count(chosen)))
+        if self.coupled or not self._evaluator.data.cuttable:
+            return None
+        return self._beside(evaluator=self._evaluator.part(self._that_count(chosen)))
 
     @torch.inference_mode(False)
     def sample(self, samples: int, seed: int = 0) -> Self:
@@ -53,8 +55,9 @@ class Parts(Held):
                 f"samples needs a loss that is a mean over single samples, got {self.coupling}, under which fewer "
                 f"samples are another function: {self.uncoupling}"
             )
-        targets = self._evaluator.data.pool.targets
-        classes = targets if self.classes is not None and targets.dim() == 1 else None
+        data = self._evaluator.data
+        at_once = self.classes is not None and data.table is not None and data.pool.targets.dim() == 1
+        classes = data.pool.targets if at_once else None  # those of all samples
         chosen = drawn(samples, seed, self.samples, classes)
         return self._beside(evaluator=self._evaluator.part(chosen))
 
@@ -134,6 +137,8 @@ class Parts(Held):
     def _that_count(self, chosen: Tensor) -> Tensor:
         """Samples that were spread over the data, spread over those that count in their place where some do not."""
         evaluator = self._evaluator
+        if evaluator.data.table is None:  # the targets of all samples are nowhere together
+            return chosen
         loss, targets = evaluator.loss, evaluator.data.pool.targets
         if not loss.weighs:  # targets alone tell
             counting = loss.counting(targets)
