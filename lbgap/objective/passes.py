@@ -90,7 +90,7 @@ class Evaluator:
         none = "cpu" if self.device.type == "cpu" else None if self.device.type == "cuda" else "no CUDA device"
         if self.is_streamed:
             none = "the data are streamed"
-        if self.is_streamed and self.data.table is not None:
+        if self.data.kept == "streamed":
             self.note(STREAMED, f"they are too large for {self.device} and are copied there batch by batch")
         self.graphs = Graphs(self.device, notes, none, moving=flat.moving)
         self._weight: float | None = None

@@ -19,7 +19,7 @@ def form(batch: Batch) -> Any:
     """What two batches must have in common for their samples to be joined; two forms are compared by ``==``."""
     inputs, targets = batch
     if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
-        return inputs is targets, _kind(inputs), _kind(targets)
+        return _kind(inputs), _kind(targets)
     leaves, structure = tree_flatten((inputs, targets), is_leaf=trees.is_graph)
     place = {id(tensor): number for number, tensor in enumerate(batch.tensors())}
     return structure, [(place[id(one)], *_kind(one)) if isinstance(one, Tensor) else one for one in leaves]
@@ -61,7 +61,7 @@ class Gathered:
         self._joins = self._joins and mine is not None and mine == self._form
         filled = self._borders[-1]
         if self._whole is not None and self._joins and filled + batch.size <= self._whole.size:
-            for own, given in zip(self._whole.tensors(), batch.tensors(), strict=True):
+            for own, given in zip(_tensors(self._whole), _tensors(batch), strict=True):
                 own[filled : filled + batch.size].copy_(given.detach())
             self._borders.append(filled + batch.size)
             return
@@ -89,6 +89,12 @@ class Gathered:
             return
         whole, self._whole = self._whole, None
         self._pieces = [whole.rows(slice(*borders)) for borders in itertools.pairwise(self._borders)]
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, as often as :meth:`Batch.map` makes one of them."""
+    inputs, targets = batch
+    return [inputs, targets] if isinstance(inputs, Tensor) and isinstance(targets, Tensor) else batch.tensors()
 
 
 def _table(batch: Batch) -> Table:

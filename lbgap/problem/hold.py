@@ -97,8 +97,7 @@ def _gathered(source: Source, split: Callable[[Tree], Batch], notes: list[str], 
             start += batch.size
             if kept.bytes > limit:
                 return None
-        drew = reading.drew and source.repeats
-    if drew or not same:
+    if not same:
         notes.append(FROZEN)
     return kept
 

@@ -85,8 +85,15 @@ def _named(batch: Batch, roles: tuple[str, str]) -> list[tuple[Path, Tensor]]:
         for path, leaf in parts(tree, (role,)):
             if isinstance(leaf, Tensor):
                 found.setdefault(id(leaf), (path, leaf))
+            elif isinstance(leaf, list):  # of numbers: one for each sample would not be cut with the rest
+                if batch.cuttable and len(leaf) == batch.size:
+                    _refuse(path, leaf)
             elif not isinstance(leaf, int | float | complex | None):
                 _refuse(path, leaf)
+    if not found:
+        raise TypeError(
+            "expected tensors in each batch, got one without any: pass (inputs, targets), or a dict of tensors"
+        )
     return [*found.values()]
 
 

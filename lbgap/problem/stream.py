@@ -12,6 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from lbgap.problem import trees
 from lbgap.problem.ahead import ahead
 from lbgap.problem.batch import Batch
 from lbgap.problem.gather import Gathered, form
@@ -24,6 +25,7 @@ from lbgap.system import device as hardware
 
 NOTE = "the data do not fit into memory and are read again in each pass"
 FROZEN = "the data draw at random (augmentation, masking): each pass draws them from the same seed"
+TARGET_BYTES = 32 * 2**20  # of targets that are kept, as they are asked for alone
 POOL_SAMPLES, POOL_BYTES = 1024, 64 * 2**20
 SPREAD = 16  # later batches that have a share in the pool
 BLOCKS, BLOCK_BYTES = 32, 2048  # of each tensor, that its checksum is of
@@ -52,8 +54,9 @@ class Stream(Samples):
         self._device = torch.device("cpu")
         self._dtype: torch.dtype | None = None
         self._sums: list[int] = []
-        self.size = 0
-        pool = _Pool()
+        self.size, self._cuttable = 0, True
+        self._targets: list[Tree] | None = []
+        left, pool = TARGET_BYTES, _Pool()
         reading = source.read()
         with closing(reading), torch.no_grad():
             same = True
@@ -62,14 +65,22 @@ class Stream(Samples):
                 batch = sound(split(tree), f"batch {number}", self.size)
                 self._sums.append(checksum(batch))
                 self.size += batch.size
+                self._cuttable = self._cuttable and batch.cuttable
                 pool.add(batch)
+                left -= sum(part.nbytes for part in trees.tensors(batch.targets))
+                if left < 0:
+                    self._targets = None
+                elif self._targets is not None:
+                    self._targets.append(
+                        trees.map_tensors(lambda part: part.detach().to("cpu", copy=True), batch.targets)
+                    )
             # What draws in this process is read in the caller's thread, with the random state put aside.
             self._draws = reading.drew
         if not self.size:
             raise ValueError(EMPTY)
         self.pool = pool.joined()
         notes.append(NOTE)
-        if self._draws or not same:
+        if not same:
             notes.append(FROZEN)
 
     @property
@@ -77,9 +88,18 @@ class Stream(Samples):
         """As :attr:`Samples.kept`."""
         return "streamed from the source"
 
+    @property
+    def cuttable(self) -> bool:
+        """Whether all batches can be cut."""
+        return self._cuttable
+
     def chunks(self) -> Iterator[Batch]:
         """Each batch of one reading, on the host."""
         return self._read()
+
+    def targets(self) -> Iterator[Tree]:
+        """As :meth:`Samples.targets`; of one reading, where they are too large to be kept."""
+        return super().targets() if self._targets is None else iter(self._targets)
 
     def batches(self, size: int | None) -> Iterator[Batch]:
         """As :meth:`Samples.batches`."""
@@ -106,6 +126,8 @@ class Stream(Samples):
         other = copy.copy(self)
         other._device, other._dtype = device, dtype
         other.pool = self.pool.cast(dtype, device)
+        if self._targets is not None:
+            other._targets = [trees.cast(targets, dtype) for targets in self._targets]
         return other
 
     def digest(self) -> str:
@@ -212,7 +234,11 @@ class _Pool:
 def _some(batch: Batch, samples: int, size: int) -> Batch:
     """A copy of the first samples of a batch, no more than a number or that many bytes, but one."""
     if not batch.cuttable:
-        return batch.map(lambda part: part.detach().to("cpu", copy=True))
+        return batch.map(_copied)
     each = max(1, sum(part.nbytes for part in batch.tensors()) // batch.size)
     count = max(1, min(samples, batch.size, size // each))
-    return batch.rows(slice(count)).map(lambda part: part.detach().to("cpu", copy=True))
+    return batch.rows(slice(count)).map(_copied)
+
+
+def _copied(part: Tensor) -> Tensor:
+    return part.detach().to("cpu", copy=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-GROUPS = Path("/sys/fs/cgroup")
+GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def free_host_bytes() -> int | None:
@@ -25,7 +25,7 @@ def _machine() -> int | None:
 def _groups() -> int | None:
     """What the control groups of this process leave, version 2; pages of files that can be dropped count as free."""
     try:
-        own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        own = next(line for line in OWN_GROUP.read_text().splitlines() if line.startswith("0::"))
     except (OSError, StopIteration):
         return None
     folder = GROUPS / own.removeprefix("0::").lstrip("/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Self
@@ -115,11 +116,13 @@ class Reading(Iterator[Tree]):
         return self
 
     def __next__(self) -> Tree:
-        """The next batch."""
-        if not self.guarded:
-            return to_tree(next(self._batches))
-        with self._chance.lent(watch=True):
-            return to_tree(next(self._batches))
+        """The next batch; after the last one, and after an error, the reading is closed."""
+        try:
+            with self._chance.lent(watch=True) if self.guarded else contextlib.nullcontext():
+                return to_tree(next(self._batches))
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End it, early or not; no harm if it is ended already."""
@@ -128,7 +131,7 @@ class Reading(Iterator[Tree]):
         self._closed = True
         batches, self._batches = self._batches, iter(())
         try:
-            with self._chance.lent():
+            with self._chance.lent() if self.guarded else contextlib.nullcontext():
                 end = getattr(batches, "close", None)
                 if callable(end):
                     end()

@@ -68,7 +68,7 @@ def _stacked(samples: Sequence[Any], path: Path, start: int) -> Tree:
     if isinstance(head, Mapping):
         _check_alike(samples, path, start, Mapping, "keys", lambda one: sorted(map(str, one)))
         return {key: _stacked([one[key] for one in samples], (*path, key), start) for key in head}
-    if isinstance(head, tuple | list) and (not path or not _is_numbers(head)):
+    if isinstance(head, tuple | list) and (not path or not is_numbers(head)):
         _check_alike(samples, path, start, (tuple, list), "parts", len)
         if not path and len(head) == 2:
             names: Sequence[str | int] = ("inputs", "targets")
@@ -110,7 +110,7 @@ def _tensor(part: Any, path: Path, sample: int) -> Tensor:
         return torch.tensor(int(part), device="cpu")
     if isinstance(part, numbers.Real):
         return torch.tensor(float(part), dtype=torch.float64, device="cpu")
-    if isinstance(part, list) and _is_numbers(part):
+    if isinstance(part, list) and is_numbers(part):
         try:
             return from_array(np.asarray(part))
         except ValueError:
@@ -125,7 +125,7 @@ def _tensor(part: Any, path: Path, sample: int) -> Tensor:
     )
 
 
-def _is_numbers(part: Any) -> bool:
+def is_numbers(part: Any) -> bool:
     """Whether it is a list, or a list of lists, of nothing but numbers."""
     while isinstance(part, list):
         if not part:
@@ -135,11 +135,14 @@ def _is_numbers(part: Any) -> bool:
 
 
 def parts(tree: Tree, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """All leaves of a tree with what leads to them; of a graph its tensors, by name where it has names."""
+    """All leaves of a tree with what leads to them; of a graph its tensors, by name where it has names.
+
+    A list of nothing but numbers is one leaf.
+    """
     if isinstance(tree, Mapping):
         for key, part in tree.items():
             yield from parts(part, (*path, key))
-    elif isinstance(tree, tuple | list):
+    elif isinstance(tree, tuple | list) and not (isinstance(tree, list) and is_numbers(tree)):
         for place, part in enumerate(tree):
             yield from parts(part, (*path, place))
     elif trees.is_graph(tree):
@@ -148,7 +151,7 @@ def parts(tree: Tree, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield from ((one, part) for one, part in parts(named, path) if isinstance(part, Tensor))
         else:
             yield from ((path, part) for part in trees.tensors(tree))
-    elif isinstance(tree, Tensor) or trees.tensors(tree) == []:
+    elif isinstance(tree, Tensor | list) or trees.tensors(tree) == []:
         yield path, tree
     else:  # a container of another kind that torch knows
         yield from ((path, part) for part in trees.tensors(tree))

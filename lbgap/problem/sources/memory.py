@@ -79,9 +79,10 @@ def _check_form(tree: Tree) -> None:
         where = (("inputs", "targets")[path[0]], *path[1:]) if pair and isinstance(path[0], int) else path
         if leaf is None:
             continue
-        if not isinstance(leaf, Tensor):
+        single = isinstance(leaf, int | float) and pair
+        if not isinstance(leaf, Tensor) and not single:
             raise TypeError(_not_a_tensor(shown(where), leaf, tree))
-        if not leaf.dim():
+        if single or not leaf.dim():
             raise ValueError(f"data: expected {shown(where)} of shape (n, ...), got a single number: add a dimension")
         lengths[shown(where)] = len(leaf)
     if not lengths:
@@ -108,14 +109,12 @@ def _check_lengths(lengths: dict[str, int], tree: Tree) -> None:
 
 
 def _not_a_tensor(where: str, leaf: Any, tree: Tree) -> str:
-    kind = type(leaf).__name__
-    if isinstance(leaf, int | float) and not isinstance(tree, dict):
-        if isinstance(tree, list) or len(tree) > 2:
-            return f"data: expected {where} as a tensor, got a {kind}: {LIST_REMEDY}"
-        return f"data: expected {where} of shape (n, ...), got a single number: add a dimension"
+    kind = "list of numbers" if isinstance(leaf, list) else type(leaf).__name__
     remedy = "make it one, or leave it out"
     if isinstance(tree, dict):
         remedy = "make it one (a tokenizer: return_tensors='pt'), or leave it out"
+    elif isinstance(tree, list) or len(tree) > 2:
+        remedy = LIST_REMEDY
     return f"data: expected {where} as a tensor, got a {kind}: {remedy}"
 
 
