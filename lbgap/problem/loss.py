@@ -8,19 +8,21 @@ from lbgap.problem.apart import take_apart
 from lbgap.problem.base import Loss, LossFunction, Sums
 from lbgap.problem.names import NAMES, Named
 from lbgap.problem.own import Own, own
+from lbgap.problem.tokens import SHIFTED, tokens
 
 __all__ = ["Loss", "LossFunction", "Sums", "log_probability", "resolve_loss"]
 
-_KNOWN = ", ".join(map(repr, NAMES))
+_KNOWN = ", ".join(map(repr, (*NAMES, *SHIFTED)))
 
 
 def resolve_loss(loss: str | LossFunction) -> Loss:
     """Turn what the user passed as ``loss`` into a :class:`Loss`.
 
     Args:
-        loss: ``"cross_entropy"``, ``"mse"``, ``"bce"`` (with logits), ``"nll"``, ``"l1"`` or ``"huber"``; a loss of
-            torch, module or function, with any options; or a callable ``loss(output, target)`` that returns the mean
-            over the batch, one value a sample, or ``(sum, weight)``.
+        loss: ``"cross_entropy"``, ``"mse"``, ``"bce"`` (with logits), ``"nll"``, ``"l1"`` or ``"huber"``; of sequences
+            ``"causal_lm"``, ``"masked_lm"`` or ``"token_classification"``; a loss of torch, module or function, with
+            any options; or a callable ``loss(output, target)`` that returns the mean over the batch, one value a
+            sample, or ``(sum, weight)``.
 
     Returns:
         The loss; :meth:`Loss.check` fits it to outputs and targets.
@@ -30,6 +32,8 @@ def resolve_loss(loss: str | LossFunction) -> Loss:
         TypeError: It is neither a name nor a callable.
     """
     if isinstance(loss, str):
+        if loss in SHIFTED:
+            return tokens(loss)
         if loss not in NAMES:
             raise ValueError(f"loss must be {_KNOWN} or a callable, got {loss!r}")
         form, options = NAMES[loss]
