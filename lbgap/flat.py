@@ -138,8 +138,9 @@ class FlatModule:
             call: How a batch enters the module.
 
         Raises:
-            ValueError: See :func:`select_parameters` and :func:`~lbgap.unwrap.unwrapped`; the model cannot be copied; it
-                spans several devices and none was chosen; unknown ``batch_norm``, or ``"eval"`` where a batch-norm has no running statistics.
+            ValueError: See :func:`select_parameters` and :func:`lbgap.unwrap.unwrapped`; the model cannot be copied; it
+                spans several devices and none was chosen; unknown ``batch_norm``, or ``"eval"`` where a batch-norm has
+                no running statistics.
             TypeError: ``model`` is not a module.
         """
         model = unwrapped(model)
