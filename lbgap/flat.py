@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from lbgap.problem.call import PLAIN, Call
 from lbgap.problem.trees import Tree
 from lbgap.replica import pin_mode, replicate, set_mode
+from lbgap.unwrap import unwrapped
 
 Selection = str | Iterable[str]
 
@@ -128,7 +129,7 @@ class FlatModule:
         """Build the replica.
 
         Args:
-            model: The module to copy.
+            model: The module to copy, in wrappers or not.
             parameters: Which parameters may move; see :func:`select_parameters`.
             batch_norm: ``"eval"`` (running statistics) or ``"batch"`` (those of each evaluation batch).
             dtype: Floating-point type of the replica's parameters and buffers.
@@ -137,12 +138,12 @@ class FlatModule:
             call: How a batch enters the module.
 
         Raises:
-            ValueError: See :func:`select_parameters`; the model cannot be copied; it spans several devices and
-                none was chosen; unknown ``batch_norm``, or ``"eval"`` where a batch-norm has no running statistics.
+            ValueError: See :func:`select_parameters` and :func:`lbgap.unwrap.unwrapped`; the model cannot be copied; it
+                spans several devices and none was chosen; unknown ``batch_norm``, or ``"eval"`` where a batch-norm has
+                no running statistics.
             TypeError: ``model`` is not a module.
         """
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        model = unwrapped(model)
         if batch_norm not in ("eval", "batch"):
             raise ValueError(f"batch_norm must be 'eval' or 'batch', got {batch_norm!r}")
         self.selection, self.batch_norm, self.call = parameters, batch_norm, call

@@ -248,7 +248,7 @@ def test_models_that_cannot_move(build, message):
 def test_no_module():
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got function"):
         FlatModule(lambda inputs: inputs)
-    with pytest.raises(TypeError, match=r"got type"):
+    with pytest.raises(TypeError, match=r"got the class Linear: pass an instance of it"):
         FlatModule(nn.Linear)
 
 
