@@ -79,6 +79,7 @@ def batch_sharpness(
         quotients: list[float] = []
         squares: list[float] = []
         empty = 0
+        task.objective.check_cuttable("batch_sharpness")
         batch = counted(size, task.objective.samples)
         base = float(task.objective.loss(task.centre))
         for part in _batches(task.objective, batch, 1, draws, seed):
@@ -187,6 +188,7 @@ def noise_scale(
             raise ValueError(
                 f"noise_scale needs samples whose gradients do not depend on each other: {objective.uncoupling}"
             )
+        objective.check_cuttable("noise_scale")
         batch = counted(size, total)
         base, mean = objective.loss_and_gradient(task.centre)
         traces: list[float] = []

@@ -117,6 +117,7 @@ class Directional(Held):
     def _along(self, theta: Tensor, direction: Tensor, reduce: tangents.Reduce) -> Tensor:
         """One pass along a direction."""
         self.coordinates.check_complete()
+        self.check_cuttable("a derivative of each sample")
         self.coordinates.check(direction, "direction")
         self._begin(theta)
         return self._evaluator.along(direction, reduce)

@@ -243,6 +243,20 @@ class Held:
             "call": self._evaluator.flat.call.function,
         }
 
+    def check_cuttable(self, what: str) -> None:
+        """Refuse to take single samples out of batches that cannot be cut.
+
+        Args:
+            what: Needs single samples.
+
+        Raises:
+            ValueError: The batches cannot be cut.
+        """
+        if not self._evaluator.data.cuttable:
+            raise ValueError(
+                f"{what} needs batches that can be cut into samples, got graphs, or parts of other lengths"
+            )
+
     # How it is done.
 
     def _beside(self, *, evaluator: Evaluator | None = None, coordinates: Coordinates | None = None) -> Self:

@@ -56,7 +56,7 @@ class Parts(Held):
                 f"samples needs a loss that is a mean over single samples, got {self.coupling}, under which fewer "
                 f"samples are another function: {self.uncoupling}"
             )
-        self._check_cuttable("samples=")
+        self.check_cuttable("samples=")
         table = self._evaluator.data.table
         targets = None if table is None else table.targets
         classes = targets if self.classes is not None and isinstance(targets, Tensor) and targets.dim() == 1 else None
@@ -77,7 +77,7 @@ class Parts(Held):
                 is only one, or more than fit into one batch.
         """
         check_chosen(chosen, self.samples)
-        self._check_cuttable("a part of the samples")
+        self.check_cuttable("a part of the samples")
         if self.coupled and not 2 <= len(chosen) <= self.batch_size:
             raise ValueError(
                 f"{self.coupling} needs 2 to batch_size = {self.batch_size} samples for a batch, got {len(chosen)}"
@@ -155,13 +155,6 @@ class Parts(Held):
         with evaluator.context(False):
             found = loss.counting(trees.rows(targets, order), len(chosen)).cpu()
         return order[found].sort().values if len(found) else chosen
-
-    def _check_cuttable(self, what: str) -> None:
-        """Refuse to take single samples out of batches that cannot be cut."""
-        if not self._evaluator.data.cuttable:
-            raise ValueError(
-                f"{what} needs batches that can be cut into samples, got graphs, or parts of other lengths"
-            )
 
     def _check_full(self) -> None:
         if not self.coordinates.complete:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -125,8 +126,10 @@ class Evaluator:
             ValueError: Likewise.
         """
         self.returns_tensor = isinstance(output, Tensor)
-        whole = self.returns_tensor and self.data.cuttable
-        self.loss = self.loss.check_all(output, self.data.targets()) if whole else self.loss.check(output, few.targets)
+        targets = self.data.targets()
+        if not self.returns_tensor or (self.loss.raw and not self.data.cuttable):
+            targets = itertools.chain([few.targets], targets)  # such outputs are called with their own targets
+        self.loss = self.loss.check_all(output, targets)
         self._weight = self._counted = self._few = None
 
     @property

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lbgap.problem.batch import Batch
 from lbgap.problem.stored import Samples, fresh, resident
+from lbgap.problem.trees import Tree
 from lbgap.system import device as hardware
 from lbgap.system.files import digest
 
@@ -46,6 +47,11 @@ class Pieces(Samples):
     def chunks(self) -> Iterator[Batch]:
         """Each batch."""
         return map(fresh, self._pieces)
+
+    def targets(self) -> Iterator[Tree]:
+        """As :meth:`Samples.targets`, those of the pool first."""
+        others = (piece.targets for piece in self._pieces if piece is not self.pool)
+        return itertools.chain([self.pool.targets], others)
 
     def batches(self, size: int | None) -> Iterator[Batch]:
         """As :meth:`Samples.batches`; what cannot be cut comes as it is."""
