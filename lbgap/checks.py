@@ -230,6 +230,67 @@ def several(values: object) -> list[Any] | None:
     return list(values)
 
 
+def dense(name: str, wanted: str, value: object, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Take a dense tensor as it is, without a graph; or a NumPy array of floats as a tensor of a dtype on a device.
+
+    Args:
+        name: What the message calls it.
+        wanted: Its shape, for the message.
+        value: What the user passed.
+        dtype: Of a tensor that is made of an array.
+        device: Of such a tensor.
+
+    Returns:
+        The tensor, detached; a copy where it is of inference mode, which nothing outside of that may save.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: It is sparse, or of another layout that has no strides.
+    """
+    with torch.inference_mode(False):
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+            plain = np.array(value, dtype=np.float64)  # a copy, which may be written, in the order of this machine
+            return torch.from_numpy(plain).to(device, dtype)
+        if not isinstance(value, Tensor):
+            kind = f" of {value.dtype}" if isinstance(value, np.ndarray) else ""
+            raise TypeError(f"{name} must be a tensor {wanted}, got {type(value).__name__}{kind}")
+        if value.layout != torch.strided:
+            raise ValueError(f"{name} must be a dense tensor {wanted}, got {value.layout}: pass it as .to_dense()")
+        return value.clone() if value.is_inference() else value.detach()
+
+
+def moved(name: str, wanted: str, value: object, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Take a tensor or NumPy array of real numbers from anywhere, and bring it into a dtype and to a device.
+
+    Args:
+        name: What the message calls it.
+        wanted: Its shape, for the message.
+        value: What the user passed.
+        dtype: Which it gets.
+        device: Where it goes.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: It is sparse, complex or boolean, or has no values.
+    """
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+        value = value.astype(np.float64)
+    found = dense(name, wanted, value, dtype, device)
+    if found.is_meta or found.is_complex() or found.dtype == torch.bool:
+        raise ValueError(f"{name} must hold real numbers {wanted}, got {found.dtype} on {found.device}")
+    return found.to(device, dtype)
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Refuse a tensor that holds NaN or infinity.
+
+    Raises:
+        ValueError: It does.
+    """
+    if not values.sum().isfinite() and not values.isfinite().all():  # the sum is one quick pass
+        raise ValueError(f"{name} must be finite, but an entry is NaN or infinite")
+
+
 def json_value(name: str, value: object) -> Any:
     """Take a value that JSON can hold, as JSON would give it back (tuples become lists).
 

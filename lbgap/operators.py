@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lbgap.checks import flag, whole
+from lbgap.checks import dense, flag, whole
 from lbgap.system import device as hardware
 
 CPU = torch.device("cpu")
@@ -72,6 +73,9 @@ class LinearOperator:
             ValueError: The matrix is none of these.
             TypeError: It is no tensor.
         """
+        if isinstance(matrix, np.ndarray) and matrix.dtype.kind == "f":
+            dtype = torch.float32 if matrix.dtype == np.float32 else torch.float64
+            matrix = dense("matrix", "(n, n)", matrix, dtype, CPU)
         if not isinstance(matrix, Tensor):
             raise TypeError(f"matrix must be a tensor (n, n), got {type(matrix).__name__}: convert it by torch.tensor")
         if matrix.layout != torch.strided:
@@ -107,6 +111,8 @@ class LinearOperator:
             TypeError: They are no tensor, or ``multiply`` returned none.
             FloatingPointError: A product is NaN or infinite.
         """
+        if isinstance(vectors, np.ndarray):
+            vectors = dense("vectors", f"(k, {self.size})", vectors, self.dtype, self.device)
         self._check(vectors, "vectors must be")
         if not len(vectors):
             return torch.empty_like(vectors)

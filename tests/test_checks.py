@@ -278,6 +278,8 @@ def test_lists_may_be_arrays():
         assert lbgap.sharpness_curve(objective, epsilons=make([0.25, 0.5])).epsilons == (0.25, 0.5)
         assert lbgap.asymmetry(objective, distances=make([0.25, 0.5]), top=1, random=0).distances == (0.25, 0.5)
         assert networks.mlp(3, make([4, 5]), 2, seed=0)[0].out_features == 4
+        spec = networks.specify("mlp", (3,), np.int64(2), seed=torch.tensor(0), hidden=make([4, 5]))
+        assert json.dumps(spec) == '{"name": "mlp", "inputs": 3, "outputs": 2, "seed": 0, "hidden": [4, 5]}'
         runs = lbgap.train_together([small(), other()], DATA, seeds=make([1, 2]), epochs=1, batch_size="50%")
         assert [run.config["seed"] for run in runs] == [1, 2]
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lbgap.checks import moved
 from lbgap.landscape.ends import check_finite, check_same_architecture, flat_like
 from lbgap.landscape.frame import Frame, Range
 from lbgap.landscape.given import Given
@@ -239,7 +240,7 @@ def _given(directions: Tensor, objective: Objective) -> Tensor:
         )
     if not directions.is_floating_point():
         raise TypeError(f"directions must hold floating-point numbers, got {directions.dtype}")
-    rows = directions.detach().to(objective.theta)
+    rows = moved("directions", f"(2, {objective.n})", directions, objective.dtype, objective.device)
     if not rows.isfinite().all():
         raise ValueError("directions must be finite, got NaN or infinity")
     return rows

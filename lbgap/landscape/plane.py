@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lbgap.checks import Amount, flag, positive, whole
+from lbgap.checks import Amount, dense, flag, positive, whole
 from lbgap.flat import Selection
 from lbgap.landscape.buffers import combined_buffers
 from lbgap.landscape.combined import Combined
@@ -193,6 +194,8 @@ def plane(
     if not isinstance(models, nn.Module | Objective | Sequence):
         raise TypeError(f"models must be a module or a sequence of them, got {type(models).__name__}")
     several = [models] if isinstance(models, nn.Module | Objective) else list(models)
+    if isinstance(directions, np.ndarray):
+        directions = dense("directions", "(2, n)", directions, torch.float64, torch.device("cpu"))
     kind = kind_of(several, directions, normalise)
     (columns, rows), asked = check_grid(points, x_range, y_range)
     tolerance = _tolerance(refine)

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lbgap.checks import positive, several, shown, whole
+from lbgap.checks import moved, positive, several, shown, whole
 from lbgap.measures.call import Call, Options, call
 from lbgap.measures.draws import normals
 from lbgap.measures.hessian.eigenvalues import eigenvalues
@@ -176,9 +177,11 @@ def _directions(
         ValueError: There is none, one is zero or does not fit, or a name is taken twice.
         TypeError: They are no mapping of tensors.
     """
-    if not isinstance(given, Mapping) or not all(isinstance(vector, Tensor) for vector in given.values()):
+    if not isinstance(given, Mapping) or not all(isinstance(vector, Tensor | np.ndarray) for vector in given.values()):
         raise TypeError("directions must map names to tensors (n,), such as {'to LB': other - x}")
-    found: dict[str, Tensor] = {str(name): vector.detach() for name, vector in given.items()}
+    centre, found = task.centre, {}
+    for name, vector in given.items():
+        found[str(name)] = moved(f"direction {name!r}", f"({len(centre)},)", vector, centre.dtype, centre.device)
     for name, vector in found.items():
         if vector.shape != task.centre.shape:
             raise ValueError(f"direction {name!r} must be ({len(task.centre)},), got {tuple(vector.shape)}")

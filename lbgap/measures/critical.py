@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lbgap.checks import positive, whole
+from lbgap.checks import dense, moved, positive, whole
 from lbgap.measures.call import Call, Options, call
 from lbgap.objective import Objective
 from lbgap.result import Measure
@@ -72,8 +72,8 @@ def critical_sharpness(
         "tolerance": positive("tolerance", tolerance, "0.02"),
         "doublings": doublings,
     }
-    if direction is not None and not isinstance(direction, Tensor):
-        raise TypeError(f"direction must be a tensor (n,), got {type(direction).__name__}: use torch.cat of flat parts")
+    if direction is not None:
+        direction = dense("direction", "(n,)", direction, torch.float64, torch.device("cpu"))
     check_progress(progress)
     bisections = math.ceil(max(0.0, -math.log2(own["tolerance"])))
     with (
@@ -105,7 +105,7 @@ def critical_sharpness(
 def _checked(direction: Tensor, centre: Tensor) -> Tensor:
     if direction.shape != centre.shape:
         raise ValueError(f"direction must be ({len(centre)},), one number a parameter, got {tuple(direction.shape)}")
-    direction = direction.detach().to(centre)
+    direction = moved("direction", f"({len(centre)},)", direction, centre.dtype, centre.device)
     if not direction.isfinite().all() or not direction.any():
         raise ValueError("direction must be finite and not zero everywhere, got one that is not")
     return direction

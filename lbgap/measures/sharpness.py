@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lbgap.checks import Amount, amount
+from lbgap.checks import Amount, amount, moved
 from lbgap.flat import Selection
 from lbgap.maximize.climb import Maximum, of_part
 from lbgap.maximize.region import Box, box, check_box
@@ -212,22 +212,20 @@ def fast_sharpness(
             raise ValueError(
                 "samples needs the objective that the random manifold was made of: pass that, with subspace"
             )
-        if start is not None:
-            _check_start(start, objective, subspace)
+        given = None if start is None else _start(start, objective, subspace)
         searched = objective if samples is None else objective.sample(samples, search["seed"])
-        given = None if start is None else start.detach().to(objective.theta)
         return _measure(task, searched, region, epsilon, search, manifolds, given, progress)
 
 
-def _check_start(start: Tensor, objective: Objective, subspace: int | None) -> None:
-    """Refuse what is no point of the full space, or a point where random manifolds are searched."""
-    if not isinstance(start, Tensor):
-        raise TypeError(f"start must be a tensor ({objective.n},), got {type(start).__name__}")
-    if subspace is not None or start.shape != (objective.n,):
+def _start(start: Tensor, objective: Objective, subspace: int | None) -> Tensor:
+    """Take a point of the full space, in any precision; refuse one where random manifolds are searched."""
+    found = moved("start", f"({objective.n},)", start, objective.dtype, objective.device)
+    if subspace is not None or found.shape != (objective.n,):
         raise ValueError(
-            f"start must be a point ({objective.n},) of the full space, got {tuple(start.shape)}"
+            f"start must be a point ({objective.n},) of the full space, got {tuple(found.shape)}"
             + (" with subspace" if subspace is not None else "")
         )
+    return found
 
 
 def _measure(

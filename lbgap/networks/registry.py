@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from lbgap.checks import hint
+from lbgap.checks import hint, is_whole, several
 from lbgap.networks.convolutional import c1, c1_1d, c2, c2_1d, c3, c4
 from lbgap.networks.dense import f1, f2, mlp
 
@@ -85,9 +85,11 @@ def specify(
             f"network {name} takes {takes}, the samples have shape {tuple(shape)}: "
             + (f"use {fitting}, or --model" if len(shape) in (1, 3) else "use --model")
         )
+    outputs, seed = (int(value) if is_whole(value) else value for value in (outputs, seed))
     spec: dict[str, Any] = {"name": name, "inputs": shape if images else shape[0], "outputs": outputs, "seed": seed}
     if name == "mlp":
-        spec["hidden"] = list(hidden or ())
+        widths = [] if hidden is None else several(hidden)
+        spec["hidden"] = hidden if widths is None else [int(size) if is_whole(size) else size for size in widths]
     if initialisation != "torch":
         spec["initialisation"] = initialisation
     return spec

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lbgap import ops, reference
-from lbgap.checks import whole
+from lbgap.checks import dense, whole
 from lbgap.flat import FlatModule
 
 DISTRIBUTIONS = (*reference.DISTRIBUTIONS, "unit")
@@ -41,35 +41,54 @@ class Coordinates:
         """Number of coordinates."""
         return self.centre.numel()
 
-    def check(self, vector: Tensor, name: str) -> None:
-        """Refuse what is no point.
+    def check(self, vector: object, name: str) -> Tensor:
+        """Take a point, as :func:`lbgap.checks.dense` does: a tensor, or an array of NumPy in any precision.
 
         Raises:
-            ValueError: Its shape, dtype or device is another one.
+            ValueError: Its shape, dtype, device or layout is another one.
+            TypeError: It is neither.
+        """
+        taken = dense(name, f"({self.n},)", vector, self.centre.dtype, self.centre.device)
+        self._check_like(taken, name)
+        return taken
+
+    def check_out(self, out: object, name: str) -> None:
+        """Refuse what no point can be written into.
+
+        Raises:
+            ValueError: Its shape, dtype, device or layout is another one, or its memory is not its own.
             TypeError: It is no tensor.
         """
+        if not isinstance(out, Tensor):
+            raise TypeError(f"{name} must be a tensor ({self.n},), got {type(out).__name__}")
+        dense(name, f"({self.n},)", out, self.centre.dtype, self.centre.device)
+        self._check_like(out, name)
+        if self.n > 1 and out.stride(0) == 0:
+            raise ValueError(f"{name} must have memory for each entry, got an expanded tensor: pass its .contiguous()")
+        if out.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(f"{name} must not be a tensor of inference mode, which cannot be written outside of it")
+
+    def _check_like(self, vector: Tensor, name: str) -> None:
         like = self.centre
-        if not isinstance(vector, Tensor):
-            raise TypeError(f"{name} must be a tensor ({self.n},), got {type(vector).__name__}")
         if vector.shape != like.shape or vector.dtype != like.dtype or vector.device != like.device:
             raise ValueError(
                 f"{name} must be ({self.n},) {like.dtype} on {like.device}, got {tuple(vector.shape)} {vector.dtype} "
                 f"on {vector.device}"
             )
 
-    def check_rows(self, rows: Tensor, name: str, count: str) -> None:
-        """Refuse what are no points ``(count, n)``.
+    def check_rows(self, rows: object, name: str, count: str) -> Tensor:
+        """Take points ``(count, n)`` as :meth:`check` takes one.
 
         Raises:
-            ValueError: Their shape, dtype or device is another one.
-            TypeError: They are no tensor.
+            ValueError: Their shape, dtype, device or layout is another one.
+            TypeError: They are neither a tensor nor an array of NumPy.
         """
-        if not isinstance(rows, Tensor):
-            raise TypeError(f"{name} must be a tensor ({count}, {self.n}), got {type(rows).__name__}")
-        if rows.dim() != 2 or rows.shape[1] != self.n:
-            raise ValueError(f"{name} must be ({count}, {self.n}), got shape {tuple(rows.shape)}")
-        if len(rows):
-            self.check(rows[0], name)
+        taken = dense(name, f"({count}, {self.n})", rows, self.centre.dtype, self.centre.device)
+        if taken.dim() != 2 or taken.shape[1] != self.n:
+            raise ValueError(f"{name} must be ({count}, {self.n}), got shape {tuple(taken.shape)}")
+        if len(taken):
+            self._check_like(taken[0], name)
+        return taken
 
     def check_complete(self) -> None:
         """Refuse to take derivatives along directions of a part of the space.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lbgap.checks import check_finite
 from lbgap.objective import tangents
 from lbgap.objective.held import Held
 from lbgap.objective.questions import second
@@ -82,14 +83,13 @@ class Directional(Held):
                 or the loss cannot be differentiated twice, or their second derivatives are not those of the gradient.
             FloatingPointError: A second derivative is NaN or infinite.
         """
-        if vectors.dim() != 2:
-            raise ValueError(f"vectors must be (k, {self.n}), got shape {tuple(vectors.shape)}")
         self.coordinates.check_complete()
-        for vector in vectors:
-            self.coordinates.check(vector, "vectors")
+        vectors = self.coordinates.check_rows(vectors, "vectors", "k")
+        check_finite("vectors", vectors)
+        self.coordinates.check(theta, "theta")
         self._ask_second("hessian")
         self._begin(theta, 1 + len(vectors))
-        total = self._evaluator.curvatures(vectors.clone() if vectors.is_inference() else vectors)
+        total = self._evaluator.curvatures(vectors)
         if not total.isfinite().all():
             raise FloatingPointError("a second derivative of the loss is NaN or infinite: check the model's weights")
         return total
@@ -118,6 +118,7 @@ class Directional(Held):
         """One pass along a direction."""
         self.coordinates.check_complete()
         self.check_cuttable("a derivative of each sample")
-        self.coordinates.check(direction, "direction")
+        direction = self.coordinates.check(direction, "direction")
+        check_finite("direction", direction)
         self._begin(theta)
         return self._evaluator.along(direction, reduce)

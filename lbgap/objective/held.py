@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lbgap.checks import dense
 from lbgap.objective.coordinates import Coordinates
 from lbgap.objective.passes import Evaluator
 from lbgap.objective.points.many import Many
@@ -177,10 +179,16 @@ class Held:
         """Name the parts of a vector ``(n,)`` that belong to each parameter: views in the parameters' shapes.
 
         Raises:
-            ValueError: This is the loss on a part of the space, whose vectors have no such parts.
+            ValueError: The vector has another shape, or this is the loss on a part of the space, whose vectors have no
+                such parts.
+            TypeError: It is no tensor.
         """
         if not self.coordinates.complete:
             raise ValueError("only vectors of the full space have a part for each parameter: pass the objective of it")
+        taken = dense("vector", f"({self.n},)", vector, self.dtype, self.device)
+        if taken.shape != (self.n,):
+            raise ValueError(f"vector must be ({self.n},), got {tuple(taken.shape)}")
+        vector = vector if isinstance(vector, Tensor) else taken  # itself, of which the parts are views
         return dict(zip(self.names, self._evaluator.flat.parts(vector), strict=True))
 
     def point(self, coordinates: Tensor) -> Tensor:
@@ -190,11 +198,9 @@ class Held:
             ValueError: The coordinates have another shape, dtype or device.
             TypeError: They are no tensor.
         """
-        if isinstance(coordinates, Tensor) and coordinates.dim() == 2:
-            self.coordinates.check_rows(coordinates, "coordinates", "k")
-        else:
-            self.coordinates.check(coordinates, "coordinates")
-        return self.coordinates.full(coordinates)
+        if isinstance(coordinates, Tensor | np.ndarray) and coordinates.ndim == 2:
+            return self.coordinates.full(self.coordinates.check_rows(coordinates, "coordinates", "k"))
+        return self.coordinates.full(self.coordinates.check(coordinates, "coordinates"))
 
     def few(self) -> Batch:
         """A fresh copy of some 32 samples, for trying something out."""
@@ -273,9 +279,9 @@ class Held:
     @torch.inference_mode(False)
     def _begin(self, theta: Tensor, passes: int = 1) -> None:
         """Give the replica these parameters, and count the passes that follow."""
-        self.coordinates.check(theta, "theta")
+        point = self.coordinates.check(theta, "theta")
         with torch.no_grad():
-            self.coordinates.write(theta, self._evaluator.flat.theta)
+            self.coordinates.write(point, self._evaluator.flat.theta)
         self._count(self.samples * passes)
 
     def _count(self, samples: int) -> None:

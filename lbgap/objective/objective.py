@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lbgap._extension import resolve_backend
-from lbgap.checks import Amount, amount, counted, flag
+from lbgap.checks import Amount, amount, counted, dense, flag, is_whole, moved
 from lbgap.flat import FlatModule, Selection, name_patterns
 from lbgap.objective import casts
 from lbgap.objective.coordinates import Coordinates
@@ -214,6 +214,7 @@ class Objective(Parts, Directional):
             ValueError: ``theta`` has the wrong shape, dtype or device.
             MemoryError: Not even one sample fits in the device's memory.
         """
+        self.coordinates.check_out(out, "out")
         return self._enqueue(theta, out, rough)[0]
 
     def settle(self, value: float, finite: float) -> None:
@@ -240,9 +241,9 @@ class Objective(Parts, Directional):
         Raises:
             ValueError: The model is not a classifier, or has no such class.
         """
-        if self.classes is None or not 0 <= label < self.classes:
+        if self.classes is None or not is_whole(label) or not 0 <= int(label) < self.classes:
             raise ValueError(f"label must be a class index below {self.classes or 0}, got {label}")
-        wanted = log_probability(self._evaluator.loss, label)
+        wanted = log_probability(self._evaluator.loss, int(label))
         return self._finished(theta, out, rough=True, loss=wanted)
 
     def losses(self, points: Tensor) -> Tensor:
@@ -257,8 +258,7 @@ class Objective(Parts, Directional):
         Raises:
             ValueError: ``points`` has the wrong shape, dtype or device.
         """
-        self.coordinates.check_rows(points, "points", "k")
-        return self._at_many(Separate(points))[0]
+        return self._at_many(Separate(self.coordinates.check_rows(points, "points", "k")))[0]
 
     def combination_losses(
         self,
@@ -290,8 +290,9 @@ class Objective(Parts, Directional):
             ValueError: A tensor has the wrong shape, dtype or device, a coefficient is not finite, the model has no
                 such buffer, or it is no classifier.
         """
-        self.coordinates.check_rows(ends, "ends", "j")
+        ends = self.coordinates.check_rows(ends, "ends", "j")
         j = len(ends)
+        coefficients = moved("coefficients", f"(k, {j})", coefficients, torch.float64, self.device)
         if coefficients.dim() != 2 or coefficients.shape[1] != j or not j:
             raise ValueError(f"coefficients must be (k, {j}), one an end, got {tuple(coefficients.shape)}")
         if not coefficients.isfinite().all():
@@ -299,13 +300,11 @@ class Objective(Parts, Directional):
         if accuracy and self.classes is None:
             raise ValueError("accuracy needs class indices as targets and an output (batch, classes)")
         own = dict(self._evaluator.flat.module.named_buffers())
-        for name, value in (buffers or {}).items():
+        placed = {} if buffers is None else self._placed(buffers, torch.float64)
+        for name, value in placed.items():
             if name not in own or value.shape != (j, *own[name].shape):
                 raise ValueError(f"the model has no buffer {name!r} of shape {tuple(value.shape[1:])} for {j} ends")
-        placed = {name: value.to(self.device, torch.float64) for name, value in (buffers or {}).items()}
-        source = Combinations(
-            coefficients.to(self.device, torch.float64), ends, placed, native=self.backend == "native"
-        )
+        source = Combinations(coefficients, ends, placed, native=self.backend == "native")
         return self._at_many(source, accuracy, bfloat16=self.mixed)
 
     @torch.inference_mode(False)
@@ -335,9 +334,10 @@ class Objective(Parts, Directional):
             buffers: Name to value; those not named stay as they are.
 
         Raises:
-            ValueError: The model has no such buffer, or one of another shape.
+            ValueError: The model has no such buffer, or one of another shape; or a value is sparse or not real.
+            TypeError: ``buffers`` is no mapping of tensors.
         """
-        self._evaluator.set_buffers(buffers)
+        self._evaluator.set_buffers(self._placed(buffers, None))
 
     @torch.inference_mode(False)
     def hvp(self, theta: Tensor, vectors: Tensor, *, kind: str = "hessian", blocks: bool = False) -> Tensor:
@@ -368,6 +368,8 @@ class Objective(Parts, Directional):
             FloatingPointError: A product is NaN or infinite.
         """
         self.coordinates.check_complete()
+        vectors = dense("vectors", f"(k, {self.n})", vectors, self.dtype, self.device)
+        blocks = flag("blocks", blocks)
         self.coordinates.check(theta, "theta")
         products.check(vectors, self.coordinates.centre, kind)
         products.check_coupled(self.coupled, kind)
@@ -403,6 +405,18 @@ class Objective(Parts, Directional):
         return LinearOperator(multiply, self.n, self.dtype, self.device, kind, fresh=True)
 
     # How it is done.
+
+    def _placed(self, buffers: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """Buffers on the device, in a dtype, or in their own where that is None."""
+        if not isinstance(buffers, Mapping):
+            raise TypeError(f"buffers must map names to tensors, got {type(buffers).__name__}")
+        own = dict(self._evaluator.flat.module.named_buffers())
+        found = {}
+        for name, value in buffers.items():
+            wanted = dtype or (own[name].dtype if name in own else torch.float64)
+            shape = str(tuple(own[name].shape)) if name in own else "of a buffer"
+            found[name] = moved(f"buffer {name!r}", shape, value, wanted, self.device)
+        return found
 
     @staticmethod
     def _read(
@@ -441,7 +455,7 @@ class Objective(Parts, Directional):
     ) -> tuple[Tensor, Tensor]:
         """Enqueue a gradient: what :meth:`enqueue` returns, and the gradient."""
         if out is not None:
-            self.coordinates.check(out, "out")
+            self.coordinates.check_out(out, "out")
         self._begin(theta)
         self._shares, finite = self._evaluator.gradient(rough=rough, loss=loss)
         value = self._shares.sum()

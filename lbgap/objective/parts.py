@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lbgap.checks import Amount, amount, counted, whole
+from lbgap.checks import LARGEST, Amount, amount, counted, is_whole, several, shown, whole
 from lbgap.objective.coordinates import RandomManifold, SomeParameters
 from lbgap.objective.held import Held
 from lbgap.problem import trees
@@ -70,13 +70,15 @@ class Parts(Held):
         Where the samples of a batch see each other it is that of a batch of them, with its own statistics.
 
         Args:
-            chosen: Their indices, ``(samples,)`` int64, in the order in which they are evaluated.
+            chosen: Their indices in the order in which they are evaluated: a tensor ``(samples,)``, an array or a list
+                of integers.
 
         Raises:
             ValueError: It is empty, or an index is out of range; or the samples of a batch see each other, and there
                 is only one, or more than fit into one batch.
+            TypeError: It is no list of indices.
         """
-        check_chosen(chosen, self.samples)
+        chosen = check_chosen(chosen, self.samples)
         self.check_cuttable("a part of the samples")
         if self.coupled and not 2 <= len(chosen) <= self.batch_size:
             raise ValueError(
@@ -94,9 +96,13 @@ class Parts(Held):
 
         Raises:
             ValueError: A name is none of ``names``, or this is the loss on a part of the space already.
+            TypeError: ``names`` is no list.
         """
         self._check_full()
-        chosen = SomeParameters(self._evaluator.flat, self.coordinates.centre, list(names))
+        listed = several(names)
+        if listed is None:
+            raise TypeError(f"names must be a list of names of parameters, got {shown(names)}: write [{names!r}]")
+        chosen = SomeParameters(self._evaluator.flat, self.coordinates.centre, listed)
         return self._beside(coordinates=chosen)
 
     @torch.inference_mode(False)
@@ -204,20 +210,29 @@ def drawn(samples: int, seed: int, total: int, classes: Tensor | None) -> Tensor
     return order[:samples].sort().values
 
 
-def check_chosen(chosen: Tensor, total: int) -> None:
-    """Refuse indices of which no part can be made.
+def check_chosen(chosen: object, total: int) -> Tensor:
+    """Take indices of which a part can be made.
 
     Args:
         chosen: Should be ``(samples,)``, below ``total``.
         total: How many samples there are.
 
+    Returns:
+        ``(samples,)`` int64 on the CPU.
+
     Raises:
-        ValueError: There are none, or one is out of range.
+        ValueError: There are none, or one is no index or out of range.
+        TypeError: It is no list of them.
     """
-    if (
-        chosen.dtype != torch.int64
-        or chosen.dim() != 1
-        or not len(chosen)
-        or not 0 <= int(chosen.min()) <= int(chosen.max()) < total
-    ):
-        raise ValueError(f"chosen must be one or more indices below {total}, got {chosen.tolist()[:5]}")
+    if isinstance(chosen, Tensor) and chosen.dtype == torch.int64 and chosen.dim() == 1 and not chosen.is_meta:
+        found: Tensor = chosen.detach().cpu()  # in no time, however many
+    else:
+        listed = several(chosen)
+        if listed is None:
+            raise TypeError(f"chosen must be one or more indices below {total}, got {shown(chosen)}")
+        if not all(is_whole(index) and -LARGEST <= int(index) < LARGEST for index in listed):
+            raise ValueError(f"chosen must be one or more indices below {total}, got {listed[:5]}")
+        found = torch.tensor([int(index) for index in listed], dtype=torch.int64, device="cpu")
+    if not len(found) or not 0 <= int(found.min()) <= int(found.max()) < total:
+        raise ValueError(f"chosen must be one or more indices below {total}, got {found.tolist()[:5]}")
+    return found.clone() if found.is_inference() else found

@@ -100,6 +100,24 @@ class TestCurve:
         assert not os.listdir(tmp_path)
 
 
+class TestShares:
+    def test_of_the_samples(self, succeed):
+        options = ("--restarts", "1", "--epsilon", "1e-3", "--json")
+        shares = succeed("one", *options, "--samples", "50%", "--scout", "0.1", "--batch-size", "20%")
+        found = pure_json(shares)["results"][0]
+        assert found["searched"]["samples"] == 30
+        assert [found["settings"][name] for name in ("scout", "batch_size")] == [3, 12]
+        numbers = succeed("one", *options, "--samples", "30", "--scout", "3", "--batch-size", "12")
+        assert pure_json(numbers)["results"][0]["value"] == found["value"]
+
+    @pytest.mark.parametrize("option", ["samples", "scout", "batch-size"])
+    @pytest.mark.parametrize("value", ["150%", "many", "1.5"])
+    def test_that_are_none(self, run, option, value):
+        code, out, err = run("one", f"--{option}", value)
+        assert (code, out) == (1, "")
+        assert re.fullmatch(rf"lbgap: {option.replace('-', '_')} (must be|as a) [^\n]* share [^\n]*\n", err)
+
+
 class TestByLayer:
     def test_as_a_table(self, succeed, tmp_path):
         out = succeed("one", "lb", "--by-layer", "--epsilon", "0.01")
@@ -195,8 +213,8 @@ WRONG = [
     (2, "--paper chooses --region by itself", "one --paper --region linf"),
     (2, "No such option: --curves", "one --curves"),
     (2, "No such option: --by-layers", "one --by-layers"),
-    (2, "Invalid value for '--samples'", "one --samples ten"),
-    (1, "samples must be between 1 and 60, got 0", "one --samples 0"),
+    (1, "samples must be a whole number of samples, or a share such as 0.1 or '10%', got 'ten'", "one --samples ten"),
+    (1, "samples must be at least 1, got 0", "one --samples 0"),
     (1, "samples must be between 1 and 60, got 61", "one --by-layer --samples 61"),
     (1, "got batch_norm='batch'", "one --samples 10 --batch-norm batch"),
     (1, "scaling must be one of 'box', 'paper', got 'papr'", "one --method lbfgsb --scaling papr"),

@@ -315,7 +315,9 @@ def test_a_start_that_is_nan_is_a_start_that_failed(minimizers, mnist1d_train):
         (torch.zeros(8), {"subspace": 3}, ValueError, r"of the full space, got \(8,\) with subspace$"),
         (torch.zeros(3), {"subspace": 3}, ValueError, r"of the full space, got \(3,\) with subspace$"),
         ([0.0] * 8, {}, TypeError, r"start must be a tensor \(8,\), got list$"),
-        (np.zeros(8), {}, TypeError, r"start must be a tensor \(8,\), got ndarray$"),
+        (np.zeros(8, int), {"subspace": 3}, ValueError, r"of the full space, got \(8,\) with subspace$"),
+        (torch.zeros(8).to_sparse(), {}, ValueError, r"start must be a dense tensor \(8,\), got torch.sparse_coo"),
+        (torch.zeros(8, dtype=torch.complex64), {}, ValueError, r"start must hold real numbers \(8,\), got torch.comp"),
         ("centre", {}, TypeError, r"start must be a tensor \(8,\), got str$"),
     ],
 )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from lbgap.checks import whole
@@ -88,7 +89,7 @@ def estimate(measure: str, subject: Subject, data: Any, kind: str, options: Opti
         TypeError: Likewise; or an option that no measure has.
     """
     began = time.perf_counter()
-    if not isinstance(subject, LinearOperator | Tensor):
+    if not isinstance(subject, LinearOperator | Tensor | np.ndarray):
         if data is None and not isinstance(subject, nn.Module | Objective):
             raise TypeError(
                 f"{measure} needs a module with its data, an Objective, a LinearOperator or a tensor (n, n), got "

@@ -110,7 +110,8 @@ class Grow(Remedy):
             TypeError: One of them is not a number.
             ValueError: One of them is out of range.
         """
-        at = several(self.at) or ([] if self.at == () else [self.at])
+        listed = several(self.at)
+        at = [self.at] if listed is None else listed
         object.__setattr__(self, "at", tuple(sorted(whole("an epoch in `at` of grow", epoch, 2) for epoch in at)))
         if (self.every is None) == (not self.at):
             raise ValueError("grow needs either every=N epochs or the epochs `at` which it grows (grow:every=30)")
