@@ -238,7 +238,7 @@ LIMITED = """
     import lbgap
     from lbgap.objective.objective import Objective
 
-    WIDTH, ROWS, COUNT, LIMIT = 4096, 128, 960, 192 * 2**20
+    WIDTH, ROWS, COUNT, LIMIT = 4096, 128, 800, 160 * 2**20
     torch.set_num_threads(1)
     pattern = torch.arange(WIDTH, dtype=torch.float32).remainder(7)
 
