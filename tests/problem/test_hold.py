@@ -163,12 +163,15 @@ def test_batches_that_cannot_be_cut_come_as_they_are():
         samples.part(torch.tensor([0]))
 
 
-def test_a_model_may_change_the_containers_of_a_batch():
+def test_a_model_may_change_all_of_a_batch_but_its_values():
     for data in ({"x": X, "y": Y}, lambda: iter([{"x": X[:4], "y": Y[:4]}, {"x": X[4:, :2], "y": Y[4:]}])):
         samples, _ = held(data, lambda tree: Batch(tree, tree["y"]))
         for _ in range(2):
             for batch in samples.batches(3):
+                assert batch.inputs["x"] is batch.targets["x"]
+                batch.inputs["x"].requires_grad_(requires_grad=True)
                 assert batch.inputs.pop("x").shape[0] == batch.size
+        assert not any(part.requires_grad for batch in samples.batches(3) for part in batch.tensors())
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.bool])
