@@ -47,21 +47,21 @@ class Gathered:
         self._joins, self._form = True, None  # whether all have one form, and which
         self._pieces: list[Batch] = []
         self._whole: Batch | None = None  # with a place for all that are expected
-        self._borders = [0]  # of those that are in it
+        self._borders = [0]  # of the batches that are in it
 
     def add(self, batch: Batch) -> None:
         """Copy a batch."""
-        self.bytes += sum(tensor.nbytes for tensor in batch.tensors())
         mine = form(batch) if batch.cuttable else None
-        if not self._pieces and self._whole is None:
+        if not self.bytes:
             self._form = mine
             if self._expected is not None and mine is not None and batch.size < self._expected:
                 rows = self._expected
                 self._whole = batch.map(lambda part: part.detach().new_empty((rows, *part.shape[1:])))
+        self.bytes += sum(tensor.nbytes for tensor in batch.tensors())
         self._joins = self._joins and mine is not None and mine == self._form
         filled = self._borders[-1]
         if self._whole is not None and self._joins and filled + batch.size <= self._whole.size:
-            for own, given in zip(_tensors(self._whole), _tensors(batch), strict=True):
+            for own, given in zip(tensors(self._whole), tensors(batch), strict=True):
                 own[filled : filled + batch.size].copy_(given.detach())
             self._borders.append(filled + batch.size)
             return
@@ -85,13 +85,12 @@ class Gathered:
 
     def _unjoin(self) -> None:
         """Take what was joined for batches again, as one came that does not fit."""
-        if self._whole is None:
-            return
-        whole, self._whole = self._whole, None
-        self._pieces = [whole.rows(slice(*borders)) for borders in itertools.pairwise(self._borders)]
+        if self._whole is not None:
+            whole, self._whole = self._whole, None
+            self._pieces = [whole.rows(slice(*borders)) for borders in itertools.pairwise(self._borders)]
 
 
-def _tensors(batch: Batch) -> list[Tensor]:
+def tensors(batch: Batch) -> list[Tensor]:
     """The tensors of a batch, as often as :meth:`Batch.map` makes one of them."""
     inputs, targets = batch
     return [inputs, targets] if isinstance(inputs, Tensor) and isinstance(targets, Tensor) else batch.tensors()

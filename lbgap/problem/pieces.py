@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lbgap.problem.batch import Batch
-from lbgap.problem.stored import Samples, fresh, resident
+from lbgap.problem.stored import Cuts, Samples, cut, fresh
 from lbgap.problem.trees import Tree
 from lbgap.system import device as hardware
 from lbgap.system.files import digest
@@ -34,6 +33,7 @@ class Pieces(Samples):
             is_streamed: Whether they are copied there in each pass.
         """
         self._pieces, self.is_streamed, self._device = list(pieces), is_streamed, device
+        self._cuts = Cuts(self._pieces)
         self.size = sum(piece.size for piece in self._pieces)
         first = self._pieces[:FIRST]
         self.pool = max([piece for piece in first if piece.cuttable] or first, key=lambda piece: piece.size)
@@ -55,8 +55,9 @@ class Pieces(Samples):
 
     def batches(self, size: int | None) -> Iterator[Batch]:
         """As :meth:`Samples.batches`; what cannot be cut comes as it is."""
-        pieces = uploaded(iter(self._pieces), self._device) if self.is_streamed else map(fresh, self._pieces)
-        return itertools.chain.from_iterable(cut(piece, size) for piece in pieces)
+        if not self.is_streamed:
+            return self._cuts.batches(size)
+        return (micro for piece in uploaded(iter(self._pieces), self._device) for micro in cut(piece, size))
 
     def part(self, chosen: Tensor) -> Samples:
         """As :meth:`Samples.part`, in ascending order.
@@ -90,14 +91,6 @@ class Pieces(Samples):
     def digest(self) -> str:
         """As :meth:`Samples.digest`."""
         return digest(part for piece in self._pieces for part in piece.tensors())
-
-
-def cut(batch: Batch, size: int | None) -> Iterator[Batch]:
-    """Micro-batches of at most a size, where the batch can be cut."""
-    if size is None or not batch.cuttable or batch.size <= size:
-        yield batch
-    else:
-        yield from resident(batch, size)
 
 
 def chosen_rows(batches: Iterator[Batch] | Sequence[Batch], chosen: Tensor) -> Iterator[Batch]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from lbgap.problem.batch import Batch
-from lbgap.problem.trees import Tree, is_graph
+from lbgap.problem.trees import Tree, map_tensors
 from lbgap.system import device as hardware
 from lbgap.system.files import digest
 
@@ -96,7 +95,7 @@ class Table(Samples):
             is_streamed: Whether they are copied there in each pass.
         """
         self.pool, self.size, self.is_streamed, self._device = pool, pool.size, is_streamed, device
-        self._cut: tuple[int, list[Batch]] | None = None  # a tree of many parts costs more to cut than one tensor
+        self._cuts = Cuts([pool])
 
     @property
     def table(self) -> Batch | None:
@@ -112,13 +111,7 @@ class Table(Samples):
         size = size if size and self.cuttable else self.size
         if self.is_streamed:
             return streamed(self.pool, size, self._device)
-        if isinstance(self.pool.inputs, Tensor) and isinstance(self.pool.targets, Tensor):
-            return resident(self.pool, size)
-        if -(-self.size // size) > MAX_CUTS:
-            return resident(self.pool, size)
-        if self._cut is None or self._cut[0] != size:
-            self._cut = size, list(resident(self.pool, size))
-        return map(fresh, self._cut[1])
+        return self._cuts.batches(size)
 
     def part(self, chosen: Tensor) -> Samples:
         """As :meth:`Samples.part`."""
@@ -141,22 +134,56 @@ class Table(Samples):
         return digest(self.pool.tensors())
 
 
+class Cuts:
+    """Micro-batches of batches that stay where they are: of trees of many parts cut once for all passes."""
+
+    def __init__(self, pieces: Sequence[Batch]) -> None:
+        """Take batches; nothing is cut."""
+        self._pieces = pieces
+        self._known: tuple[int | None, list[Batch]] | None = None
+
+    def batches(self, size: int | None) -> Iterator[Batch]:
+        """Micro-batches of at most a size, in order; None for the batches as they are."""
+        first = self._pieces[0]
+        if len(self._pieces) == 1 and isinstance(first.inputs, Tensor) and isinstance(first.targets, Tensor):
+            return resident(first, size or first.size)  # two views, whose making costs nothing
+        found = (micro for piece in self._pieces for micro in cut(piece, size))
+        if self._known is None or self._known[0] != size:
+            if size is not None and sum(piece.size for piece in self._pieces) > MAX_CUTS * size:
+                return map(fresh, found)
+            self._known = size, list(found)
+        return map(fresh, self._known[1])
+
+
+def cut(batch: Batch, size: int | None) -> Iterator[Batch]:
+    """Micro-batches of at most a size, where the batch can be cut."""
+    if size is None or not batch.cuttable or batch.size <= size:
+        yield batch
+    else:
+        yield from resident(batch, size)
+
+
 def fresh(batch: Batch) -> Batch:
-    """The same tensors in containers of their own, which a model may change: it may pop keys, or set them."""
-    other = copy.copy(batch)
-    other.inputs, other.targets = _fresh(batch.inputs), _fresh(batch.targets)
+    """The same values in containers and tensors of their own, which share memory.
+
+    A model may change what it is given but for the values: it may pop keys, or let a tensor require a gradient.
+    """
+    other, known = copy.copy(batch), dict[int, Tensor]()
+    other.inputs, other.targets = _fresh(batch.inputs, known), _fresh(batch.targets, known)
     return other
 
 
-def _fresh(tree: Tree) -> Tree:
+def _fresh(tree: Tree, known: dict[int, Tensor]) -> Tree:
+    if isinstance(tree, Tensor):
+        if id(tree) not in known:
+            known[id(tree)] = tree.detach()
+        return known[id(tree)]
     kind = type(tree)
-    if kind is Tensor or isinstance(tree, Tensor):
-        return tree
     if kind is dict:
-        return {key: _fresh(part) for key, part in tree.items()}
+        return {key: _fresh(part, known) for key, part in tree.items()}
     if kind is list or kind is tuple:
-        return kind(map(_fresh, tree))
-    return tree_map(lambda leaf: copy.copy(leaf) if is_graph(leaf) else leaf, tree, is_leaf=is_graph)
+        return kind([_fresh(part, known) for part in tree])
+    return map_tensors(torch.detach, tree)
 
 
 def resident(data: Batch, size: int) -> Iterator[Batch]:

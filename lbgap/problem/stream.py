@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Self
@@ -12,23 +11,19 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lbgap.problem import trees
 from lbgap.problem.ahead import ahead
 from lbgap.problem.batch import Batch
-from lbgap.problem.gather import Gathered, form
-from lbgap.problem.pieces import Pieces, chosen_rows, cut, uploaded
+from lbgap.problem.gather import Gathered
+from lbgap.problem.pieces import Pieces, chosen_rows, uploaded
 from lbgap.problem.sound import settled, sound
 from lbgap.problem.sources.base import EMPTY, Reading, Source
-from lbgap.problem.stored import Samples, Table
+from lbgap.problem.stored import Samples, Table, cut
+from lbgap.problem.survey import Column, Pool, bytes_of, checksum
 from lbgap.problem.trees import Tree
 from lbgap.system import device as hardware
 
 NOTE = "the data do not fit into memory and are read again in each pass"
 FROZEN = "the data draw at random (augmentation, masking): each pass draws them from the same seed"
-TARGET_BYTES = 32 * 2**20  # of targets that are kept, as they are asked for alone
-POOL_SAMPLES, POOL_BYTES = 1024, 64 * 2**20
-SPREAD = 16  # later batches that have a share in the pool
-BLOCKS, BLOCK_BYTES = 32, 2048  # of each tensor, that its checksum is of
 
 
 class Stream(Samples):
@@ -55,8 +50,7 @@ class Stream(Samples):
         self._dtype: torch.dtype | None = None
         self._sums: list[int] = []
         self.size, self._cuttable = 0, True
-        self._targets: list[Tree] | None = []
-        left, pool = TARGET_BYTES, _Pool()
+        pool, targets = Pool(), Column()
         reading = source.read()
         with closing(reading), torch.no_grad():
             same = True
@@ -67,18 +61,12 @@ class Stream(Samples):
                 self.size += batch.size
                 self._cuttable = self._cuttable and batch.cuttable
                 pool.add(batch)
-                left -= sum(part.nbytes for part in trees.tensors(batch.targets))
-                if left < 0:
-                    self._targets = None
-                elif self._targets is not None:
-                    self._targets.append(
-                        trees.map_tensors(lambda part: part.detach().to("cpu", copy=True), batch.targets)
-                    )
+                targets.add(batch.targets)
             # What draws in this process is read in the caller's thread, with the random state put aside.
             self._draws = reading.drew
         if not self.size:
             raise ValueError(EMPTY)
-        self.pool = pool.joined()
+        self.pool, self._targets = pool.joined(), targets.pieces()
         notes.append(NOTE)
         if not same:
             notes.append(FROZEN)
@@ -127,7 +115,7 @@ class Stream(Samples):
         other._device, other._dtype = device, dtype
         other.pool = self.pool.cast(dtype, device)
         if self._targets is not None:
-            other._targets = [trees.cast(targets, dtype) for targets in self._targets]
+            other._targets = [part.to(dtype) if part.is_floating_point() else part for part in self._targets]
         return other
 
     def digest(self) -> str:
@@ -137,7 +125,7 @@ class Stream(Samples):
             for batch in found:
                 for part in batch.tensors():
                     state.update(f"{part.dtype} {tuple(part.shape)};".encode())
-                    state.update(_bytes(part).numpy().data)
+                    state.update(bytes_of(part).numpy().data)
         return state.hexdigest()
 
     def _read(self, *, pinned: bool = False) -> Generator[Batch]:
@@ -177,68 +165,3 @@ class Stream(Samples):
 
 def _differs(where: str) -> str:
     return f"the data differ at each reading, {where}: freeze them, or seed what draws inside of the source"
-
-
-def checksum(batch: Batch) -> int:
-    """A number that differs between batches that differ in shape, type or one of some blocks of their bytes."""
-    total = batch.size
-    for part in batch.tensors():
-        total = zlib.crc32(f"{part.dtype} {tuple(part.shape)}".encode(), total)
-        flat = _bytes(part).numpy()
-        if flat.size <= BLOCKS * BLOCK_BYTES:
-            total = zlib.crc32(flat.data, total)
-            continue
-        last = flat.size - BLOCK_BYTES
-        for block in range(BLOCKS):
-            start = last * block // (BLOCKS - 1)
-            total = zlib.crc32(flat[start : start + BLOCK_BYTES].data, total)
-    return total
-
-
-def _bytes(part: Tensor) -> Tensor:
-    """The bytes of a tensor, ``(bytes,)`` uint8 on the host; no copy where it lies there in one piece."""
-    return part.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-
-
-class _Pool:
-    """Some samples of the first batch, and of batches that are spread over all that follow."""
-
-    def __init__(self) -> None:
-        self._first: Batch | None = None
-        self._later: list[Batch] = []
-        self._stride, self._seen, self._form = 1, 0, None
-
-    def add(self, batch: Batch) -> None:
-        """Take note of the next batch."""
-        self._seen += 1
-        if self._first is None:
-            self._first = _some(batch, POOL_SAMPLES // 2, POOL_BYTES // 2)
-            self._form = form(self._first)
-        elif self._seen % self._stride == 0 and batch.cuttable and form(batch) == self._form:
-            if len(self._later) == SPREAD:
-                self._later = self._later[1::2]
-                self._stride *= 2
-                if self._seen % self._stride:
-                    return
-            self._later.append(_some(batch, POOL_SAMPLES // 2 // SPREAD, POOL_BYTES // 2 // SPREAD))
-
-    def joined(self) -> Batch:
-        """All of them as one."""
-        assert self._first is not None
-        kept = Gathered()
-        for batch in [self._first, *(self._later if self._first.cuttable else ())]:
-            kept.add(batch)
-        return kept.samples().pool
-
-
-def _some(batch: Batch, samples: int, size: int) -> Batch:
-    """A copy of the first samples of a batch, no more than a number or that many bytes, but one."""
-    if not batch.cuttable:
-        return batch.map(_copied)
-    each = max(1, sum(part.nbytes for part in batch.tensors()) // batch.size)
-    count = max(1, min(samples, batch.size, size // each))
-    return batch.rows(slice(count)).map(_copied)
-
-
-def _copied(part: Tensor) -> Tensor:
-    return part.detach().to("cpu", copy=True)

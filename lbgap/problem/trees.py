@@ -49,12 +49,15 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
         return function(tree)
     known: dict[int, Tensor] = {}
 
-    def mapped(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            if id(leaf) not in known:
-                known[id(leaf)] = function(leaf)
-            return known[id(leaf)]
-        return copy.copy(leaf).apply(mapped) if is_graph(leaf) else leaf
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if id(leaf) not in known:
+            known[id(leaf)] = function(leaf)
+        return known[id(leaf)]
+
+    def mapped(leaf: Any) -> Any:  # not recursive: a function that knows itself would hold the tensors until collected
+        return copy.copy(leaf).apply(one) if is_graph(leaf) else one(leaf)
 
     return tree_map(mapped, tree, is_leaf=is_graph)
 

@@ -1,5 +1,8 @@
 """What is held of a user's data: one table, or pieces, or a stream; and what is refused of it."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -23,6 +26,20 @@ def pair(tree):
 def held(data, split=pair, **options):
     notes = []
     return hold(take(data), split, notes, **options), notes
+
+
+class Linked:
+    """As a graph of PyTorch Geometric."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def apply(self, function):
+        self.x = function(self.x)
+        return self
+
+    def to(self, device):
+        return self.apply(lambda part: part.to(device))
 
 
 class Padded(Dataset):
@@ -146,12 +163,15 @@ def test_batches_that_cannot_be_cut_come_as_they_are():
         samples.part(torch.tensor([0]))
 
 
-def test_a_model_may_change_the_containers_of_a_batch():
+def test_a_model_may_change_all_of_a_batch_but_its_values():
     for data in ({"x": X, "y": Y}, lambda: iter([{"x": X[:4], "y": Y[:4]}, {"x": X[4:, :2], "y": Y[4:]}])):
         samples, _ = held(data, lambda tree: Batch(tree, tree["y"]))
         for _ in range(2):
             for batch in samples.batches(3):
+                assert batch.inputs["x"] is batch.targets["x"]
+                batch.inputs["x"].requires_grad_(requires_grad=True)
                 assert batch.inputs.pop("x").shape[0] == batch.size
+        assert not any(part.requires_grad for batch in samples.batches(3) for part in batch.tensors())
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.bool])
@@ -235,3 +255,19 @@ def test_data_that_do_not_fit_are_streamed_or_refused(monkeypatch):
     with pytest.raises(MemoryError, match="all of them are needed at once: pass fewer samples"):
         held(loader, streams=False)
     assert isinstance(held((X, Y))[0], Table)  # which are in memory already
+
+
+@pytest.mark.parametrize("inputs", [X, {"x": X}, Linked(X)], ids=["tensor", "dict", "graph"])
+def test_a_batch_that_is_done_with_is_freed_at_once(inputs):
+    """And not only when Python collects circles of references: the tensors of many batches may lie in those."""
+    gc.collect()
+    gc.disable()
+    try:
+        batch = Batch(inputs, Y).clone()
+        freed = [weakref.ref(part) for part in batch.tensors()]
+        assert len(freed) == 2
+        batch.rows(slice(2)) if batch.cuttable else batch.clone()
+        del batch
+        assert [one() for one in freed] == [None, None]
+    finally:
+        gc.enable()

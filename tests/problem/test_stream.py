@@ -16,7 +16,8 @@ from lbgap.problem.batch import Batch
 from lbgap.problem.hold import hold, take
 from lbgap.problem.pieces import Pieces
 from lbgap.problem.stored import Table
-from lbgap.problem.stream import FROZEN, NOTE, Stream, checksum
+from lbgap.problem.stream import FROZEN, NOTE, Stream
+from lbgap.problem.survey import Column, checksum
 
 
 def draw(seed, *shape):
@@ -68,10 +69,22 @@ def test_every_pass_gives_all_samples_in_order():
 
 
 def test_targets_too_large_to_be_kept_are_read_again(monkeypatch):
-    monkeypatch.setattr("lbgap.problem.stream.TARGET_BYTES", 100)
+    monkeypatch.setattr("lbgap.problem.survey.TARGET_BYTES", 100)
     samples, _ = stream(batches)
     assert samples._targets is None
     assert torch.equal(torch.cat([*samples.targets()]), Y)
+
+
+def test_targets_of_several_kinds_are_not_kept():
+    for pieces in ([Y, Y.float()], [Y, Y[:, None]], [{"y": Y}], [torch.zeros(3, 0)]):
+        column = Column()
+        for piece in pieces:
+            column.add(piece)
+        assert column.pieces() is None
+    column = Column()
+    for piece in (X[:3].bool(), X[3:4].bool()):
+        column.add(piece)
+    assert torch.equal(torch.cat(column.pieces()), X[:4].bool())
 
 
 def test_an_objective_of_a_stream_is_that_of_the_same_data_in_memory():
@@ -238,7 +251,7 @@ LIMITED = """
     import lbgap
     from lbgap.objective.objective import Objective
 
-    WIDTH, ROWS, COUNT, LIMIT = 4096, 128, 960, 192 * 2**20
+    WIDTH, ROWS, COUNT, LIMIT = 4096, 128, 800, 160 * 2**20
     torch.set_num_threads(1)
     pattern = torch.arange(WIDTH, dtype=torch.float32).remainder(7)
 
