@@ -1,7 +1,7 @@
 """A graph convolutional network on one graph, of which some nodes are for training.
 
-One graph is one sample, and cannot be cut. `call=` says how it enters the model. The loss is a function of the output and
-the graph that returns a sum and what it is divided by, so that the value is the mean over the nodes for training.
+One graph is one sample, and cannot be cut. `call=` says how it enters the model. The loss is a function of the output
+and the graph that returns a sum and what it is divided by, so that the value is the mean over the nodes for training.
 
     python examples/graph.py
 

@@ -1,7 +1,7 @@
 """A small BERT, with a collator that masks at random.
 
-The collator masks other tokens whenever the loader is read. A loss that changes by itself has no minimum, so the data are
-frozen as one reading finds them, and a note in the result says so. `loss="model"` is the model's own `.loss`.
+The collator masks other tokens whenever the loader is read. A loss that changes by itself has no minimum, so the data
+are frozen as one reading finds them, and a note in the result says so. `loss="model"` is the model's own `.loss`.
 
     python examples/masked_lm.py
 
