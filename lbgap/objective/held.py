@@ -116,7 +116,8 @@ class Held:
     @property
     def by_class(self) -> bool:
         """Whether the loss is plain cross-entropy with one class index a sample, each of which counts alike."""
-        return self._evaluator.loss.by_class(self._evaluator.data.pool.targets)
+        targets = self._evaluator.data.pool.targets
+        return isinstance(targets, Tensor) and self._evaluator.loss.by_class(targets)
 
     @property
     def counted(self) -> int:

@@ -7,7 +7,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from lbgap.objective import activations
 from lbgap.objective.passes import BATCH_NORM_BATCH, PROBE_SAMPLES, Evaluator
 from lbgap.objective.questions import additive, gradient, moves, paths, repeats, slope
 from lbgap.objective.questions.case import Case
+from lbgap.problem import trees
 from lbgap.problem.batch import Batch
+from lbgap.problem.trees import Tree
 from lbgap.system import device as hardware
 from lbgap.system.device import first_line
 
@@ -41,7 +43,7 @@ def judge(
     loader_batch: int | None,
     *,
     asked: bool,
-) -> tuple[Tensor, dict[str, str] | str]:
+) -> tuple[Any, dict[str, str] | str]:
     """Ask all questions, and choose the micro-batch by what a sample takes.
 
     Args:
@@ -59,6 +61,8 @@ def judge(
         ValueError: A question has the wrong answer; the message says which, and what to do.
         MemoryError: Not even one sample fits, or with statistics of the batch a batch does not.
     """
+    if not evaluator.data.cuttable:
+        evaluator.batch_size = evaluator.few_samples = evaluator.data.pool.size
     if evaluator.coupled:
         evaluator.batch_size = _unit(evaluator, batch_size or loader_batch)
         if not evaluator.flat.takes_statistics:
@@ -100,8 +104,8 @@ class Probed(NamedTuple):
         bytes_each: What autograd saves of a sample.
     """
 
-    output: Tensor
-    plain: Tensor
+    output: Any
+    plain: Any
     bytes_each: int
 
 
@@ -135,27 +139,25 @@ def _probe(evaluator: Evaluator) -> Probed:
             raise
         except Exception as error:
             raise ValueError(
-                f"the model does not accept inputs of shape {tuple(few.inputs.shape)}, {few.inputs.dtype}: "
-                f"{first_line(error)}"
+                f"the model does not accept inputs {trees.describe(few.inputs)}: {first_line(error)}"
             ) from error
-        evaluator.fit(output)
-        if len(output) != few.size:
+        evaluator.fit(output, few)
+        if evaluator.returns_tensor and few.cuttable and len(output) != few.size:
             raise ValueError(f"the model must return one output per sample, got {len(output)} for {few.size}")
         with torch.enable_grad():
             _check_gradient(evaluator, output, few.targets)
         plain = _plain(evaluator)
     evaluator.flat.check_views()
     evaluator.overwrites = _overwritten(few, pristine) or [part._version for part in few.tensors()] != versions
-    return Probed(output.detach(), plain, max(1, saved // few.size))
+    return Probed(trees.detached(output), plain, max(1, saved // few.size))
 
 
-def _plain(evaluator: Evaluator) -> Tensor:
+def _plain(evaluator: Evaluator) -> Any:
     """The output of a value's pass; finds out whether the model differentiates inside and needs a graph for it."""
     for evaluator.needs_grad in (False, True):
         try:
             with evaluator.unrecorded():
-                output: Tensor = evaluator.flat.run(evaluator.few().inputs)
-            return output.detach()
+                return trees.detached(evaluator.flat.run(evaluator.few().inputs))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -172,7 +174,7 @@ def _try_bfloat16(evaluator: Evaluator) -> None:
             with evaluator.context(True):
                 output = evaluator.flat.run(few.inputs)
             with evaluator.context(False):
-                total = evaluator.loss.sums(output.to(evaluator.flat.theta.dtype), few.targets).total
+                total = evaluator.loss.sums(trees.cast(output, evaluator.flat.theta.dtype), few.targets).total
                 parts = torch.autograd.grad(total, evaluator.flat.moving, allow_unused=True)
             why = "" if all(part is None or part.isfinite().all() for part in parts) else "its gradient is not finite"
         except torch.OutOfMemoryError:
@@ -184,7 +186,7 @@ def _try_bfloat16(evaluator: Evaluator) -> None:
         evaluator.notes.append(f"precision='mixed' ran in float32: the model does not run in bfloat16 ({why})")
 
 
-def _check_gradient(evaluator: Evaluator, output: Tensor, targets: Tensor) -> None:
+def _check_gradient(evaluator: Evaluator, output: Any, targets: Tree) -> None:
     """Refuse a loss without a gradient in the parameters that may move."""
     total = evaluator.loss.sums(output, targets).total
     try:
@@ -209,6 +211,8 @@ def _overwritten(used: Batch, fresh: Batch) -> bool:
 
 def _unit(evaluator: Evaluator, wanted: int | None) -> int:
     """The batch whose samples see each other."""
+    if evaluator.data.table is None:
+        return _own_borders(evaluator)
     if wanted is None and not evaluator.flat.takes_statistics:
         raise ValueError(
             "coupled=True needs to know which samples see each other: pass batch_size=, or the DataLoader whose "
@@ -227,9 +231,25 @@ def _unit(evaluator: Evaluator, wanted: int | None) -> int:
     return size
 
 
+def _own_borders(evaluator: Evaluator) -> int:
+    """The largest batch, where batches cannot be joined and are the units themselves."""
+    sizes = evaluator.data.sizes()
+    if min(sizes) < 2 and evaluator.data.cuttable:
+        what, lacks = "coupled=True", "sees no other"
+        if evaluator.flat.takes_statistics:
+            what, lacks = "batch_norm='batch'", "has no statistics"
+        raise ValueError(
+            f"{what} with a batch of one sample (batch {sizes.index(min(sizes)) + 1} of {len(sizes)}), which {lacks}: "
+            "let the loader make others"
+        )
+    return max(sizes)
+
+
 def _micro_batch(evaluator: Evaluator, wanted: int | None, bytes_each: int) -> int:
     """A batch that decides about speed and memory alone."""
     samples = evaluator.samples
+    if not evaluator.data.cuttable:
+        return max(evaluator.data.sizes())
     if wanted is not None:
         return min(wanted, samples)
     fitting = max(SMALLEST_BATCH, hardware.batch_budget(evaluator.device) // bytes_each)

@@ -130,7 +130,8 @@ class Objective(Parts, Directional):
         self._whole = None
         self._losses_way = "not used yet"
         self.evaluated = 0
-        self.classes = self._evaluator.loss.classes(output, self._evaluator.data.pool.targets)
+        known = isinstance(output, Tensor) and self._evaluator.data.cuttable
+        self.classes = self._evaluator.loss.classes(output, self._evaluator.data.pool.targets) if known else None
 
     # Values and gradients.
 
@@ -366,10 +367,14 @@ class Objective(Parts, Directional):
         self.coordinates.check(theta, "theta")
         products.check(vectors, self.coordinates.centre, kind)
         products.check_coupled(self.coupled, kind)
+        evaluator = self._evaluator
+        if kind != "hessian":
+            evaluator.check_tensor(f"kind={kind!r}")
+        if kind == "fisher" and not evaluator.data.cuttable:
+            raise ValueError("kind='fisher' needs the gradient of each sample, got batches that cannot be cut")
         if len(vectors) == 0:
             return torch.empty_like(vectors)
         self._ask_second(kind)
-        evaluator = self._evaluator
         multiply = self._products.multiply_blocks if blocks else self._products.multiply
         passes, divisor = len(products.layers_of(evaluator.flat)) if blocks else 1, evaluator.divisor(kind)
         self._begin(theta, passes * (1 + len(vectors)))

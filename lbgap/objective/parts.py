@@ -11,6 +11,7 @@ from torch import Tensor
 from lbgap.checks import whole
 from lbgap.objective.coordinates import RandomManifold, SomeParameters
 from lbgap.objective.held import Held
+from lbgap.problem import trees
 
 
 class Parts(Held):
@@ -25,14 +26,16 @@ class Parts(Held):
 
         Returns:
             The objective, which shares this one's replica and whose evaluations also count here, by its share; or None
-            where it would be another function: the samples of a batch see each other.
+            where it would be another function: the samples of a batch see each other, or batches cannot be cut.
 
         Raises:
             ValueError: ``samples`` is less than one or more than all.
             TypeError: ``samples`` is not a whole number.
         """
         chosen = spread(samples, self.samples)
-        return None if self.coupled else self._beside(evaluator=self._evaluator.part(self._that_count(chosen)))
+        if self.coupled or not self._evaluator.data.cuttable:
+            return None
+        return self._beside(evaluator=self._evaluator.part(self._that_count(chosen)))
 
     @torch.inference_mode(False)
     def sample(self, samples: int, seed: int = 0) -> Self:
@@ -53,8 +56,10 @@ class Parts(Held):
                 f"samples needs a loss that is a mean over single samples, got {self.coupling}, under which fewer "
                 f"samples are another function: {self.uncoupling}"
             )
-        targets = self._evaluator.data.pool.targets
-        classes = targets if self.classes is not None and targets.dim() == 1 else None
+        self._check_cuttable("samples=")
+        table = self._evaluator.data.table
+        targets = None if table is None else table.targets
+        classes = targets if self.classes is not None and isinstance(targets, Tensor) and targets.dim() == 1 else None
         chosen = drawn(samples, seed, self.samples, classes)
         return self._beside(evaluator=self._evaluator.part(chosen))
 
@@ -72,6 +77,7 @@ class Parts(Held):
                 is only one, or more than fit into one batch.
         """
         check_chosen(chosen, self.samples)
+        self._check_cuttable("a part of the samples")
         if self.coupled and not 2 <= len(chosen) <= self.batch_size:
             raise ValueError(
                 f"{self.coupling} needs 2 to batch_size = {self.batch_size} samples for a batch, got {len(chosen)}"
@@ -134,7 +140,9 @@ class Parts(Held):
     def _that_count(self, chosen: Tensor) -> Tensor:
         """Samples that were spread over the data, spread over those that count in their place where some do not."""
         evaluator = self._evaluator
-        loss, targets = evaluator.loss, evaluator.data.pool.targets
+        if evaluator.data.table is None:
+            return chosen
+        loss, targets = evaluator.loss, evaluator.data.table.targets
         if not loss.weighs:  # targets alone tell
             counting = loss.counting(targets)
             size = len(counting)
@@ -145,8 +153,15 @@ class Parts(Held):
         order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(0), device="cpu")
         order = torch.cat([chosen, order[~torch.isin(order, chosen)]])
         with evaluator.context(False):
-            found = loss.counting(targets[order.to(targets.device)], len(chosen)).cpu()
+            found = loss.counting(trees.rows(targets, order), len(chosen)).cpu()
         return order[found].sort().values if len(found) else chosen
+
+    def _check_cuttable(self, what: str) -> None:
+        """Refuse to take single samples out of batches that cannot be cut."""
+        if not self._evaluator.data.cuttable:
+            raise ValueError(
+                f"{what} needs batches that can be cut into samples, got graphs, or parts of other lengths"
+            )
 
     def _check_full(self) -> None:
         if not self.coordinates.complete:

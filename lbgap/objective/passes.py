@@ -10,7 +10,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,10 +19,12 @@ from lbgap.flat import FlatModule
 from lbgap.objective import tangents
 from lbgap.objective.cuda_graphs import Graphs
 from lbgap.objective.plain import NoFastPath, has_fast_path
+from lbgap.problem import trees
 from lbgap.problem.batch import Batch
 from lbgap.problem.loss import Loss, Sums
 from lbgap.problem.stored import Samples
 from lbgap.system import device as hardware
+from lbgap.system.device import first_line
 
 BATCH_NORM_BATCH = 5000  # what the paper's authors evaluate with
 PROBE_SAMPLES = 32
@@ -47,6 +49,7 @@ class Evaluator:
         batch_size: Samples in a micro-batch (the last may hold fewer); halved where memory runs out.
         few_samples: How many samples are enough to try something out; halved likewise.
         overwrites: Whether model or loss write into their inputs, so that each batch is copied.
+        returns_tensor: Whether the loss takes one tensor of the model, and no more of what it returns.
         needs_grad: Whether the model differentiates inside its forward pass, so that values record a graph too.
         device: Where everything is.
         notes: Sentences on what was not done as asked.
@@ -84,6 +87,7 @@ class Evaluator:
         none = "cpu" if self.device.type == "cpu" else None if self.device.type == "cuda" else "no CUDA device"
         if self.is_streamed:
             none = "the data are streamed"
+        if self.is_streamed and self.data.table is not None:
             self.note(STREAMED, f"they are too large for {self.device} and are copied there batch by batch")
         self.graphs = Graphs(self.device, notes, none, moving=flat.moving)
         self._weight: float | None = None
@@ -91,11 +95,14 @@ class Evaluator:
         self._few: slice | Tensor | None = None  # some samples that count
         self.few_samples = self.batch_size = PROBE_SAMPLES
         self.overwrites = self.needs_grad = False
+        self.returns_tensor = True
+        self._ends = [0]
         if whole is None:
             self._has_fast_path = has_fast_path(flat.module)
         else:
             self._has_fast_path, self.needs_grad = whole._has_fast_path, whole.needs_grad
             self.few_samples, self.overwrites = whole.few_samples, whole.overwrites
+            self.returns_tensor = whole.returns_tensor
             self.batch_size = min(whole.batch_size, self.samples)
 
     @property
@@ -103,17 +110,20 @@ class Evaluator:
         """How many there are."""
         return self.data.size
 
-    def fit(self, output: Tensor) -> None:
+    def fit(self, output: Any, few: Batch) -> None:
         """Fit the loss to all samples.
 
         Args:
-            output: What the model returned for :meth:`few`.
+            output: What the model returned for a few samples.
+            few: Those.
 
         Raises:
             TypeError: As :meth:`Loss.check`.
             ValueError: Likewise.
         """
-        self.loss = self.loss.check_all(output, self.data.targets())
+        self.returns_tensor = isinstance(output, Tensor)
+        whole = self.returns_tensor and self.data.cuttable
+        self.loss = self.loss.check_all(output, self.data.targets()) if whole else self.loss.check(output, few.targets)
         self._weight = self._counted = self._few = None
 
     @property
@@ -176,7 +186,10 @@ class Evaluator:
 
     def batches(self) -> Iterator[Batch]:
         """The micro-batches of a pass, in order."""
-        for batch in self.data.batches(self.batch_size):
+        own_borders = self.coupled and self.data.table is None
+        self._ends = [0]
+        for batch in self.data.batches(None if own_borders else self.batch_size):
+            self._ends.append(self._ends[-1] + batch.size)
             yield batch.clone() if self.overwrites else batch
 
     # Passes at the replica's parameters.
@@ -194,7 +207,8 @@ class Evaluator:
             shares, correct = [], []
             with self.unrecorded(), self.exact():
                 for batch in self.batches():
-                    output = self._output(batch).detach()
+                    output = self._output(batch)
+                    output = output.detach() if isinstance(output, Tensor) else output
                     if accuracy:  # before the loss, which may overwrite the output
                         correct.append(self.loss.correct(output, batch.targets))
                     shares.append(self._sums(self.loss, output, batch).exact / weight)
@@ -230,13 +244,32 @@ class Evaluator:
 
         def sweep() -> Tensor:
             found = []
+            self.check_tensor("a derivative of the outputs along a direction")
             with self.exact(), self.context(False), tangents.differentiable():
                 tangent_of = tangents.choose(self.flat, lambda: self.few().inputs, direction)
                 for batch in self.batches():
                     found.append(reduce(*tangent_of(self.flat, batch.inputs, direction), batch.targets))
-            return torch.cat(found)
+            try:
+                return torch.cat(found)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"the outputs of the batches differ in shape ({first_line(error)}), so that they cannot be joined: "
+                    "pass samples of one shape"
+                ) from error
 
         return self.within_memory(sweep)
+
+    def check_tensor(self, what: str) -> None:
+        """Refuse outputs that are not one tensor, for what needs that.
+
+        Raises:
+            ValueError: They are not.
+        """
+        if not self.returns_tensor:
+            raise ValueError(
+                f"{what} needs a model that returns one tensor: pass a loss by name, or call=lambda model, batch: ... "
+                "that returns it"
+            )
 
     def curvatures(self, vectors: Tensor) -> Tensor:
         """Second derivatives of the mean loss along vectors ``(k, n)``: ``(k,)`` float64."""
@@ -311,22 +344,24 @@ class Evaluator:
                 shares.append(sums.exact / weight)
         return torch.stack(shares), self.flat.gradient.isfinite().all().double()
 
-    def _output(self, batch: Batch, bfloat16: bool = False) -> Tensor:
-        """The output for a batch, in the replica's precision.
+    def _output(self, batch: Batch, bfloat16: bool = False) -> Any:
+        """The output for a batch, in the replica's precision: what the loss takes.
 
         Raises:
             ValueError: It is not one output for each sample.
         """
         with self.context(bfloat16):
-            output: Tensor = self.flat.run(batch.inputs)
-        if output.shape[:1] != (batch.size,):
+            output = self.flat.run(batch.inputs)
+        if not isinstance(output, Tensor):
+            return trees.cast(output, self.flat.theta.dtype) if bfloat16 else output
+        if batch.cuttable and output.shape[:1] != (batch.size,):
             raise ValueError(
                 f"the model must return one output per sample, got shape {tuple(output.shape)} for a batch of "
                 f"{batch.size}: make its first dimension that of the samples"
             )
         return output.to(self.flat.theta.dtype) if output.is_floating_point() else output
 
-    def _sums(self, loss: Loss, output: Tensor, batch: Batch) -> Sums:
+    def _sums(self, loss: Loss, output: Any, batch: Batch) -> Sums:
         """The loss of a batch."""
         with self.context(False):
             return loss.sums(output, batch.targets)
@@ -342,7 +377,7 @@ class Evaluator:
         value = shares.sum()
         if not math.isfinite(hardware.read(value[None])[0]):
             bad = int((~shares.isfinite()).nonzero()[0]) if not shares.isfinite().all() else 0
-            first, last = bad * self.batch_size, min((bad + 1) * self.batch_size, self.samples) - 1
+            first, last = self._ends[bad], self._ends[bad + 1] - 1
             raise FloatingPointError(
                 f"the loss is {float(shares[bad])} in samples {first}..{last} (batch {bad + 1} of {len(shares)}): "
                 "check their inputs and targets, and the model's weights"
@@ -409,6 +444,11 @@ class Evaluator:
             except torch.OutOfMemoryError:
                 pass  # on leaving this block the error lets go of all tensors of the work
             self._empty()
+            if not self.data.cuttable:
+                raise MemoryError(
+                    f"a batch of {self.batch_size} samples does not fit in the memory of {self.device}, and it cannot "
+                    "be cut: let the loader make smaller ones"
+                )
             if self.coupled:
                 why, remedy = "coupled=True", ""
                 if self.flat.takes_statistics:

@@ -13,7 +13,9 @@ from torch.autograd import forward_ad
 
 from lbgap.flat import FlatModule
 from lbgap.objective.plain import PlainOperations
+from lbgap.problem import trees
 from lbgap.problem.loss import Loss
+from lbgap.problem.trees import Tree
 from lbgap.system.device import first_line
 
 TangentOf = Callable[[FlatModule, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -140,7 +142,7 @@ def check_whole(value: Tensor) -> None:
         waiting += [following for following, _ in node.next_functions]
 
 
-def output_gradient(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
+def output_gradient(loss: Loss, output: Tensor, targets: Tree) -> Tensor:
     """Gradient of the summed loss of a batch with respect to its outputs."""
     leaf = output.detach().requires_grad_()
     total = loss.sums(leaf.view_as(leaf), targets).total  # a view, which a loss may overwrite
@@ -169,7 +171,7 @@ def derivative_of(loss: Loss, scale: float) -> Reduce:
     return derivative
 
 
-def check_terms(loss: Loss, output: Tensor, targets: Tensor) -> None:
+def check_terms(loss: Loss, output: Tensor, targets: Tree) -> None:
     """Refuse a callable loss in which the term of a sample depends on the other samples of its batch.
 
     Raises:
@@ -179,8 +181,11 @@ def check_terms(loss: Loss, output: Tensor, targets: Tensor) -> None:
     if loss.separable or half == 0:
         return
     spread = torch.arange(2 * half, device=output.device) * len(output) // (2 * half)  # samples may be sorted by class
-    output, targets = output[spread], targets[spread]
-    alone, among = (output_gradient(loss, output[:size], targets[:size].clone())[:half] for size in (half, 2 * half))
+    output, targets = output[spread], trees.rows(targets, spread)
+    alone, among = (
+        output_gradient(loss, output[:size], trees.cloned(trees.rows(targets, slice(size))))[:half]
+        for size in (half, 2 * half)
+    )
     if not torch.allclose(alone, among, rtol=1e-3, atol=1e-6, equal_nan=True):
         raise ValueError(
             f"the loss {loss.name!r} must be a mean of one term a sample, but the term of a sample depends on the "

@@ -66,6 +66,10 @@ class Samples(ABC):
     def digest(self) -> str:
         """SHA-256 of all samples as they are evaluated, in hexadecimal: tells these data from others."""
 
+    def sizes(self) -> list[int]:
+        """How many samples each piece of :meth:`chunks` has."""
+        return [chunk.size for chunk in self.chunks()]
+
     def targets(self) -> Iterator[Tree]:
         """The targets of all samples, piece by piece."""
         return (chunk.targets for chunk in self.chunks())
@@ -85,9 +89,9 @@ class Table(Samples):
         self.pool, self.size, self.is_streamed, self._device = pool, pool.size, is_streamed, device
 
     @property
-    def table(self) -> Batch:
-        """All samples."""
-        return self.pool
+    def table(self) -> Batch | None:
+        """All samples, if they can be cut."""
+        return self.pool if self.cuttable else None
 
     def chunks(self) -> Iterator[Batch]:
         """All samples at once."""
@@ -95,7 +99,7 @@ class Table(Samples):
 
     def batches(self, size: int | None) -> Iterator[Batch]:
         """As :meth:`Samples.batches`; all samples are one batch if there is no size."""
-        size = size or self.size
+        size = size if size and self.cuttable else self.size
         return streamed(self.pool, size, self._device) if self.is_streamed else resident(self.pool, size)
 
     def part(self, chosen: Tensor) -> Samples:
@@ -121,6 +125,9 @@ class Table(Samples):
 
 def resident(data: Batch, size: int) -> Iterator[Batch]:
     """Yield micro-batches of data that lie where they are used: views, in order, the last as small as it comes."""
+    if size == data.size:
+        yield data
+        return
     for start in range(0, data.size, size):
         yield data.rows(slice(start, start + size))
 

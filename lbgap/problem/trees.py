@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import torch
@@ -123,7 +125,36 @@ def cast(tree: Tree, dtype: torch.dtype | None, device: torch.device | None = No
 
 
 def observed(output: Any) -> list[Tensor]:
-    """The floating tensors of what a model returned, in order: what two passes of it are compared by."""
+    """The floating tensors of what a model returned, in order, also of a dataclass: what two passes are compared by."""
     if isinstance(output, Tensor):
         return [output]
-    return [part for part in tensors(output) if part.is_floating_point()]
+    found = []
+    for leaf in tree_leaves(plain(output), is_leaf=is_graph):
+        if isinstance(leaf, Tensor):
+            found += [leaf] if leaf.is_floating_point() else []
+        elif is_graph(leaf):
+            found += [part for part in tensors(leaf) if part.is_floating_point()]
+        elif (is_dataclass(leaf) and not isinstance(leaf, type)) or isinstance(leaf, SimpleNamespace):
+            found += observed(vars(leaf))
+    return found
+
+
+def detached(output: Any) -> Any:
+    """What a model returned, without its graph."""
+    return output.detach() if isinstance(output, Tensor) else map_tensors(Tensor.detach, output)
+
+
+def cloned(tree: Tree) -> Tree:
+    """A tree of copies."""
+    return map_tensors(torch.clone, tree)
+
+
+def describe(tree: Tree) -> str:
+    """Shapes and dtypes of a tree, for messages."""
+    if isinstance(tree, Tensor):
+        return f"{tuple(tree.shape)} {str(tree.dtype).removeprefix('torch.')}"
+    if isinstance(tree, Mapping):
+        return "{" + ", ".join(f"{key}: {describe(part)}" for key, part in tree.items()) + "}"
+    if isinstance(tree, tuple | list):
+        return "(" + ", ".join(map(describe, tree)) + ")"
+    return type(tree).__name__

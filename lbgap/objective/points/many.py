@@ -147,5 +147,6 @@ class Many:
 
     def _narrow(self, evaluator: Evaluator, plan: Plan, bfloat16: bool) -> bool:
         """Whether the op for narrow chains evaluates a plan."""
-        able = self._native and not bfloat16 and evaluator.loss.by_class(evaluator.data.pool.targets)
+        targets = evaluator.data.pool.targets
+        able = self._native and not bfloat16 and isinstance(targets, Tensor) and evaluator.loss.by_class(targets)
         return able and plan.chain is not None

@@ -141,7 +141,7 @@ class Products:
     def _some(self, batches: Batches) -> Batch:
         """Samples to try the engine on, of which each counts: ignored ones would show nothing."""
         batch = next(one for one in batches() if len(self._loss.counting(one.targets, 1)))
-        if self._loss.even or not (self._loss.separable or self._loss.weighs):
+        if self._loss.even or not (self._loss.separable or self._loss.weighs) or not batch.cuttable:
             return batch
         return batch.rows(self._loss.counting(batch.targets))
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lbgap.objective.questions import cuts, pools, rounding
+from lbgap.flat import FlatModule
+from lbgap.objective.questions import cuts, pools, rounding, together
 from lbgap.objective.questions.case import YES, Case
 from lbgap.objective.questions.kept import check_again
+from lbgap.problem import trees
 from lbgap.system.device import first_line
 
 DOUBT = "not judged: outputs differ by the batch, perhaps by rounding, and the model runs in float32 alone"
@@ -43,12 +45,18 @@ def ask(case: Case) -> str:
     if evaluator.coupled:
         _check_last(case)
         return "not judged: coupled=True"
+    if not case.pool.cuttable:
+        return "not judged: batches that cannot be cut"
+    if case.pool.size == 1:
+        return "not judged: one sample in a batch"
     pool, outputs = _drawn(case)
+    groups = pools.groups(case.pool.targets)
+    if trees.size(outputs) != len(pool.rows):
+        return together.ask(case, pool.rows, pool.pieces, groups)
     targets = case.rows(pool.rows).targets
-    groups = pools.groups(evaluator.data.pool.targets)
     others = [cuts.Targets(*group, case.rows(group.rows).targets) for group in groups]
-    kinds = min(pools.KINDS, pools.ENTRIES // max(1, case.first[:1].numel()))
-    mixture = case.rows(pools.mixture(evaluator.data.pool.targets, kinds)).targets
+    kinds = min(pools.KINDS, pools.ENTRIES // _entries(case))
+    mixture = case.rows(pools.mixture(case.pool.targets, kinds)).targets
     doubt = _compare_outputs(case, pool, outputs)
     cuts.check_alone(case, outputs, targets)
     here = [cuts.compare(case, cut) for cut in cuts.make(pool.pieces, outputs, targets, others, mixture)]
@@ -64,6 +72,11 @@ def ask(case: Case) -> str:
     return doubt or other_doubt or YES
 
 
+def _entries(case: Case) -> int:
+    """Numbers in the output for one sample."""
+    return max(1, sum(part.numel() for part in trees.observed(case.first)) // case.evaluator.few_samples)
+
+
 def _check_last(case: Case) -> None:
     """Refuse batches of which the last is smaller than model or loss take, where samples are meant to see each other.
 
@@ -71,7 +84,7 @@ def _check_last(case: Case) -> None:
         ValueError: It is.
     """
     evaluator = case.evaluator
-    last = evaluator.samples % evaluator.batch_size
+    last = 0 if evaluator.data.table is None else evaluator.samples % evaluator.batch_size
     if not 0 < last <= LARGEST_LAST:
         return
     batch = case.rows(torch.arange(evaluator.samples - last, evaluator.samples, device="cpu"))
@@ -87,7 +100,7 @@ def _check_last(case: Case) -> None:
         ) from error
 
 
-def _drawn(case: Case) -> tuple[Pool, Tensor]:
+def _drawn(case: Case) -> tuple[Pool, Any]:
     """Draw samples and pieces, and their outputs at the minimizer: in any order, or as the data have them.
 
     Raises:
@@ -100,7 +113,7 @@ def _drawn(case: Case) -> tuple[Pool, Tensor]:
         raise
     except Exception:  # of a model that wants its batches sorted, by the lengths of sequences for example
         pool = _pool(case, in_order=True)
-        return pool, _one_each(case, pool.rows)
+        return pool, _run(case, pool.rows)
 
 
 def _pool(case: Case, *, in_order: bool) -> Pool:
@@ -108,13 +121,13 @@ def _pool(case: Case, *, in_order: bool) -> Pool:
     evaluator = case.evaluator
     # Half as many again as the few, if passes take as many: where memory is short they may take no more than the few.
     wanted = min(evaluator.few_samples * 3 // 2, max(evaluator.few_samples, evaluator.batch_size))
-    drawn = pools.draw(wanted, evaluator.samples, case.first[:1].numel())
-    outliers = pools.extremes(evaluator.data.pool.inputs)
+    drawn = pools.draw(wanted, case.pool.size, _entries(case))
+    outliers = pools.extremes(case.pool.inputs)
     drawn = torch.cat([outliers, drawn[~torch.isin(drawn, outliers)]])[: len(drawn)]
     times = -(-pools.SMALLEST // len(drawn))  # of very few samples each several times, and always in one piece
     order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(1), device="cpu")
     order = (order[:, None] * times + torch.arange(times, device="cpu")).flatten()
-    alone = evaluator.batch_size == 1 or evaluator.samples % evaluator.batch_size == 1
+    alone = evaluator.batch_size == 1 or any(size % evaluator.batch_size == 1 for size in evaluator.data.sizes())
     sizes = [1] if alone else []
     sizes.append(max(2 - alone, (len(order) - alone) // 3))
     pieces = order.split([*sizes, len(order) - sum(sizes)])
@@ -123,7 +136,7 @@ def _pool(case: Case, *, in_order: bool) -> Pool:
     return Pool(drawn.repeat_interleave(times), pieces)
 
 
-def _compare_outputs(case: Case, pool: Pool, together: Tensor) -> str:
+def _compare_outputs(case: Case, pool: Pool, outputs: Any) -> str:
     """Compare the outputs of all samples together, where the replica stands, with those of the pieces.
 
     Returns:
@@ -132,12 +145,12 @@ def _compare_outputs(case: Case, pool: Pool, together: Tensor) -> str:
     Raises:
         ValueError: They differ.
     """
-    _check_count(case, together, pool.rows)
-    apart = [_one_each(case, pool.rows[piece]) for piece in pool.pieces]
-    expected = [together[piece.to(together.device)] for piece in pool.pieces]
+    _check_count(case, outputs, pool.rows)
+    apart = [part for piece in pool.pieces for part in case.seen(_one_each(case, pool.rows[piece]))]
+    expected = [part for piece in pool.pieces for part in case.seen(trees.rows(outputs, piece))]
     answer = rounding.differ(case, apart, expected, functools.partial(_again, case, pool))
     if answer:
-        check_again(together, _one_each(case, pool.rows))  # a counter explains more
+        check_again(case.seen(outputs), case.seen(_one_each(case, pool.rows)))  # a counter explains more
         raise ValueError(
             "the output for a sample depends on the others of its batch, so that the loss depends on how the data are "
             f"cut: {_hint(case.evaluator.flat.module)}, or pass coupled=True with a batch_size= if that is meant, or "
@@ -146,41 +159,55 @@ def _compare_outputs(case: Case, pool: Pool, together: Tensor) -> str:
     return DOUBT if answer is None else ""
 
 
-def _one_each(case: Case, rows: Tensor) -> Tensor:
+def _one_each(case: Case, rows: Tensor) -> Any:
     """The outputs for some samples.
 
     Raises:
         ValueError: They are not one for each, or the model does not run on as many samples.
     """
-    inputs = case.rows(rows).inputs
-    try:
-        output = case.output(inputs)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"the model runs on {len(case.first)} samples, but not on {len(rows)} ({first_line(error)}): let it take a "
-            "batch of any size, or pass judge=False"
-        ) from error
+    output = _run(case, rows)
     _check_count(case, output, rows)
     return output
 
 
-def _check_count(case: Case, output: Tensor, rows: Tensor) -> None:
-    """Refuse outputs that are not one for each sample."""
-    if output.shape[:1] != (len(rows),):
+def _run(case: Case, rows: Tensor) -> Any:
+    """What the model returns for some samples.
+
+    Raises:
+        ValueError: It does not run on as many.
+    """
+    inputs = case.rows(rows).inputs
+    try:
+        return case.output(inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
         raise ValueError(
-            f"the model must return one output per sample, got shape {tuple(output.shape)} for {len(rows)} samples: "
+            f"the model runs on {case.evaluator.few_samples} samples, but not on {len(rows)} ({first_line(error)}): "
+            "let it take a batch of any size, or pass judge=False"
+        ) from error
+
+
+def _check_count(case: Case, output: Any, rows: Tensor) -> None:
+    """Refuse outputs that are not one for each sample."""
+    if trees.size(output) != len(rows):
+        got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else trees.describe(output)
+        raise ValueError(
+            f"the model must return one output per sample, got {got} for {len(rows)} samples: "
             f"{_hint(case.evaluator.flat.module)}"
         )
 
 
-def _again(case: Case, pool: Pool, module: nn.Module) -> Sequence[Tensor]:
+def _again(case: Case, pool: Pool, flat: FlatModule) -> Sequence[Tensor]:
     """The outputs of a float64 copy: of each piece, then of the same samples among all."""
+
+    def run(rows: Tensor) -> Any:
+        return trees.detached(flat.run(rounding.wide(case.rows(rows)).inputs))
+
     with case.evaluator.unrecorded():
-        apart = [module(rounding.wide(case.rows(pool.rows[piece]).inputs)).detach() for piece in pool.pieces]
-        together = module(rounding.wide(case.rows(pool.rows).inputs)).detach()
-    return [*apart, *(together[piece.to(together.device)] for piece in pool.pieces)]
+        apart = [part for piece in pool.pieces for part in case.seen(run(pool.rows[piece]))]
+        every = run(pool.rows)
+        return [*apart, *(part for piece in pool.pieces for part in case.seen(trees.rows(every, piece)))]
 
 
 def _hint(module: nn.Module) -> str:

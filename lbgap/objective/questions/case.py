@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lbgap.layers import displace
 from lbgap.objective.passes import Evaluator
+from lbgap.problem import trees
 from lbgap.problem.batch import Batch
+from lbgap.problem.trees import Tree
 from lbgap.system.device import first_line
 
 YES = "yes"
@@ -30,7 +33,7 @@ class Case:
         answers: Question to answer, in the order in which they were asked.
     """
 
-    def __init__(self, evaluator: Evaluator, model: nn.Module, centre: Tensor, first: Tensor) -> None:
+    def __init__(self, evaluator: Evaluator, model: nn.Module, centre: Tensor, first: Any) -> None:
         """Begin; nothing is evaluated.
 
         Args:
@@ -41,7 +44,7 @@ class Case:
         """
         self.evaluator, self.model, self.centre = evaluator, model, centre
         self.answers: dict[str, str] = {}
-        self._first = first
+        self._first, self._first_size = first, evaluator.few_samples
         self._displaced: Tensor | None = None
         self._fails_elsewhere: str | None = None
 
@@ -88,9 +91,31 @@ class Case:
         return self._fails_elsewhere
 
     @property
-    def first(self) -> Tensor:
+    def first(self) -> Any:
         """The output for the few samples in the first pass without a graph; of fewer where memory ran out since."""
-        return self._first[: self.evaluator.few_samples]
+        size = self.evaluator.few_samples
+        if self.pool.cuttable and trees.size(self._first) is not None:
+            return trees.rows(self._first, slice(size))
+        if self._first_size != size:
+            self._first, self._first_size = self.output(self.evaluator.few().inputs), size
+        return self._first
+
+    @property
+    def pool(self) -> Batch:
+        """Samples of which :meth:`rows` are taken."""
+        return self.evaluator.data.pool
+
+    def seen(self, output: Any, batch: Batch | None = None) -> list[Tensor]:
+        """What outputs are compared by: their floating tensors; where none is known in them, the loss.
+
+        Args:
+            output: Of the replica, or of a copy of it.
+            batch: The samples, the few by default.
+        """
+        found = trees.observed(output)
+        if found:
+            return [part.reshape(1) if part.dim() == 0 else part for part in found]
+        return [self.evaluator.loss.sums(output, (batch or self.evaluator.few()).targets).total.reshape(1)]
 
     def rows(self, chosen: Tensor) -> Batch:
         """A fresh copy of some samples on the device.
@@ -100,13 +125,12 @@ class Case:
         """
         return self.evaluator.copied(self.evaluator.data.pool.rows(chosen))
 
-    def output(self, inputs: Tensor, *, grad: bool = False) -> Tensor:
+    def output(self, inputs: Tree, *, grad: bool = False) -> Any:
         """What the replica returns at its point, detached.
 
         Args:
-            inputs: ``(batch, ...)``, which the model may overwrite.
+            inputs: Of a batch, which the model may overwrite.
             grad: Whether to record a graph, as the pass of a gradient does; else as the pass of a value.
         """
         with torch.enable_grad() if grad else self.evaluator.unrecorded():
-            output: Tensor = self.evaluator.flat.run(inputs)
-        return output.detach()
+            return trees.detached(self.evaluator.flat.run(inputs))

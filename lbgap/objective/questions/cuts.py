@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lbgap.objective.questions import rounding
 from lbgap.objective.questions.case import Case
+from lbgap.problem import trees
 from lbgap.problem.base import tolerance
+from lbgap.problem.trees import Tree
 from lbgap.system.device import first_line
 
 WIDE_ENTRIES = 2**20  # outputs up to here are summed in float64 at once, larger ones where there is a doubt
@@ -47,7 +49,7 @@ class Targets(NamedTuple):
 
     value: str
     rows: Tensor
-    targets: Tensor
+    targets: Tree
 
 
 class Cut(NamedTuple):
@@ -62,15 +64,15 @@ class Cut(NamedTuple):
             minimizer.
     """
 
-    outputs: tuple[Tensor, Tensor]
-    targets: tuple[Tensor, Tensor]
+    outputs: tuple[Any, Any]
+    targets: tuple[Tree, Tree]
     value: str | None = None
     rows: Tensor | None = None
     paired: bool = True
 
 
 def make(
-    pieces: Sequence[Tensor], outputs: Tensor, targets: Tensor, groups: Sequence[Targets], mixture: Tensor
+    pieces: Sequence[Tensor], outputs: Any, targets: Tree, groups: Sequence[Targets], mixture: Tree
 ) -> Iterator[Cut]:
     """All cuts of some samples.
 
@@ -84,18 +86,20 @@ def make(
     order = torch.cat(tuple(pieces))
     half = max(1, len(order) // 2)
     chosen = [order[:half], order[half:], *pieces]
-    parts = [(outputs[rows.to(outputs.device)], targets[rows.to(targets.device)]) for rows in chosen]
+    parts = [(trees.rows(outputs, rows), trees.rows(targets, rows)) for rows in chosen]
     for (one, its), (other, others) in (parts[:2], (parts[-2], parts[-1]), (parts[2], parts[-1])):
         yield Cut((one, other), (its, others))
     for word, samples, group in groups:
-        size = max(2, len(group))  # twice the same one, where it is alone: a batch of one may be none that passes have
-        rows = torch.arange(size, device=group.device) % len(group)
-        some = outputs[torch.arange(size, device=outputs.device) % len(outputs)]
-        yield Cut((some, parts[-1][0]), (group[rows], parts[-1][1]), word, samples, paired=False)
-    if len(mixture) > 3:
-        some = outputs[torch.arange(len(mixture), device=outputs.device) % len(outputs)]
-        half = len(mixture) // 2
-        yield Cut((some[:half], some[half:]), (mixture[:half], mixture[half:]), paired=False)
+        size = max(2, len(samples))  # twice one that is alone: a batch of one may be none that passes have
+        rows, places = (torch.arange(size, device="cpu") % many for many in (len(samples), len(order)))
+        some = trees.rows(outputs, places)
+        yield Cut((some, parts[-1][0]), (trees.rows(group, rows), parts[-1][1]), word, samples, paired=False)
+    many = trees.count(mixture)
+    if many > 3:
+        some = trees.rows(outputs, torch.arange(many, device="cpu") % len(order))
+        halves = slice(many // 2), slice(many // 2, None)
+        one, other = ((trees.rows(some, half), trees.rows(mixture, half)) for half in halves)
+        yield Cut((one[0], other[0]), (one[1], other[1]), paired=False)
 
 
 def compare(case: Case, cut: Cut) -> tuple[float, float] | None:
@@ -149,10 +153,10 @@ def _fails(case: Case, rows: Tensor) -> bool:
 
 def _values(case: Case, cut: Cut) -> tuple[Value, Value, Value]:
     """The loss of both pieces together and of each, in float64 where it runs in it and that is not much work."""
-    wanted = [torch.float64] if cut.outputs[1].numel() <= WIDE_ENTRIES else []
+    wanted = [torch.float64] if sum(part.numel() for part in trees.observed(cut.outputs[1])) <= WIDE_ENTRIES else []
     for dtype in (*wanted, None):
         try:
-            both = sum_up(case, torch.cat(cut.outputs), torch.cat(cut.targets), dtype)
+            both = sum_up(case, trees.join(cut.outputs), trees.join(cut.targets), dtype)
             one, other = (sum_up(case, *pair, dtype) for pair in zip(cut.outputs, cut.targets, strict=True))
         except torch.OutOfMemoryError:
             raise
@@ -164,11 +168,11 @@ def _values(case: Case, cut: Cut) -> tuple[Value, Value, Value]:
     return both, one, other
 
 
-def sum_up(case: Case, output: Tensor, target: Tensor, dtype: torch.dtype | None) -> Value:
+def sum_up(case: Case, output: Any, target: Tree, dtype: torch.dtype | None) -> Value:
     """The loss of some samples, as the pass of a value sums it."""
-    output, target = (part.to(dtype) if part.is_floating_point() else part for part in (output, target))
+    output, target = (trees.cloned(part if dtype is None else trees.cast(part, dtype)) for part in (output, target))
     with case.evaluator.unrecorded():
-        sums = case.evaluator.loss.sums(output.clone(), target.clone())
+        sums = case.evaluator.loss.sums(output, target)
     return Value(float(sums.exact), float(sums.weight))
 
 
@@ -185,9 +189,10 @@ def _is_rounding(case: Case, cut: Cut, missed: float, size: float) -> bool:
         return True
     terms = 0.0
     for outputs, targets in zip(cut.outputs, cut.targets, strict=True):
-        for output, target in zip(outputs[:, None], targets[:, None], strict=True):
+        for row in range(trees.count(targets)):
+            pair = torch.tensor([row, row], device="cpu")
             try:  # twice the same: a batch of one may be none that passes have
-                twice = sum_up(case, torch.cat((output, output)), torch.cat((target, target)), None)
+                twice = sum_up(case, trees.rows(outputs, pair), trees.rows(targets, pair), None)
             except torch.OutOfMemoryError:
                 raise
             except Exception:
@@ -196,7 +201,7 @@ def _is_rounding(case: Case, cut: Cut, missed: float, size: float) -> bool:
     return missed <= bound * terms
 
 
-def check_alone(case: Case, output: Tensor, target: Tensor) -> None:
+def check_alone(case: Case, output: Any, target: Tree) -> None:
     """Refuse a loss that trains something of its own, or that is random.
 
     Raises:
@@ -205,7 +210,7 @@ def check_alone(case: Case, output: Tensor, target: Tensor) -> None:
     loss = case.evaluator.loss
     with torch.enable_grad():
         try:
-            first, second = (loss.sums(output.clone(), target.clone()) for _ in range(2))
+            first, second = (loss.sums(trees.cloned(output), trees.cloned(target)) for _ in range(2))
         except torch.OutOfMemoryError:
             raise
         except Exception:  # which the cuts say more of
@@ -241,8 +246,10 @@ def _not_the_same(case: Case, once: float, again: float) -> str:
 
 def _not_taken(case: Case, cut: Cut, what: str) -> str:
     what = what if what.startswith("the loss") else f"the loss {case.evaluator.loss.name!r} does not run: {what}"
-    which = f"on {len(cut.outputs[0])}, {len(cut.outputs[1])} or all of these"
-    which = f"on samples whose targets are {cut.value}" if cut.value else f"{which}, though on {len(case.first)} it ran"
+    counts = [trees.count(part) for part in cut.targets]
+    few = case.evaluator.few_samples
+    which = f"on {counts[0]}, {counts[1]} or all of these"
+    which = f"on samples whose targets are {cut.value}" if cut.value else f"{which}, though on {few} it ran"
     return f"{what} ({which}): let it take any batch, or pass coupled=True with batch_size="
 
 
@@ -256,7 +263,19 @@ def _not_finite(case: Case, cut: Cut, values: Sequence[Value]) -> str:
 
 
 def _not_a_mean(case: Case, cut: Cut, values: Sequence[Value]) -> str:
-    name, counts = case.evaluator.loss.name, [len(part) for part in cut.outputs]
+    return not_a_mean(case, [trees.count(part) for part in cut.targets], values, _broadcast(cut))
+
+
+def not_a_mean(case: Case, counts: Sequence[int], values: Sequence[Value], broadcast: str = "") -> str:
+    """What is wrong with a loss whose sums do not add up.
+
+    Args:
+        case: Whose loss it is.
+        counts: Samples of the two pieces.
+        values: Of both together, and of each.
+        broadcast: What is known of shapes that do not fit.
+    """
+    name = case.evaluator.loss.name
     both, one, other = (each.total / each.weight if each.weight else math.nan for each in values)
     expected = (values[1].total + values[2].total) / values[0].weight if values[0].weight else math.nan
     numbers = (
@@ -266,14 +285,22 @@ def _not_a_mean(case: Case, cut: Cut, values: Sequence[Value]) -> str:
     # A ratio over samples of which none in one piece counts is that of the other piece: it adds up too.
     if abs(both - one - other) <= SAME_VALUE * abs(both) and min(abs(one), abs(other)) > SAME_VALUE * abs(both):
         return f"the loss {name!r} must be the mean over the batch, not its sum: {numbers}: use reduction='mean'"
-    output, target = cut.outputs[0], cut.targets[0]
-    if target.is_floating_point() and output.dim() != target.dim() and output[0].numel() == target[0].numel():
-        shapes = [
-            f"(n{''.join(f', {size}' for size in part.shape[1:])}{',' * (part.dim() == 1)})"
-            for part in (output, target)
-        ]
+    if broadcast:
         return (
-            f"the loss {name!r} is no mean over samples, for outputs {shapes[0]} and targets {shapes[1]} broadcast: "
-            f"{numbers}: give both one shape, by squeeze(1) or unsqueeze(1)"
+            f"the loss {name!r} is no mean over samples, for {broadcast}: {numbers}: give both one shape, by "
+            "squeeze(1) or unsqueeze(1)"
         )
     return f"the loss {name!r} is no mean over samples: {numbers}: {REMEDY}"
+
+
+def _broadcast(cut: Cut) -> str:
+    """Outputs and targets of different shapes, in words; nothing if they fit."""
+    output, target = cut.outputs[0], cut.targets[0]
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or not target.is_floating_point():
+        return ""
+    if output.dim() == target.dim() or output[0].numel() != target[0].numel():
+        return ""
+    shapes = [
+        f"(n{''.join(f', {size}' for size in part.shape[1:])}{',' * (part.dim() == 1)})" for part in (output, target)
+    ]
+    return f"outputs {shapes[0]} and targets {shapes[1]} broadcast"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lbgap.flat import FlatModule
 from lbgap.layers import displace
@@ -98,7 +97,7 @@ def copied(case: Case, dtype: torch.dtype | None = None, source: nn.Module | Non
 def few(case: Case) -> Batch:
     """A fresh copy of two samples, or of as many as belong together."""
     batch = case.evaluator.few()
-    return batch if case.evaluator.coupled else batch.rows(slice(FEW))
+    return batch if case.evaluator.coupled or not batch.cuttable else batch.rows(slice(FEW))
 
 
 def outputs(case: Case, flat: FlatModule, batch: Batch) -> list[Tensor]:
@@ -109,10 +108,9 @@ def outputs(case: Case, flat: FlatModule, batch: Batch) -> list[Tensor]:
         flat: What to evaluate.
         batch: Samples, cast to the replica's dtype; their inputs may be overwritten.
     """
-    inputs = batch.cast(flat.theta.dtype).inputs
+    batch = batch.cast(flat.theta.dtype)
     with torch.enable_grad(), case.evaluator.exact(), case.evaluator.context(False):
-        output: Any = flat.run(inputs)
-    return [part for part in tree_leaves(output) if isinstance(part, Tensor)]
+        return case.seen(flat.run(batch.inputs), batch)
 
 
 @contextlib.contextmanager

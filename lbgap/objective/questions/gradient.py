@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lbgap.flat import FlatModule
 from lbgap.objective.questions.case import YES, Case
 from lbgap.objective.questions.kept import Kept, check_again
 from lbgap.objective.questions.rounding import differ, wide
+from lbgap.problem import trees
 
 DOUBT = (
     "not judged: with and without gradients outputs differ, perhaps by rounding, and the model runs in float32 alone"
@@ -30,15 +33,14 @@ def ask(case: Case) -> str:
         return _compare(case, case.output(case.evaluator.few().inputs), case.displaced) or doubt or YES
 
 
-def _compare(case: Case, plain: Tensor, theta: Tensor) -> str:
+def _compare(case: Case, plain: Any, theta: Tensor) -> str:
     """Compare the output of a gradient's pass with that of a value's, where the replica stands; returns a doubt."""
     kept = Kept(case)
     recorded = case.output(case.evaluator.few().inputs, grad=True)
     kept.check(theta)
-    few = case.evaluator.few().inputs
-    answer = differ(case, [recorded], [plain], functools.partial(_both, few, case.evaluator.unrecorded))
+    answer = differ(case, case.seen(recorded), case.seen(plain), functools.partial(_both, case))
     if answer:
-        check_again(plain, case.output(case.evaluator.few().inputs))  # a counter explains more
+        check_again(case.seen(plain), case.seen(case.output(case.evaluator.few().inputs)))  # a counter explains more
         raise ValueError(
             "the model gives other outputs with gradients than without (torch.is_grad_enabled() or requires_grad in "
             "its code?): its loss and its gradient would be of two functions; make it compute the same in both"
@@ -46,9 +48,9 @@ def _compare(case: Case, plain: Tensor, theta: Tensor) -> str:
     return DOUBT if answer is None else ""
 
 
-def _both(inputs: Tensor, unrecorded: Callable[[], torch.set_grad_enabled], module: nn.Module) -> Sequence[Tensor]:
+def _both(case: Case, flat: FlatModule) -> Sequence[Tensor]:
     """The outputs of a float64 copy in the passes of a gradient and of a value."""
     with torch.enable_grad():
-        recorded = module(wide(inputs)).detach()
-    with unrecorded():
-        return recorded, module(wide(inputs)).detach()
+        recorded = trees.detached(flat.run(wide(case.evaluator.few()).inputs))
+    with case.evaluator.unrecorded():
+        return [*case.seen(recorded), *case.seen(trees.detached(flat.run(wide(case.evaluator.few()).inputs)))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -59,8 +61,12 @@ class Kept:
                 raise ValueError(_remembers("frozen parameter", name))
 
 
-def same(once: Tensor, again: Tensor) -> bool:
-    """Whether two outputs are equal but for kernels that do not repeat their bits."""
+def same(once: Sequence[Tensor], again: Sequence[Tensor]) -> bool:
+    """Whether two outputs, as lists of tensors, are equal but for kernels that do not repeat their bits."""
+    return len(once) == len(again) and all(map(_same, once, again))
+
+
+def _same(once: Tensor, again: Tensor) -> bool:
     if once.shape != again.shape:
         return False
     if torch.equal(once, again):
@@ -69,7 +75,7 @@ def same(once: Tensor, again: Tensor) -> bool:
     return torch.allclose(once, again, rtol=TOLERANCE, atol=0.1 * TOLERANCE * size, equal_nan=True)
 
 
-def check_again(first: Tensor, later: Tensor) -> None:
+def check_again(first: Sequence[Tensor], later: Sequence[Tensor]) -> None:
     """Refuse a model that has another output for the same inputs after other passes.
 
     Raises:

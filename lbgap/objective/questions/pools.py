@@ -8,12 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lbgap.problem import trees
+from lbgap.problem.call import LABELS
+from lbgap.problem.trees import Tree
+
 SMALLEST = 4
 ENTRIES = 2**22  # of the outputs of a pool
 ROWS, COLUMNS = 2**16, 256  # of the targets that are searched
 COMPARED = 2**18  # entries of the inputs that are searched
 GROUP = 4  # samples of a group
 SWEPT = 2**24  # entries up to here are swept for the smallest and the largest
+SEARCHED = 4  # tensors of the inputs
 KINDS = 256  # classes of which each has a sample in the mixture
 
 
@@ -48,17 +53,20 @@ def draw(wanted: int, samples: int, entries: int) -> Tensor:
     return torch.randperm(samples, generator=generator, device="cpu")[:size]
 
 
-def extremes(inputs: Tensor) -> Tensor:
+def extremes(inputs: Tree) -> Tensor:
     """Samples that stand out: the largest, the smallest, those with the most and with the fewest zeros.
 
     A padded sequence that is longer than all others, say, which alone decides what is done with a batch.
 
     Args:
-        inputs: Of all samples, ``(n, ...)``.
+        inputs: Of all samples, ``(n, ...)``, or a tree of such.
 
     Returns:
         Indices, ``(samples,)`` int64 on the CPU, each once.
     """
+    if not isinstance(inputs, Tensor):
+        each: Tensor = torch.cat([extremes(part) for part in trees.tensors(inputs)[:SEARCHED]]).unique()
+        return each
     part, rows = _searched(_flat(inputs))
     if not part.numel():
         return rows[:0]
@@ -70,17 +78,32 @@ def extremes(inputs: Tensor) -> Tensor:
     return found
 
 
-def groups(targets: Tensor) -> list[Group]:
+def column(targets: Tree) -> Tensor | None:
+    """Of targets in a tree those that a loss most likely treats by their values: labels, or else the last integers."""
+    if isinstance(targets, Tensor):
+        return targets
+    named = targets if isinstance(targets, dict) else {}
+    labels: Tensor | None = next((named[name] for name in LABELS if isinstance(named.get(name), Tensor)), None)
+    if labels is not None:
+        return labels
+    integers = [part for part in trees.tensors(targets) if not (part.is_floating_point() or part.is_complex())]
+    return integers[-1] if integers else None
+
+
+def groups(targets: Tree) -> list[Group]:
     """Samples with the smallest, the largest, the most frequent and the rarest target, and zero.
 
     Args:
-        targets: Of all samples, ``(n, ...)``.
+        targets: Of all samples, ``(n, ...)``, or a tree of such, of which one :func:`column` is taken.
 
     Returns:
         Groups for each of these values, of at most four samples: in which it has the largest share, and where a sample
         has several targets, the smallest.
     """
-    flat = _flat(targets)
+    chosen = column(targets)
+    if chosen is None:
+        return []
+    flat = _flat(chosen)
     part, rows = _searched(flat)
     if not part.numel():
         return []
@@ -106,14 +129,15 @@ def groups(targets: Tensor) -> list[Group]:
     return list(made.values())
 
 
-def mixture(targets: Tensor, wanted: int) -> Tensor:
+def mixture(targets: Tree, wanted: int) -> Tensor:
     """One sample of each class where targets are one class index each: ``(samples,)`` int64, on the CPU.
 
     Args:
         targets: Of all samples, ``(n, ...)``.
         wanted: How many at most; of more classes some, spread evenly.
     """
-    if targets.dim() != 1 or targets.is_floating_point() or targets.is_complex():
+    targets = column(targets)
+    if targets is None or targets.dim() != 1 or targets.is_floating_point() or targets.is_complex():
         return torch.empty(0, dtype=torch.int64, device="cpu")
     part, rows = _searched(_flat(targets))
     found, inverse = part[:, 0].cpu().unique(return_inverse=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -18,18 +20,18 @@ def ask(case: Case) -> str:
         ValueError: An output differs from one pass to the next, or a pass writes into a parameter or a buffer.
     """
     _check_norms(case)
-    few, kept, before = case.evaluator.few, Kept(case), _drawn(case)
-    again = case.output(few().inputs)
+    kept, before = Kept(case), _drawn(case)
+    first, again = case.seen(case.first), _seen(case)
     kept.check(case.centre)
-    _check_same(case.first, again)
+    _check_same(first, again)
     if not torch.equal(before, _drawn(case)):
         for _ in range(MAX_DRAWS):
-            _check_same(again, case.output(few().inputs))
+            _check_same(again, _seen(case))
     if case.fails_elsewhere():
         return case.fails_elsewhere()
     with case.elsewhere():
         kept = Kept(case)
-        once, again = (case.output(few().inputs) for _ in range(2))
+        once, again = (_seen(case) for _ in range(2))
         kept.check(case.displaced)
         _check_same(once, again)
     return YES
@@ -41,7 +43,12 @@ def ask_again(case: Case) -> None:
     Raises:
         ValueError: The few samples have another output than in the first pass.
     """
-    check_again(case.first, case.output(case.evaluator.few().inputs))
+    check_again(case.seen(case.first), _seen(case))
+
+
+def _seen(case: Case) -> list[Tensor]:
+    """What the few samples give."""
+    return case.seen(case.output(case.evaluator.few().inputs))
 
 
 def _check_norms(case: Case) -> None:
@@ -65,7 +72,7 @@ def _drawn(case: Case) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def _check_same(once: Tensor, again: Tensor) -> None:
+def _check_same(once: Sequence[Tensor], again: Sequence[Tensor]) -> None:
     if not same(once, again):
         raise ValueError(
             "the model gives different outputs for the same inputs in evaluation mode: a sharpness of it "

@@ -6,19 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lbgap.flat import FlatModule
 from lbgap.objective.questions.case import Case
 from lbgap.objective.questions.fresh import copied
 from lbgap.problem.base import tolerance
+from lbgap.problem.batch import Batch
 
 NEAR = 100  # units in the last place that rounding may make anywhere
 CLEAR = 1e-3  # of a row: more than rounding makes in float32, but where a value is rounded to whole numbers
 CLEAR_SHARE = 0.25  # of the rows: more than those in which such a step falls to the other side
 SMALL_ROWS = 0.1, 1e-3  # of the median, and of the largest row: what a row counts for at least
 
-Outputs = Callable[[nn.Module], Sequence[Tensor]]
+Outputs = Callable[[FlatModule], Sequence[Tensor]]
 
 
 class Narrowest(TorchDispatchMode):
@@ -48,7 +50,7 @@ def differ(case: Case, found: Sequence[Tensor], expected: Sequence[Tensor], agai
 
     Args:
         case: Whose replica stands where they were computed.
-        found: Outputs ``(rows, ...)`` of the replica.
+        found: Outputs ``(rows, ...)`` of the replica, tensor by tensor.
         expected: As many, of the same shapes.
         again: From a float64 copy of the replica to those found followed by those expected.
 
@@ -56,13 +58,13 @@ def differ(case: Case, found: Sequence[Tensor], expected: Sequence[Tensor], agai
         True or False; None where float32 leaves a doubt and the copy does not run.
     """
     errors = torch.cat([row_errors(*pair, SMALL_ROWS[0], "median") for pair in zip(found, expected, strict=True)])
-    eps = torch.finfo(found[0].dtype).eps if found[0].is_floating_point() else 0.0
+    eps = max(torch.finfo(part.dtype).eps if part.is_floating_point() else 0.0 for part in found)
     if bool((errors <= NEAR * eps).all()):
         return False
     try:
-        module, narrowest = in_float64(case), Narrowest()
+        flat, narrowest = in_float64(case), Narrowest()
         with narrowest:
-            outputs = list(again(module))
+            outputs = list(again(flat))
     except torch.OutOfMemoryError:
         raise
     except Exception:  # code that names float32, or keeps what cannot be copied
@@ -95,11 +97,11 @@ def row_errors(found: Tensor, expected: Tensor, share: float, which: str) -> Ten
     return torch.where(error > 0, error / size, 0.0)
 
 
-def in_float64(case: Case) -> nn.Module:
+def in_float64(case: Case) -> FlatModule:
     """A copy of the replica in float64, where the replica stands: an error where there is none."""
-    return copied(case, torch.float64, case.evaluator.flat.module).module
+    return copied(case, torch.float64, case.evaluator.flat.module)
 
 
-def wide(inputs: Tensor) -> Tensor:
-    """A copy for a float64 model: floating inputs in float64, others as they are."""
-    return inputs.double() if inputs.is_floating_point() and inputs.dtype != torch.float64 else inputs.clone()
+def wide(batch: Batch) -> Batch:
+    """Fresh samples for a float64 model: floating values in float64, others as they are."""
+    return batch.cast(torch.float64)

@@ -16,7 +16,9 @@ from lbgap.objective.products.trial import EXACT_PARAMETERS
 from lbgap.objective.questions.case import YES, Case
 from lbgap.objective.questions.fresh import copied, precisely, seeded
 from lbgap.objective.questions.rounding import Narrowest
+from lbgap.problem import trees
 from lbgap.problem.batch import Batch
+from lbgap.problem.trees import Tree
 from lbgap.system.device import first_line
 
 SAMPLES, MORE_SAMPLES = 8, 64  # more where the loss of the first is flat: a mask of the user's may leave none of them
@@ -86,13 +88,16 @@ def _ask_loss(case: Case, dtype: torch.dtype) -> tuple[Batch | None, str]:
     loss = case.evaluator.loss
     for batch in _samples(case):
         with case.elsewhere():
-            output = _cast(case.output(batch.clone().inputs), dtype)
+            output = case.output(batch.clone().inputs)
+        if not isinstance(output, Tensor) or not batch.cuttable:
+            return batch, YES  # the loss is asked with the model
+        output = _cast(output, dtype)
         rows = slice(None) if case.evaluator.coupled else slice(max(1, LOSS_ENTRIES // output[:1].numel()))
-        output, targets = output[rows], _cast(batch.targets[rows], dtype)
+        output, targets = output[rows], trees.cast(trees.rows(batch.targets, rows), dtype)
 
-        def slope(output: Tensor, targets: Tensor) -> Tensor:
+        def slope(output: Tensor, targets: Tree) -> Tensor:
             with torch.enable_grad():
-                return tangents.output_gradient(loss, output, targets.clone()).flatten().double()
+                return tangents.output_gradient(loss, output, trees.cloned(targets)).flatten().double()
 
         if slope(output.clone(), targets).any():
             break
@@ -100,7 +105,7 @@ def _ask_loss(case: Case, dtype: torch.dtype) -> tuple[Batch | None, str]:
         return None, NOT + "the gradient of the loss is zero"
     direction = _gaussian([output])
     try:
-        curvature = OutputCurvature(loss, output.clone(), targets.clone(), "ggn")
+        curvature = OutputCurvature(loss, output.clone(), trees.cloned(targets), "ggn")
         product = curvature(direction.view_as(output).unsqueeze(1).clone()).flatten().double()
     except torch.OutOfMemoryError:
         raise
@@ -115,7 +120,7 @@ def _ask_loss(case: Case, dtype: torch.dtype) -> tuple[Batch | None, str]:
 def _samples(case: Case) -> Sequence[Batch]:
     """A few samples that count, spread over all, and more of them; or those that belong together."""
     evaluator = case.evaluator
-    if evaluator.coupled:
+    if evaluator.coupled or not evaluator.data.cuttable:
         return [evaluator.few()]
     counting = evaluator.loss.counting(evaluator.data.pool.targets).cpu()
     few = min(SAMPLES, evaluator.few_samples)

@@ -95,7 +95,8 @@ def ask(case: Case) -> str:
 def _judge(case: Case, dtype: torch.dtype, *, of_loss: bool) -> str | float:
     """The answer, or how many times as fast as its gradient says the loss, or a sum of the outputs, rises."""
     evaluator = case.evaluator
-    batch = evaluator.few() if evaluator.coupled else evaluator.few().rows(slice(SAMPLES))
+    batch = evaluator.few()
+    batch = batch if evaluator.coupled or not batch.cuttable else batch.rows(slice(SAMPLES))
     flat = copied(case, dtype, evaluator.flat.module)
     displace(flat.moving)
     line = _Line(case, flat, batch, of_loss=of_loss)
@@ -330,10 +331,18 @@ class _Line:
         evaluator, (inputs, targets) = self._case.evaluator, self._batch.clone()
         with evaluator.exact(), evaluator.context(False):
             output = self._flat.run(inputs)
-            if output.is_floating_point() and not self.scale:
-                self.scale = max(self.scale, float(output.detach().nan_to_num(0, 0, 0).abs().max()))
+            if self._of_loss and self.scale:
+                return evaluator.loss.sums(output, targets)
+            seen = [part for part in self._case.seen(output, self._batch) if part.numel()]
+            if not self.scale:
+                sizes = (part.detach().nan_to_num(0, 0, 0).abs().max() for part in seen if part.is_floating_point())
+                self.scale = max([self.scale, *map(float, sizes)])
             if self._of_loss:
                 return evaluator.loss.sums(output, targets)
-            signs = 1 - 2 * (torch.arange(output.numel(), device=output.device) * PERIOD % 7 % 2)
-            total = (output.flatten() * signs.to(output)).sum()
-            return Sums(total, total.detach().double(), output.numel)
+            total = torch.stack([_signed_sum(part) for part in seen]).sum()
+            return Sums(total, total.detach().double(), lambda: sum(part.numel() for part in seen))
+
+
+def _signed_sum(output: Tensor) -> Tensor:
+    signs = 1 - 2 * (torch.arange(output.numel(), device=output.device) * PERIOD % 7 % 2)
+    return (output.flatten() * signs.to(output)).sum()
