@@ -1,7 +1,7 @@
 """The two operators without which torchvision is not imported, where its library is for another build of torch.
 
-The file of torchvision on the package index is built for torch with CUDA. Beside a torch without it its library does not
-load, and then it fails while it is imported, as does what imports it: timm, and all models of transformers.
+The file of torchvision on the package index is built for torch with CUDA. Beside a torch without it its library does
+not load, and then it fails while it is imported, as does what imports it: timm, and all models of transformers.
 """
 
 import importlib.util
