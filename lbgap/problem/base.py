@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lbgap.problem import trees
 from lbgap.problem.trees import Tree
 
 COARSE = 1e-5  # bfloat16 and float16: one rounding there outweighs what many operations add up to
-LossFunction = Callable[[Tensor, Tensor], Any]
+SHOWN = 3  # parts of a tree that a message names
+LossFunction = Callable[[Any, Any], Any]
 """Takes ``(output, target)``; returns a mean, values ``(batch, ...)``, or a sum and its weight."""
 
 
@@ -41,7 +44,8 @@ class Loss(ABC):
     """A loss that knows its sum over the samples of a batch.
 
     :meth:`check` fits it to outputs and targets: what it returns knows where the classes are, and whether all targets
-    count. The rest works before too, with the classes in dimension 1.
+    count. The rest works before too, with the classes in dimension 1. Outputs and targets are tensors, or where
+    :attr:`raw` is true trees of them.
 
     Attributes:
         name: What a result records.
@@ -76,8 +80,19 @@ class Loss(ABC):
         """Whether it is a negative log-likelihood of classes, whose accuracy is worth recording."""
         return False
 
+    def for_model(self, model: nn.Module) -> Loss:
+        """The loss of a model: the same, unless the model is what says what the loss is.
+
+        Args:
+            model: The user's.
+
+        Raises:
+            ValueError: It is not known what the model's own loss is a mean over.
+        """
+        return self
+
     @abstractmethod
-    def sums(self, output: Tensor, target: Tensor) -> Sums:
+    def sums(self, output: Any, target: Tree) -> Sums:
         """Sum the loss over the samples of one batch.
 
         Args:
@@ -91,11 +106,11 @@ class Loss(ABC):
         """
 
     @abstractmethod
-    def weight(self, target: Tensor) -> float | None:
+    def weight(self, target: Tree) -> float | None:
         """The weight of a batch of these targets, ``(batch, ...)``; None where only the outputs tell."""
 
     @abstractmethod
-    def mean(self, output: Tensor, target: Tensor) -> Tensor:
+    def mean(self, output: Any, target: Tree) -> Tensor:
         """The loss of one batch as the user wrote it: what a step of a training differentiates.
 
         Args:
@@ -110,8 +125,7 @@ class Loss(ABC):
             ValueError: As :meth:`sums`.
         """
 
-    @abstractmethod
-    def check(self, output: Tensor, target: Tensor) -> Self:
+    def check(self, output: Any, target: Tree) -> Self:
         """Refuse outputs and targets that the loss would misread or silently drop, and fit it to them.
 
         Args:
@@ -125,13 +139,18 @@ class Loss(ABC):
             TypeError: The output is not a tensor, or the targets have the wrong kind of dtype.
             ValueError: Output, shape or range of the targets do not fit the loss.
         """
+        return self.check_all(output, (target,))
 
+    @abstractmethod
     def check_all(self, output: Any, targets: Iterable[Tree]) -> Self:
-        """As :meth:`check`, for targets that come piece by piece.
+        """As :meth:`check`, for targets that come piece by piece, in order.
+
+        A piece may have other sizes after the first dimension than the one before, as batches have that are padded
+        each for itself: with the output only the first is compared.
 
         Args:
-            output: What the model returned for the first samples.
-            targets: Those of all samples, in order.
+            output: What the model returned for the first samples of the first piece, or for all of that.
+            targets: Those of all samples; at least one piece. None is kept while the next one is read.
 
         Returns:
             The loss of all of these data, or of a part of them.
@@ -140,15 +159,13 @@ class Loss(ABC):
             TypeError: As :meth:`check`.
             ValueError: As :meth:`check`.
         """
-        fitted = None
-        for target in targets:
-            one = self.check(output, target)
-            fitted = one if fitted is None else fitted.joined(one)
-        assert fitted is not None
-        return fitted
 
     def joined(self, other: Self) -> Self:
-        """The loss of the data that this one and another, fitted likewise, are fitted to."""
+        """The loss of the data that this one and another, fitted likewise, are fitted to.
+
+        Raises:
+            ValueError: They take the outputs otherwise.
+        """
         return self
 
     def totals(self, outputs: Tensor, target: Tensor) -> Tensor:
@@ -169,11 +186,11 @@ class Loss(ABC):
 
     # What the loss is known to be, for whoever has a faster way.
 
-    def by_class(self, target: Tensor) -> bool:
+    def by_class(self, target: Tree) -> bool:
         """Whether the sum is plain cross-entropy with one class index a sample, ``(batch,)`` int64, that counts."""
         return False
 
-    def soft_targets(self, output: Tensor, target: Tensor) -> Tensor | None:
+    def soft_targets(self, output: Any, target: Tree) -> Tensor | None:
         """What the sum is the cross-entropy with: ``u`` of ``-sum_c u_c log p_c``, class weights and all.
 
         Args:
@@ -185,17 +202,17 @@ class Loss(ABC):
         """
         return None
 
-    def quadratic(self, output: Tensor) -> float | None:
+    def quadratic(self, output: Any) -> float | None:
         """The second derivative of the sum in every single output ``(batch, ...)``; None where it is no constant."""
         return None
 
     # Classes and accuracy.
 
-    def classes(self, output: Tensor, target: Tensor) -> int | None:
+    def classes(self, output: Any, target: Tree) -> int | None:
         """Number of classes if the targets ``(n, ...)`` are class indices of such outputs, else None."""
         return None
 
-    def correct(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def correct(self, outputs: Any, target: Tree) -> Tensor:
         """Count the outputs whose largest entry is the class of a target that counts; NaN is no answer.
 
         Args:
@@ -204,8 +221,10 @@ class Loss(ABC):
             target: Class indices, ``(batch, ...)``, or a probability for each class.
 
         Returns:
-            0-d float64, or ``(k,)``.
+            0-d float64, or ``(k,)``; NaN where outputs or targets are no tensors.
         """
+        if not (isinstance(outputs, Tensor) and isinstance(target, Tensor)):
+            return torch.full((), math.nan, dtype=torch.float64, device=device_of(target))
         labels = target.argmax(self.class_dim) if target.is_floating_point() else target
         networks = outputs.dim() - labels.dim() - 1
         dim = self.class_dim + networks if self.class_dim > 0 else self.class_dim
@@ -215,15 +234,17 @@ class Loss(ABC):
         right = right if counts is None else right & counts
         return right.flatten(networks).sum(networks, dtype=torch.float64)
 
-    def counted(self, target: Tensor) -> int:
+    def counted(self, target: Tree) -> int:
         """How many answers :meth:`correct` judges: the targets that are not ignored and whose class has a weight."""
         counts = self._counts(target)
         if counts is not None:
             return int(counts.sum())
+        if not isinstance(target, Tensor):
+            return trees.count(target)
         rows = self.classification and target.is_floating_point() and target.dim() > 1  # of probabilities
         return target.numel() // target.shape[self.class_dim] if rows else target.numel()
 
-    def counting(self, target: Tensor, limit: int | None = None) -> Tensor:
+    def counting(self, target: Tree, limit: int | None = None) -> Tensor:
         """Which samples have a target that counts.
 
         Args:
@@ -235,11 +256,11 @@ class Loss(ABC):
         """
         counts = self._counts(target)
         if counts is None:
-            return torch.arange(len(target), device=target.device)[:limit]
-        return counts.reshape(len(target), -1).any(1).nonzero().flatten()[:limit]
+            return torch.arange(trees.count(target), device=device_of(target))[:limit]
+        return counts.reshape(len(counts), -1).any(1).nonzero().flatten()[:limit]
 
-    def _counts(self, target: Tensor) -> Tensor | None:
-        """Which class indices count, a mask like them; None if all do, or the targets are none."""
+    def _counts(self, target: Tree) -> Tensor | None:
+        """Which class indices count, a mask ``(batch, ...)``; None if all do, or the targets are none."""
         return None
 
 
@@ -263,12 +284,32 @@ def check_output(output: object) -> Tensor:
     return output
 
 
+def device_of(tree: Tree) -> torch.device:
+    """Where the first tensor of a tree is; the CPU where it has none."""
+    return next((part.device for part in trees.tensors(tree)), torch.device("cpu"))
+
+
 def dims(tensor: Tensor, skip: int = 1) -> str:
     """The sizes of a tensor after the first ones, as a shape ``(n,...)`` goes on."""
     return ",".join(f" {size}" for size in tensor.shape[skip:])
 
 
-def one_line(error: Exception, name: str, output: Tensor, target: Tensor) -> Exception:
+def described(tree: Any) -> str:
+    """What a message says of outputs or targets: the shapes and dtypes of their tensors, a few of them."""
+    if isinstance(tree, Tensor):
+        return f"{tuple(tree.shape)} {tree.dtype}"
+    kind = type(tree).__name__
+    if isinstance(tree, Mapping):
+        parts = [f"{name} {described(part)}" for name, part in [*tree.items()][:SHOWN]]
+        inside = ", ".join([*parts, *["..."][: len(tree) > SHOWN]])
+        return f"{{{inside}}}" if kind == "dict" else f"{kind} {{{inside}}}"
+    if isinstance(tree, tuple | list):
+        inside = ", ".join([*map(described, tree[:SHOWN]), *["..."][: len(tree) > SHOWN]])
+        return f"({inside})" if isinstance(tree, tuple) else f"[{inside}]"
+    return kind
+
+
+def one_line(error: Exception, name: str, output: Any, target: Tree) -> Exception:
     """What a loss raised, with its type, as one line that names the loss.
 
     Args:
@@ -281,10 +322,7 @@ def one_line(error: Exception, name: str, output: Tensor, target: Tensor) -> Exc
         An error of the same type where that takes one string, else a ``ValueError`` that names it.
     """
     text = " ".join(str(error).split()) or type(error).__name__
-    what = (
-        f"the loss {name!r} does not accept outputs {tuple(output.shape)} {output.dtype} with targets "
-        f"{tuple(target.shape)} {target.dtype}: "
-    )
+    what = f"the loss {name!r} does not accept outputs {described(output)} with targets {described(target)}: "
     hint = ""
     if isinstance(error, RuntimeError) and ("dtype" in text or "scalar type" in text or "device" in text):
         hint = " (tensors inside the loss must follow the outputs: use .to(output))"

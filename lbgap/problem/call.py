@@ -90,7 +90,8 @@ class Call:
         """What a result records of it, ready for JSON: nothing where a pair of tensors is taken as it is."""
         if self.kind == "one":
             return {}
-        facts: dict[str, Any] = {"call": {"own": "call="}.get(self.kind, self.kind)}
+        own = getattr(self.function, "__name__", type(self.function).__name__)
+        facts: dict[str, Any] = {"call": self.kind if self.function is None else own}
         if self.names:
             facts["inputs"] = list(self.names)
         if self.targets:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -41,6 +41,7 @@ class Known(Loss):
         reduction: ``"mean"``, ``"sum"``, ``"none"``, or ``"batchmean"`` of ``kl_div``.
         samples: How many the whole set has, once fitted.
         complete: Whether no target of the whole set is known to be ignored.
+        length: Targets of each sample, once fitted; 0 where not all have as many.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Known(Loss):
     class_dim: int = 1
     samples: int | None = None
     complete: bool = False
+    length: int | None = None
     _casts: dict[tuple[torch.dtype, torch.device], dict[str, Any]] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -74,7 +76,7 @@ class Known(Loss):
     @property
     def even(self) -> bool:
         """As :attr:`Loss.even`."""
-        plain = self.complete and self._class_weight is None
+        plain = self.complete and self._class_weight is None and self.length != 0
         return self.reduction != "sum" and (plain or not self.form.ratio or self.reduction != "mean")
 
     @property
@@ -232,53 +234,103 @@ class Known(Loss):
 
     # What it is fitted to.
 
-    def check(self, output: Tensor, target: Tensor) -> Self:
-        """As :meth:`Loss.check`."""
+    def check_all(self, output: Tensor, targets: Iterable[Tensor]) -> Self:
+        """As :meth:`Loss.check_all`."""
         output = check_output(output)
-        fitted = replace(self, samples=len(target))
-        if self.form.targets == INDICES:
-            if output.dim() < 2 or output.shape[1] < 2:
-                raise ValueError(
-                    f"the loss {self.name!r} needs an output (batch, classes) with two classes or more, got shape "
-                    f"{tuple(output.shape)}: return one logit per class"
-                )
-            if self.form is CROSS_ENTROPY and (target.is_floating_point() or target.is_complex()):
-                self._check_shape(output, target)
-                fitted = replace(fitted, complete=True)
+        fitted: Self | None = None
+        ratio, floating, weight = False, False, 0.0
+        for target in targets:
+            if fitted is None:
+                one = fitted = self._fit(output, target)
+                ratio, floating = self._is_ratio(target), target.is_floating_point()
             else:
-                fitted = self._check_indices(output, target, fitted)
-            self._check_class_weight(output.shape[self.class_dim])
-        else:
-            if output.dim() < 2 and self.form in (MULTILABEL, MULTILABEL_SOFT):
-                raise ValueError(
-                    f"the loss {self.name!r} needs outputs (batch, classes), got shape {tuple(output.shape)}: return "
-                    "one number per class"
-                )
-            self._check_shape(output, target)
-            for name in ("weight", "pos_weight"):
-                self._check_element_weight(name, output)
-        return fitted._check_weight(target)
-
-    def _check_weight(self, target: Tensor) -> Self:
-        """Refuse targets that weigh nothing together."""
-        if self._is_ratio(target) and not (self.even or 0 < self.weight(target) < float("inf")):
+                if self.form.targets == INDICES and target.is_floating_point() != floating:
+                    raise TypeError(
+                        f"the loss {self.name!r} needs targets of one kind in all batches, got class indices in some "
+                        "and floating-point numbers in others: convert them"
+                    )
+                one = fitted._fit(output, target, first=False)
+                fitted = fitted.joined(one)
+            weight += one.weight(target) if ratio else 0.0
+            del target  # before the next one is read
+        assert fitted is not None
+        if ratio and not 0 < weight < float("inf"):
             raise ValueError(
                 f"the loss {self.name!r} counts no target of these data: all of them are ignored, or the weights of "
                 "their classes do not add up to a positive number"
             )
-        return self
+        return fitted
 
-    def _check_indices(self, output: Tensor, target: Tensor, fitted: Self) -> Self:
+    def joined(self, other: Self) -> Self:
+        """As :meth:`Loss.joined`."""
+        if self.class_dim != other.class_dim:
+            raise ValueError(
+                f"the loss {self.name!r} found the classes in dimension {self.class_dim} of some outputs, and "
+                f"{other.class_dim} of others: let the model return one layout"
+            )
+        return replace(
+            self,
+            samples=(self.samples or 0) + (other.samples or 0),
+            complete=self.complete and other.complete,
+            length=self.length if self.length == other.length else 0,
+        )
+
+    def _sized(self, target: Tensor) -> Self:
+        """The loss of as many samples."""
+        return replace(self, samples=len(target), length=target[:1].numel())
+
+    def _fit(self, output: Tensor, target: Tensor, *, first: bool = True) -> Self:
+        """Fit the loss to a piece of the targets.
+
+        Args:
+            output: Of the first piece.
+            target: ``(n, ...)``.
+            first: Whether it is that piece; shapes are compared for it alone.
+        """
+        fitted = self._sized(target)
+        if self.form.targets != INDICES:
+            if first:
+                self._check_values(output, target)
+            return fitted
+        if first and (output.dim() < 2 or output.shape[self.class_dim] < 2):
+            raise ValueError(
+                f"the loss {self.name!r} needs an output (batch, classes) with two classes or more, got shape "
+                f"{tuple(output.shape)}: return one logit per class"
+            )
+        if self.form is CROSS_ENTROPY and (target.is_floating_point() or target.is_complex()):
+            if first:
+                self._check_shape(output, target)
+            fitted = replace(fitted, complete=True)
+        else:
+            fitted = self._check_indices(output, target, fitted, first=first)
+        if first:
+            self._check_class_weight(output.shape[self.class_dim])
+        return fitted
+
+    def _check_values(self, output: Tensor, target: Tensor) -> None:
+        """Refuse targets, or weights of elements, that are not of the outputs' shape."""
+        if output.dim() < 2 and self.form in (MULTILABEL, MULTILABEL_SOFT):
+            raise ValueError(
+                f"the loss {self.name!r} needs outputs (batch, classes), got shape {tuple(output.shape)}: return "
+                "one number per class"
+            )
+        self._check_shape(output, target)
+        for name in ("weight", "pos_weight"):
+            self._check_element_weight(name, output)
+
+    def _check_indices(self, output: Tensor, target: Tensor, fitted: Self, *, first: bool = True) -> Self:
         """Refuse indices of another shape, or out of range; returns the loss that knows whether all count."""
         after = tuple(output.shape[2:] if self.class_dim > 0 else output.shape[1:-1])
         if target.is_floating_point() or target.is_complex():
             raise TypeError(f"the loss {self.name!r} needs class indices, got {target.dtype}: use .long()")
-        if tuple(target.shape[1:]) != after:
+        if first and tuple(target.shape[1:]) != after:
             shape = ",".join(f" {size}" for size in after)
             raise ValueError(
                 f"{self.name} needs targets of shape (n,{shape}) for outputs {tuple(output.shape)}, got "
                 f"{tuple(target.shape)}: pass class indices, one per sample"
             )
+        if not target.numel():  # of a sequence of which no token has another before it
+            return replace(fitted, complete=False)
         indices, classes = target.long() if target.dtype == torch.bool else target, output.shape[self.class_dim]
         low, high = (int(end) for end in indices.aminmax())
         complete = not (self.form.ratio and low <= self.ignored <= high and bool((indices == self.ignored).any()))

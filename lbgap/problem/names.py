@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
 
-from lbgap.problem.base import check_output, dims
+from lbgap.problem.base import dims
 from lbgap.problem.forms import BCE_LOGITS, CROSS_ENTROPY, HUBER, L1, MSE, NLL, Form
 from lbgap.problem.known import Known
 
@@ -34,36 +35,40 @@ SURE = 1e-3  # by which probabilities that the model returns may miss a sum of o
 class Named(Known):
     """A loss by name: a mean, over class indices that may lie in any layout, or over values."""
 
-    def check(self, output: Tensor, target: Tensor) -> Self:
-        """As :meth:`Loss.check`; the classes may be in the last dimension too."""
-        output = check_output(output)
+    def _fit(self, output: Tensor, target: Tensor, *, first: bool = True) -> Self:
+        """As :meth:`Known._fit`; the classes may be in the last dimension too."""
         floating = target.is_floating_point() or target.is_complex()
         if self.form in (CROSS_ENTROPY, NLL):
-            fitted = self._with_classes(output, target, floating)
-            if floating:
+            fitted = self._with_classes(output, target, floating) if first else self._sized(target)
+            if not floating:
+                fitted = fitted._check_indices(output, target, fitted, first=first)
+            elif first:
                 self._check_shape(output, target)
                 if target.is_complex():
                     self._refuse_dtype(target)
                 fitted = replace(fitted, complete=True)
             else:
-                fitted = fitted._check_indices(output, target, fitted)
-            if self.form is NLL:
+                _probability_dim(target, [self.class_dim])
+                fitted = replace(fitted, complete=True)
+            if self.form is NLL and first:
                 _check_log_probabilities(output, fitted.class_dim)
-            return fitted._check_weight(target)
-        self._check_shape(output, target)
+            return fitted
+        if first:
+            self._check_shape(output, target)
         if self.form is BCE_LOGITS:
             _check_shares(target)
-            _check_logits(output)
+            if first:
+                _check_logits(output)
         elif not target.is_floating_point():
             self._refuse_dtype(target)
-        return replace(self, samples=len(target), complete=True)
+        return replace(self._sized(target), complete=True)
 
     def _refuse_dtype(self, target: Tensor) -> NoReturn:
         raise TypeError(f"loss {self.name!r} needs floating-point targets, got {target.dtype}: use .float()")
 
     def _with_classes(self, output: Tensor, target: Tensor, floating: bool) -> Self:
         """Find the dimension of the classes, and refuse targets of another loss."""
-        fitted = replace(self, samples=len(target))
+        fitted = self._sized(target)
         if output.dim() < 2 or output[0].numel() == 1:
             self._refuse_column(output, target)
         if floating:
@@ -117,14 +122,18 @@ def _is_binary(target: Tensor) -> bool:
     return target.dtype == torch.bool or (not target.is_complex() and bool(((target == 0) | (target == 1)).all()))
 
 
-def _probability_dim(target: Tensor) -> int:
-    """Which dimension of targets ``(n, ...)`` holds distributions: 1 or -1.
+def _probability_dim(target: Tensor, among: Sequence[int] = (1, -1)) -> int:
+    """Which dimension of targets ``(n, ...)`` holds distributions.
+
+    Args:
+        target: The targets.
+        among: Where they may be.
 
     Raises:
         ValueError: None does, or it cannot be told.
     """
     if bool(target.amin() >= 0):
-        fits = [dim for dim in ([1, -1] if target.dim() > 2 else [1]) if _sums_to_one(target, dim)]
+        fits = [dim for dim in (among if target.dim() > 2 else among[:1]) if _sums_to_one(target, dim)]
         if len(fits) == 2:
             raise ValueError(
                 f"loss 'cross_entropy' cannot tell where the classes are in targets (n,{dims(target)}): pass "

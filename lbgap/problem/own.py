@@ -6,14 +6,17 @@ import copy
 import functools
 import math
 import numbers
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from lbgap.problem.base import Loss, LossFunction, Sums, check_output, one_line
+from lbgap.problem import trees
+from lbgap.problem.base import Loss, LossFunction, Sums, check_output, device_of, one_line
 from lbgap.problem.broadcast import check_broadcast
+from lbgap.problem.trees import Tree
 
 TRIED = 32  # outputs that are kept for asking what targets weigh
 WEIGHED = 4096  # samples that are asked for their weight together
@@ -35,12 +38,13 @@ class Returned(NamedTuple):
 
 @dataclass(frozen=True)
 class Own(Loss):
-    """A callable ``loss(output, target)``.
+    """A callable ``loss(output, target)``, which takes outputs as the model returns them, and any tree as target.
 
     Attributes:
         function: What is called; a module in copies of its own, of the outputs' dtype and in evaluation mode.
         weighs: Whether it returns pairs of a sum and a weight, once fitted.
-        outputs: A few outputs, once fitted, ``(few, ...)``: with them it says what targets weigh.
+        outputs: A few outputs, once fitted, ``(few, ...)``: with them it says what targets weigh. None where outputs
+            or targets cannot be cut.
     """
 
     name: str
@@ -48,65 +52,76 @@ class Own(Loss):
     function: LossFunction
     weighs: bool = False
     raw: bool = True
-    outputs: Tensor | None = field(default=None, compare=False, repr=False)
+    outputs: Any = field(default=None, compare=False, repr=False)
 
-    def sums(self, output: Tensor, target: Tensor) -> Sums:
+    def sums(self, output: Any, target: Tree) -> Sums:
         """As :meth:`Loss.sums`."""
         values, weight = self._call(output, target)
         if weight is not None:
             return Sums(values, values.detach().double(), functools.partial(_number, weight, self.name))
-        samples = float(len(target))
+        samples = float(trees.count(target))
         exact = values.detach()
         if values.dim():
             return Sums(values.sum(), exact.sum(dtype=torch.float64), lambda: samples)
         return Sums(values * samples, exact.double() * samples, lambda: samples)
 
-    def weight(self, target: Tensor) -> float | None:
+    def weight(self, target: Tree) -> float | None:
         """As :meth:`Loss.weight`."""
-        return None if self.weighs else float(len(target))
+        return None if self.weighs else float(trees.count(target))
 
-    def mean(self, output: Tensor, target: Tensor) -> Tensor:
+    def mean(self, output: Any, target: Tree) -> Tensor:
         """As :meth:`Loss.mean`."""
         values, weight = self._call(output, target)
         return values / weight if weight is not None else values.mean() if values.dim() else values
 
-    def classes(self, output: Tensor, target: Tensor) -> int | None:
+    def classes(self, output: Any, target: Tree) -> int | None:
         """As :meth:`Loss.classes`: where outputs and targets have the usual form, and all targets are classes."""
+        if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
+            return None
         if output.dim() != 2 or output.shape[1] < 2 or target.dim() != 1 or target.dtype != torch.int64:
             return None
         low, high = (int(end) for end in target.aminmax())
         return output.shape[1] if low >= 0 and high < output.shape[1] else None
 
-    def check(self, output: Tensor, target: Tensor) -> Self:
-        """As :meth:`Loss.check`: call it on a few samples."""
-        output = check_output(output)
-        few = min(len(output), len(target))  # all that there are: it may take batches of one size
-        some, wanted = output[:few].detach().clone(), target[:few].to(output.device, copy=True)
-        weight = self._call(some, wanted).weight
+    def check_all(self, output: Any, targets: Iterable[Tree]) -> Self:
+        """As :meth:`Loss.check_all`: call it on a few samples of the first piece; the others are not read."""
+        target = next(iter(targets))
+        if isinstance(output, Tensor):
+            check_output(output)
+        found, wanted = trees.size(output), trees.size(target)
+        some, beside = output, target
+        if found is not None and wanted is not None:
+            few = slice(min(found, wanted))  # all that there are: it may take batches of one size
+            some, beside = trees.rows(output, few), trees.rows(target, few)
+        some, beside = _copied(some), _copied(beside, device_of(output) if trees.tensors(output) else None)
+        weight = self._call(some, beside).weight
         if weight is not None:
             _number(weight, self.name)
-        if output.dim() != target.dim():
+        tensors = isinstance(output, Tensor) and isinstance(target, Tensor) and wanted is not None
+        if tensors and output.dim() != target.dim():
             check_broadcast(self.function, self.name, output, target)
-        if weight is None:
-            return replace(self, weighs=False, outputs=None)
-        return replace(self, weighs=True, outputs=output[:TRIED].detach().clone())
+        if weight is None or found is None or wanted is None:
+            return replace(self, weighs=weight is not None, outputs=None)
+        return replace(self, weighs=True, outputs=_copied(trees.rows(output, slice(TRIED))))
 
-    def counting(self, target: Tensor, limit: int | None = None) -> Tensor:
+    def counting(self, target: Tree, limit: int | None = None) -> Tensor:
         """As :meth:`Loss.counting`: those that weigh something, asked in chunks and their halves.
 
         All of them where it does not run on a few samples; some may be missed where these are very many.
         """
-        if self.outputs is None:
+        samples = trees.size(target)
+        if self.outputs is None or samples is None:
             return super().counting(target, limit)
-        size = max(1, min(WEIGHED, WEIGHED_ENTRIES // max(1, self.outputs[0].numel())))
-        waiting = [(first, min(first + size, len(target))) for first in range(0, len(target), size)][::-1]
+        entries = sum(part[0].numel() for part in trees.tensors(self.outputs))
+        size = max(1, min(WEIGHED, WEIGHED_ENTRIES // max(1, entries)))
+        waiting = [(first, min(first + size, samples)) for first in range(0, samples, size)][::-1]
         found: list[int] = []
         for _ in range(MAX_CALLS):
             if not waiting or len(found) == limit:
                 break
             first, end = waiting.pop()
             try:
-                weight = self._weigh(self.outputs, target[first:end])
+                weight = self._weigh(trees.rows(target, slice(first, end)), end - first)
             except torch.OutOfMemoryError:
                 raise
             except Exception:  # of a loss that takes batches of one size
@@ -116,17 +131,17 @@ class Own(Loss):
             elif weight > 0:
                 middle = (first + end) // 2
                 waiting += [(middle, end), (first, middle)]
-        return torch.tensor(found, dtype=torch.int64, device=target.device)
+        return torch.tensor(found, dtype=torch.int64, device=device_of(target))
 
-    def _weigh(self, outputs: Tensor, target: Tensor) -> float:
-        """The weight of some targets, with whatever outputs."""
-        target = (
-            target.repeat(2, *[1] * (target.dim() - 1)) if len(target) == 1 else target.clone()
-        )  # one may be too few
-        rows = torch.arange(len(target), device=outputs.device) % len(outputs)
-        return self.sums(outputs[rows], target.to(outputs.device)).weight
+    def _weigh(self, target: Tree, samples: int) -> float:
+        """The weight of the targets of some samples, with whatever outputs."""
+        device, kept = device_of(self.outputs), trees.size(self.outputs)
+        if samples == 1:  # one may be too few
+            target, samples = trees.rows(target, torch.zeros(2, dtype=torch.int64, device="cpu")), 2
+        rows = torch.arange(samples, device=device) % (kept or 1)
+        return self.sums(trees.rows(self.outputs, rows), _copied(target, device)).weight
 
-    def _call(self, output: Tensor, target: Tensor) -> Returned:
+    def _call(self, output: Any, target: Tree) -> Returned:
         """Call it, and judge what comes back."""
         try:
             returned = self.function(output, target)
@@ -134,7 +149,12 @@ class Own(Loss):
             raise
         except Exception as error:
             raise one_line(error, self.name, output, target) from error
-        return _judged(returned, len(target))
+        return _judged(returned, trees.count(target))
+
+
+def _copied(tree: Tree, device: torch.device | None = None) -> Tree:
+    """A copy without a graph, which a loss may overwrite, on a device if there is one."""
+    return trees.map_tensors(lambda part: part.detach().to(device, copy=True), tree)
 
 
 def _judged(returned: object, samples: int) -> Returned:
@@ -200,14 +220,24 @@ class Copies:
     """A loss module in copies, one for each dtype and device of outputs; the user's own is never called."""
 
     module: nn.Module
-    _made: dict[tuple[torch.dtype, torch.device], nn.Module] = field(default_factory=dict, compare=False, repr=False)
+    _made: dict[tuple[torch.dtype, torch.device] | None, nn.Module] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
-    def __call__(self, output: Tensor, target: Tensor) -> Any:
-        """Call the copy for such outputs."""
-        key = (output.dtype, output.device)
+    def __call__(self, output: Any, target: Tree) -> Any:
+        """Call the copy for such outputs: of the dtype and on the device of their first floating tensor."""
+        first = _first(output)
+        key = None if first is None else (first.dtype, first.device)
         if key not in self._made:
-            self._made[key] = _cast(copy.deepcopy(self.module), output)
+            module = copy.deepcopy(self.module)
+            self._made[key] = module if first is None else _cast(module, first)
         return self._made[key](output, target)
+
+
+def _first(output: Any) -> Tensor | None:
+    """The first floating tensor of an output; of an object that is no container, of its attributes."""
+    inside = [output, *getattr(output, "__dict__", {}).values()] if not isinstance(output, Tensor) else [output]
+    return next((part for one in inside for part in trees.observed(trees.plain(one))), None)
 
 
 def _cast(module: nn.Module, output: Tensor) -> nn.Module:

@@ -1,9 +1,11 @@
 """The losses of torch: sums over weights are what torch says of all samples at once, however they are cut."""
 
+import dataclasses
 import functools
 import itertools
 import json
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -334,3 +336,84 @@ def test_results_say_what_was_changed(given, options):
     facts = loss.facts()
     assert json.loads(json.dumps(facts)) == facts
     assert facts == {"loss": loss.name} | ({} if options is None else {"loss_options": options})
+
+
+# Targets that come piece by piece.
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pieces_fit_as_all_targets_do(name):
+    given, output, target = CASES[name]
+    loss, whole = resolve_loss(given), resolve_loss(given).check(output, target)
+    fitted = loss.check_all(output[:5], iter(target.split(5)))
+    fits = "samples", "complete", "length", "class_dim"
+    assert [getattr(fitted, name) for name in fits] == [getattr(whole, name) for name in fits]
+    assert fitted.even == whole.even
+    assert sum(fitted.weight(piece) for piece in target.split(5)) == pytest.approx(whole.weight(target), rel=1e-14)
+
+
+PADDED = normal(3, C, 6), [labels(3, 6, ignored=1), labels(4, 2, seed=2), labels(2, 9, seed=3)]
+
+
+def test_pieces_that_are_padded_each_for_itself():
+    output, targets = PADDED
+    loss = resolve_loss(nn.CrossEntropyLoss()).check_all(output, iter(targets))
+    assert (loss.samples, loss.complete, loss.length) == (9, False, 0)
+    assert sum(map(loss.weight, targets)) == 12 + 8 + 18
+    whole = resolve_loss(nn.CrossEntropyLoss()).check_all(output, iter([targets[0].abs() % C, *targets[1:]]))
+    assert (whole.samples, whole.complete) == (9, True)
+    assert not whole.even  # the samples of one batch have more targets than those of another
+    assert resolve_loss(nn.CrossEntropyLoss()).check(output, targets[0].abs() % C).even
+
+
+def test_a_piece_of_which_nothing_counts():
+    output, (first, *others) = PADDED
+    none = torch.full((3, 6), -100)
+    loss = resolve_loss(nn.CrossEntropyLoss())
+    assert loss.check_all(output, iter([none, first])).weight(first) == 12
+    assert loss.check_all(output, iter([first, none, *others])).samples == 12
+    with pytest.raises(ValueError, match="counts no target of these data: all of them are ignored"):
+        loss.check_all(output, iter([none, none[:1]]))
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "targets", "error", "message"),
+    [
+        (nn.CrossEntropyLoss(), PADDED[0], [PADDED[1][0], labels(4, 2) + 2], ValueError, r"in 0..3 .*got 2..5"),
+        (
+            nn.CrossEntropyLoss(),
+            LOGITS,
+            [labels(N), PROBABILITIES],
+            TypeError,
+            "needs targets of one kind in all batch",
+        ),
+        (nn.NLLLoss(), LOGITS, [labels(N), labels(N) - 1], ValueError, r"in 0..3 .*got -1..2"),
+        (nn.MSELoss(), LOGITS, [VALUES[:, :1], VALUES], ValueError, r"shape \(n, 4\), got \(n, 1\)"),
+    ],
+)
+def test_pieces_that_do_not_fit(given, output, targets, error, message):
+    with pytest.raises(error, match=message) as caught:
+        resolve_loss(given).check_all(output, iter(targets))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_piece_is_not_kept_while_the_next_is_read():
+    alive = []
+
+    def pieces():
+        for number in range(4):
+            piece = labels(5, seed=number)
+            alive.append(weakref.ref(piece))
+            yield piece
+            del piece
+            assert alive[-1]() is None
+
+    resolve_loss(nn.CrossEntropyLoss()).check_all(LOGITS, pieces())
+    assert len(alive) == 4
+
+
+def test_losses_of_other_layouts_are_not_joined():
+    loss = resolve_loss(nn.CrossEntropyLoss()).check(LOGITS, labels(N))
+    assert loss.joined(loss).samples == 2 * N
+    with pytest.raises(ValueError, match="found the classes in dimension 1 of some outputs, and -1 of others"):
+        loss.joined(dataclasses.replace(loss, class_dim=-1))

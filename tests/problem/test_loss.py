@@ -91,7 +91,7 @@ def test_names():
     [("crossentropy", ValueError), ("", ValueError), (None, TypeError), (3, TypeError), (["mse"], TypeError)],
 )
 def test_unknown_losses(loss, error):
-    with pytest.raises(error, match=r"^loss must be 'cross_entropy', .*'huber' or a callable, got .*$"):
+    with pytest.raises(error, match=r"^loss must be 'cross_entropy', .*'huber', .*'model' or a callable, got .*$"):
         resolve_loss(loss)
 
 

@@ -213,3 +213,34 @@ def test_outputs_with_bounds_are_no_logits(last):
 def test_one_hot_rows_are_probabilities():
     target = F.one_hot(labels(6), 3).float()
     assert resolve_loss("cross_entropy").check(normal(6, 3), target).class_dim == 1
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_first_piece_says_where_the_classes_are(name):
+    output, target, _ = LAYOUTS[name]
+    whole = resolve_loss("cross_entropy").check(output, target)
+    assert resolve_loss("cross_entropy").check_all(output[:4], iter(target.split(4))) == whole
+
+
+def test_a_piece_with_as_many_tokens_as_classes_follows_the_first():
+    output, target = normal(6, 5, 3), labels(6, 5)
+    loss = resolve_loss("cross_entropy").check_all(output, iter([target, labels(2, 3)]))
+    assert (loss.class_dim, loss.samples) == (-1, 8)
+    distributions = normal(2, 3, 3).softmax(1)  # they would be rows, were they not those of another layout
+    with pytest.raises(ValueError, match="rows of probabilities that are not negative and sum to one"):
+        resolve_loss("cross_entropy").check_all(output, iter([normal(6, 5, 3).softmax(2), distributions]))
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "targets", "error", "message"),
+    [
+        ("bce", normal(4, 3), [torch.ones(4, 3), torch.full((2, 3), 2.0)], ValueError, "between 0 and 1, got 2..2"),
+        ("mse", normal(4, 3), [normal(4, 3), labels(4, 3)], TypeError, "floating-point targets, got torch.int64"),
+        ("cross_entropy", normal(4, 3), [labels(4), labels(4) + 1], ValueError, r"in 0..2 .*got 1..3"),
+        ("cross_entropy", normal(4, 3), [labels(4), normal(4, 3)], TypeError, "of one kind in all batches"),
+    ],
+)
+def test_pieces_that_do_not_fit(given, output, targets, error, message):
+    with pytest.raises(error, match=message) as caught:
+        resolve_loss(given).check_all(output, iter(targets))
+    assert "\n" not in str(caught.value)

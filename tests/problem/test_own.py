@@ -1,5 +1,9 @@
 """Callables as losses: what they may return, whose tensors they hold, and how their errors are told."""
 
+import copy
+from collections import OrderedDict
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -260,3 +264,154 @@ def test_all_count_where_the_loss_cannot_be_asked():
     target = torch.stack([normal(9), (torch.arange(9) > 4).double()], 1)
     assert resolve_loss(of_nine).check(OUTPUT, target).counting(target).tolist() == list(range(9))
     assert resolve_loss(mean).check(OUTPUT, TARGET).counting(TARGET, 3).tolist() == [0, 1, 2]
+
+
+# Outputs and targets that are trees.
+
+
+class Graph:
+    """Nodes of several graphs, as PyTorch Geometric has them."""
+
+    def __init__(self, nodes, values, graphs):
+        self.nodes, self.values, self.num_graphs = nodes, values, graphs
+
+    def apply(self, function):
+        self.nodes, self.values = function(self.nodes), function(self.values)
+        return self
+
+    def to(self, device):
+        return self.apply(lambda part: part.to(device))
+
+
+BATCH = {"labels": TARGET, "mask": WEIGHT, "ids": torch.arange(9)}
+OUTPUTS = OrderedDict(logits=OUTPUT, states=(OUTPUT.sin(), torch.arange(9)))
+
+
+def of_dicts(output, batch):
+    return (output["logits"] - batch["labels"]).square().mean()
+
+
+def each_of_dicts(output, batch):
+    return (output["logits"] - batch["labels"]).square()
+
+
+def masked_dicts(output, batch):
+    return (batch["mask"][:, None] * (output["logits"] - batch["labels"]).square()).sum(), batch["mask"].sum() * 4
+
+
+@pytest.mark.parametrize("size", [1, 4, 9])
+@pytest.mark.parametrize("given", [of_dicts, each_of_dicts, masked_dicts])
+def test_forms_of_one_mean_over_dicts(given, size):
+    loss = resolve_loss(given).check(OUTPUTS, BATCH)
+    leaf = OUTPUT.clone().requires_grad_()
+    pieces = [slice(first, first + size) for first in range(0, 9, size)]
+    sums = [loss.sums({"logits": leaf[rows]}, {name: value[rows] for name, value in BATCH.items()}) for rows in pieces]
+    weight = sum(piece.weight for piece in sums)
+    each = (leaf - TARGET).square().mean(1)
+    expected = (WEIGHT * each).sum() / WEIGHT.sum() if given is masked_dicts else each.mean()
+    total = sum(piece.total for piece in sums) / weight
+    assert float(sum(piece.exact for piece in sums)) / weight == pytest.approx(float(expected.detach()), rel=1e-14)
+    found, gradient = (torch.autograd.grad(value, leaf)[0] for value in (total, expected))
+    torch.testing.assert_close(found, gradient, rtol=1e-13, atol=1e-16)
+    torch.testing.assert_close(loss.mean({"logits": leaf}, BATCH), expected, rtol=1e-13, atol=0)
+    assert loss.weight(BATCH) == (None if given is masked_dicts else 9)
+
+
+def test_what_is_asked_of_trees():
+    loss = resolve_loss(masked_dicts).check(OUTPUTS, BATCH)
+    assert loss.counting(BATCH).tolist() == [0, 1, 3, 4, 5, 6, 7, 8]
+    assert loss.counting(BATCH, 3).tolist() == [0, 1, 3]
+    loss = resolve_loss(of_dicts).check(OUTPUTS, BATCH)
+    assert loss.counting(BATCH, 3).tolist() == [0, 1, 2]
+    assert loss.classes(OUTPUTS, BATCH) is None
+    assert loss.counted(BATCH) == 9
+    assert loss.correct(OUTPUTS, BATCH).isnan()
+    assert not loss.by_class(BATCH)
+    assert loss.soft_targets(OUTPUTS, BATCH) is None
+    assert loss.quadratic(OUTPUTS) is None
+
+
+def test_a_few_outputs_meet_as_many_of_the_targets():
+    sizes = []
+
+    def loss(output, batch):
+        sizes.append((len(output["logits"]), len(batch["labels"])))
+        return of_dicts(output, batch)
+
+    few = {"logits": OUTPUT[:4]}
+    resolve_loss(loss).check(few, BATCH)
+    resolve_loss(loss).check_all(few, iter([BATCH, BATCH]))
+    assert sizes == [(4, 4), (4, 4)]
+
+
+@pytest.mark.parametrize("weighs", [False, True])
+def test_graphs_count_as_many_as_are_in_them(weighs):
+    graph = Graph(normal(9, 2), normal(3, seed=1), 3)
+
+    def loss(output, graph):
+        each = (output - graph.values).square()
+        return (each.sum(), len(each)) if weighs else each.mean()
+
+    output = normal(3, seed=2)
+    fitted = resolve_loss(loss).check(output, graph)
+    assert fitted.weighs == weighs
+    assert fitted.weight(graph) == (None if weighs else 3)
+    assert fitted.counting(graph).tolist() == [0, 1, 2]
+    assert fitted.sums(output, graph).weight == 3
+    assert float(fitted.sums(output, graph).exact) == pytest.approx(float((output - graph.values).square().sum()))
+
+
+def test_a_loss_that_overwrites_finds_copies():
+    def loss(output, batch):
+        batch["labels"] -= output["logits"]
+        output["logits"] += 1
+        return batch["labels"].square().mean()
+
+    batch, output = copy.deepcopy(BATCH), {"logits": OUTPUT.clone()}
+    resolve_loss(loss).check(output, batch)
+    assert torch.equal(batch["labels"], TARGET)
+    assert torch.equal(output["logits"], OUTPUT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("form", [lambda part: {"ids": CLASSES, "logits": part}, lambda part: (part, None), "object"])
+def test_a_module_is_cast_by_what_the_output_has_inside(form, dtype):
+    class OfTrees(Scaled):
+        def forward(self, output, target):
+            part = output.logits if form == "object" else output["logits"] if isinstance(output, dict) else output[0]
+            return super().forward(part, target["labels"])
+
+    part = OUTPUT.to(dtype)
+    output = SimpleNamespace(logits=part) if form == "object" else form(part)
+    sums = (
+        resolve_loss(OfTrees()).check(output, {"labels": TARGET.to(dtype)}).sums(output, {"labels": TARGET.to(dtype)})
+    )
+    assert sums.total.dtype == dtype
+    assert float(sums.exact) / 9 == pytest.approx(4 * float(F.mse_loss(OUTPUT, TARGET)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("output", "target", "text"),
+    [
+        (
+            OUTPUTS,
+            BATCH,
+            r"outputs OrderedDict \{logits \(9, 4\) torch.float64, states \(\(9, 4\) torch.float64, \(9,\) ",
+        ),
+        (
+            {"a": OUTPUT},
+            (TARGET, CLASSES),
+            r"outputs \{a \(9, 4\) torch.float64\} with targets \(\(9, 4\) torch.float64, ",
+        ),
+        (
+            [OUTPUT],
+            {**BATCH, "more": TARGET},
+            r"outputs \[\(9, 4\) torch.float64\] with targets \{.*torch.int64, \.\.\.\}: bad",
+        ),
+        (None, Graph(OUTPUT, TARGET, 9), "outputs NoneType with targets Graph: bad"),
+    ],
+)
+def test_errors_tell_trees_in_one_line(output, target, text):
+    with pytest.raises(ValueError, match=text) as caught:
+        resolve_loss(raising(ValueError("bad"))).check(output, target)
+    assert "\n" not in str(caught.value)

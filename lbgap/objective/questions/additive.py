@@ -47,8 +47,6 @@ def ask(case: Case) -> str:
         return "not judged: coupled=True"
     if not case.pool.cuttable:
         return "not judged: batches that cannot be cut"
-    if case.pool.size == 1:
-        return "not judged: one sample in a batch"
     pool, outputs = _drawn(case)
     groups = pools.groups(case.pool.targets)
     if trees.size(outputs) != len(pool.rows):

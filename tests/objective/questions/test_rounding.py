@@ -76,8 +76,8 @@ def test_the_narrowest_type_of_the_copy_decides(case, dtype, allowed):
     inputs = case.evaluator.few().inputs.double()
 
     def outputs(error):
-        def again(module):
-            output = module(inputs).to(dtype).double()
+        def again(flat):
+            output = flat.run(inputs).to(dtype).double()
             return output, output * (1 + error)
 
         return again
@@ -98,7 +98,7 @@ def test_without_a_copy_clear_differences_count(case):
 
 def test_the_copy_is_where_the_replica_stands(case):
     with case.elsewhere():
-        copy, theta = rounding.in_float64(case), case.evaluator.flat.theta.clone()
+        copy, theta = rounding.in_float64(case).module, case.evaluator.flat.theta.clone()
     assert torch.equal(torch.cat([part.flatten() for part in copy.parameters()]).float(), theta)
     assert not torch.equal(theta, case.centre)
     assert torch.equal(case.evaluator.flat.theta, case.centre)
