@@ -43,7 +43,7 @@ def train(samples: list[dict[str, torch.Tensor]], batch_size: int, epochs: int) 
     return model.eval()
 
 
-def main(count: int = 256, epochs: int = 8) -> tuple[list[GPT2LMHeadModel], DataLoader, list[lbgap.Sharpness]]:
+def main(count: int = 128, epochs: int = 12) -> tuple[list[GPT2LMHeadModel], DataLoader, list[lbgap.Sharpness]]:
     """Train both, measure both, and print what was found."""
     torch.manual_seed(0)
     samples = sentences(count)

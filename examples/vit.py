@@ -42,7 +42,7 @@ def main(count: int = 200, epochs: int = 10) -> tuple[nn.Module, DataLoader, lbg
     print(found)
     attention = lbgap.fast_sharpness(model, loader, parameters=["blocks.*.attn"], epsilon=1e-3)
     print(f"attention alone: {attention.value:.3f} %")
-    print(lbgap.hessian_trace(model, loader, max_products=100, seed=0))
+    print(lbgap.hessian_trace(model, loader, relative_error=0.1, seed=0))
     return model, loader, found
 
 
