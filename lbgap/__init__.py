@@ -35,6 +35,7 @@ __all__ = [
     "hessian_trace",
     "layer_sharpness",
     "line",
+    "load_weights",
     "noise_scale",
     "pac_bayes_sigma",
     "plane",
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from lbgap.result import Measure
     from lbgap.sweeps import read_sweep
     from lbgap.training import Run, read_run, remedies, train, train_together
+    from lbgap.weights import load_weights
 else:
     # A name is loaded when it is first used, for PyTorch takes seconds; the imports above are for type checkers.
     _HOMES = {
@@ -86,6 +88,7 @@ else:
         "operators": ("LinearOperator",),
         "sweeps": ("read_sweep",),
         "training": ("Run", "read_run", "remedies", "train", "train_together"),
+        "weights": ("load_weights",),
     }
     _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}  # of all others: measures
 

@@ -7,11 +7,16 @@ import json
 import math
 import numbers
 import operator
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Set
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from torch import Tensor
 
+Amount: TypeAlias = int | float | str
+"""A number of samples, or a share of them: 256, 0.1 or ``"10%"``."""
+SHOWN = 100  # characters of an argument in a message
 LARGEST = 2**63  # whole numbers are smaller, as those of torch and SQLite are
 
 
@@ -33,7 +38,7 @@ def whole(name: str, value: object, least: int, below: int = LARGEST) -> int:
     """
     number = _index(value)
     if number is None:
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
+        raise TypeError(f"{name} must be a whole number, got {shown(value)}")
     if least <= number < below:
         return number
     if below < LARGEST:
@@ -55,12 +60,43 @@ def _index(value: object) -> int | None:
         return None
 
 
+def number(value: object) -> float | None:
+    """What a real number is as ``float``, infinite where it is too large for one; None for anything else.
+
+    Args:
+        value: A number of Python, NumPy or torch, the latter two of no dimension, on any device; no boolean.
+    """
+    if isinstance(value, Tensor | np.ndarray):
+        value = _scalar(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an int beyond float64
+        return math.inf if str(value)[0] != "-" else -math.inf
+
+
+def _scalar(value: Tensor | np.ndarray[Any, Any]) -> object:
+    """The Python number of an array without dimensions; None of any other, and of one without a value."""
+    if value.ndim or (isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided)):
+        return None
+    return value.item()  # of a tensor that requires grad too, without a warning
+
+
+def shown(value: object) -> str:
+    """What a message says of an argument: itself where it is short, else its kind and shape."""
+    text, shape = repr(value), getattr(value, "shape", None)
+    if len(text) <= SHOWN and "\n" not in text:
+        return text
+    return type(value).__name__ + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) else "")
+
+
 def real(name: str, value: object, *, positive: bool) -> float:
     """Take a finite number that is positive, or not negative.
 
     Args:
         name: What the message calls it.
-        value: What the user passed.
+        value: What the user passed: anything that :func:`number` takes.
         positive: Whether zero is refused.
 
     Returns:
@@ -71,43 +107,127 @@ def real(name: str, value: object, *, positive: bool) -> float:
         ValueError: It is NaN, infinite, negative or, if ``positive``, zero.
     """
     wanted = f"a finite number {'>' if positive else '>='} 0"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be {wanted}, got {value!r}")
-    number = float(value)
-    if not math.isfinite(number) or number < 0 or (positive and number == 0):
+    found = number(value)
+    if found is None:
+        raise TypeError(f"{name} must be {wanted}, got {shown(value)}")
+    if not math.isfinite(found) or found < 0 or (positive and found == 0):
         raise ValueError(f"{name} must be {wanted}, got {value}")
-    return number
+    return found
 
 
-def positive(name: str, value: float, example: str, *, zero: bool = False) -> float:
+def finite(name: str, value: object) -> float:
+    """Take a finite number of any sign.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is NaN or infinite.
+    """
+    found = number(value)
+    if found is None:
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
+    if not math.isfinite(found):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return found
+
+
+def positive(name: str, value: object, example: str, *, zero: bool = False) -> float:
     """Take a number that is finite and above zero, in float32 too; or zero as well where ``zero``.
+
+    Args:
+        name: What the message calls it.
+        value: What the user passed: anything that :func:`number` takes.
+        example: What the message says to try.
+        zero: Whether zero is taken.
+
+    Returns:
+        The value as ``float``.
 
     Raises:
         ValueError: It is not.
         TypeError: It is no number.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    found = number(value)
+    if found is None:
         raise TypeError(f"{name} must be a number, got {type(value).__name__}: try {example}")
-    try:
-        number = float(value)
-    except OverflowError:  # an int beyond float64
-        number = math.inf
-    rounded = torch.tensor(number, dtype=torch.float32).item()
-    if not 0 <= rounded < math.inf or (rounded == 0 and not (zero and number == 0)):
+    rounded = torch.tensor(found, dtype=torch.float32, device="cpu").item()
+    if not 0 <= rounded < math.inf or (rounded == 0 and not (zero and found == 0)):
         raise ValueError(
             f"{name} must be finite and {'zero or more' if zero else 'above zero'}, got {value}: try {example}"
         )
-    return number
+    return found
 
 
-def flag(name: str, value: bool) -> None:
-    """Check a switch.
+def flag(name: str, value: object) -> bool:
+    """Take a switch: a boolean of Python, NumPy or torch, the latter two of no dimension.
 
     Raises:
         TypeError: It is neither True nor False.
     """
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+    found = _scalar(value) if isinstance(value, Tensor | np.ndarray) else value
+    if not isinstance(found, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+    return bool(found)
+
+
+def percent(text: str) -> float | None:
+    """The share that a percentage is: 0.1 of ``"10%"``; None where the text is none."""
+    digits = text.strip()
+    try:
+        return float(digits[:-1]) / 100 if digits.endswith("%") else None
+    except ValueError:
+        return None
+
+
+def amount(name: str, value: object, least: int = 1) -> int | float:
+    """Take a number of samples, or a share of all of them, which :func:`counted` counts.
+
+    Args:
+        name: What the message calls it.
+        value: What the user passed: 256, a whole number, counts samples; 0.1, a float in (0, 1], and ``"10%"`` are
+            shares.
+        least: The smallest number allowed.
+
+    Returns:
+        The number as ``int``, or the share as ``float``.
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: It is out of range.
+    """
+    share = percent(value) if isinstance(value, str) else None if is_whole(value) else number(value)
+    if share is None and not is_whole(value):
+        raise TypeError(
+            f"{name} must be a whole number of samples, or a share such as 0.1 or '10%', got {shown(value)}"
+        )
+    if share is None:
+        return whole(name, value, least)
+    if not 0 < share <= 1:
+        raise ValueError(
+            f"{name} as a {'percentage' if isinstance(value, str) else 'float'} is a share of the samples, above 0 and "
+            f"at most all, got {shown(value)}: pass an int to count samples"
+        )
+    return share
+
+
+def counted(amount: int | float, total: int) -> int:
+    """How many samples an amount is of all, rounded to the nearest number, but one at least of a share."""
+    return amount if isinstance(amount, int) else max(1, round(amount * total))
+
+
+def several(values: object) -> list[Any] | None:
+    """What a list holds; None of anything that is none.
+
+    Args:
+        values: A list, a tuple, a range or any other iterable of an order; or a one-dimensional array of NumPy or
+            tensor of torch, whose numbers are taken as Python's.
+    """
+    if isinstance(values, Tensor | np.ndarray):
+        if values.ndim != 1 or (isinstance(values, Tensor) and (values.is_meta or values.layout != torch.strided)):
+            return None
+        return list(values.tolist())
+    if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
+        return None
+    return list(values)
 
 
 def json_value(name: str, value: object) -> Any:

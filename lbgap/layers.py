@@ -353,7 +353,9 @@ def displace(parts: Sequence[Tensor]) -> None:
     Args:
         parts: The parameters, each written in place.
     """
-    period = torch.rand(PERIOD, generator=torch.Generator().manual_seed(0), device="cpu") * 0.2 - 0.1
+    period = (
+        torch.rand(PERIOD, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu") * 0.2 - 0.1
+    )
     with torch.no_grad():
         for number, part in enumerate(parts):
             size = part.square().mean().sqrt()

@@ -56,7 +56,7 @@ class LinearOperator:
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {self.dtype!r}")
         if not isinstance(self.name, str):
             raise TypeError(f"name must be a string, got {self.name!r}")
-        flag("fresh", self.fresh)
+        object.__setattr__(self, "fresh", flag("fresh", self.fresh))
         object.__setattr__(self, "size", whole("size", self.size, 1))
         object.__setattr__(self, "device", hardware.usable(self.device, CPU))
 

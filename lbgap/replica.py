@@ -69,13 +69,8 @@ def replicate(
         if _memory(buffer) in places:  # a view of a parameter
             value = buffer.detach().to(device=device, dtype=dtype if buffer.dtype in computing else None, copy=True)
             memo[id(buffer)] = kept[_free(name, kept)] = value
-    begun = dict(memo)
     try:
-        replica = copy.deepcopy(model, memo)
-        try:
-            _Rebinding(memo).visit(replica)
-        except Exception:  # of what a function holds: it goes on reaching the original, for whoever watches it to see
-            replica = copy.deepcopy(model, begun)
+        replica = copied(model, memo)
     except Exception as error:
         raise ValueError(
             f"the model cannot be copied ({first_line(error)}): lbgap works on a private replica, so make "
@@ -92,6 +87,25 @@ def replicate(
             "that ignores its memo): lbgap cannot make a private replica of it"
         )
     return replica, kept
+
+
+def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Copy a module, and the functions that it keeps and that reach what belongs to it.
+
+    Args:
+        model: Not changed.
+        memo: Id of a part to what takes its place; noted there is what is copied, as ``copy.deepcopy`` does.
+
+    Raises:
+        Exception: Whatever its ``__deepcopy__`` raises.
+    """
+    begun = dict(memo)
+    replica = copy.deepcopy(model, memo)
+    try:
+        _Rebinding(memo).visit(replica)
+    except Exception:  # of what a function holds: it goes on reaching the original, for whoever watches it to see
+        return copy.deepcopy(model, begun)
+    return replica
 
 
 def _free(name: str, names: Collection[str]) -> str:
@@ -124,16 +138,17 @@ def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
 
 
-def held_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+def held_tensors(model: nn.Module, without: Collection[int] = ()) -> Iterator[tuple[str, str, Tensor]]:
     """Tensors that modules keep as attributes or in containers there; parameters and buffers are none of them.
 
     Args:
         model: Any module.
+        without: Ids of objects that are not searched.
 
     Yields:
         The name of the module, that of the attribute, and a tensor.
     """
-    seen = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())}
+    seen = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())} | {*without}
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if key not in REGISTERED:

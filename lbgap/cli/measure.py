@@ -39,6 +39,7 @@ from lbgap.cli.options import (
     Seed,
     Steps,
     Threshold,
+    amount,
     words,
 )
 
@@ -115,7 +116,7 @@ def critical(
 
 @measure("batch_sharpness", ("sharpness", "value"), ERROR, ("draws", "draws"))
 def batch_sharpness(
-    batch: Annotated[int, Option(help="Samples in a batch.")],
+    batch: Annotated[int, amount("Samples in a batch, or a share of all (10%).")],
     relative_error: RelativeError = 0.05,
     draws: Draws = 200,
     seed: Seed = 0,
@@ -125,7 +126,7 @@ def batch_sharpness(
 
 @measure("noise_scale", ("samples", "value"), ERROR, ("draws", "draws"))
 def noise_scale(
-    batch: Annotated[int, Option(help="Samples in a batch.")] = 32,
+    batch: Annotated[int, amount("Samples in a batch, or a share of all (10%).")] = 32,
     population: Annotated[str, words("data distribution", "Of what the gradient is the mean: {}.")] = "data",
     relative_error: RelativeError = 0.05,
     draws: Draws = 200,

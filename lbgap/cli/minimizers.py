@@ -21,7 +21,8 @@ def load_minimizers(
     from lbgap import datasets, networks
     from lbgap.replica import replicate
     from lbgap.training import read_run
-    from lbgap.training.load import load_model, read_weights
+    from lbgap.training.load import load_model
+    from lbgap.weights import load_weights
 
     def network() -> Any:
         return replicate(networks.from_path(model))[0] if model else None  # the path may name one and the same module
@@ -45,7 +46,7 @@ def load_minimizers(
         return found
     if not (model and weights and data):
         raise ValueError("give run folders, or --model package.module:callable with --weights and --data")
-    return [(str(path), read_weights(network(), path), load(data, data_dir)) for path in weights]
+    return [(str(path), load_weights(network(), path).eval(), load(data, data_dir)) for path in weights]
 
 
 def _check_own(folder: Path, config: dict[str, Any], samples: Any) -> None:

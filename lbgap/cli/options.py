@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,24 @@ def _seed(value: int) -> int:
     if not 0 <= value < 2**63:
         raise typer.BadParameter(f"must be between 0 and 2**63 - 1, got {value}")
     return value
+
+
+def _amount(value: str) -> Any:
+    """Samples or a share of them: a number as one, any other text as it is, for the function that takes it to judge."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(value)
+    return value
+
+
+def amount(text: str, **details: Any) -> Any:
+    """An option that takes a number of samples, or a share of them.
+
+    Args:
+        text: What the help says.
+        **details: What else ``typer.Option`` takes.
+    """
+    return typer.Option(help=text, parser=_amount, metavar="SAMPLES", **details)
 
 
 def words(known: str, text: str = "{}.", *, name: str | None = None, **details: Any) -> Any:
@@ -35,7 +54,11 @@ ModelPath = Annotated[
 ]
 Weights = Annotated[
     list[Path] | None,
-    typer.Option("--weights", help="Its weights, a .safetensors file; once for each minimizer.", show_default=False),
+    typer.Option(
+        "--weights",
+        help="Its weights: a torch checkpoint, a .safetensors file, a folder or index of these; once a minimizer.",
+        show_default=False,
+    ),
 ]
 DATA_NAMES = "mnist1d digits mnist cifar10 cifar100"
 DATA = "mnist1d, digits, mnist, cifar10, cifar100 or a .npz file"
@@ -52,7 +75,9 @@ Seed = Annotated[int, typer.Option(help="Seed of everything that is random.", ca
 FirstSeed = Annotated[int, typer.Option(help="The first start; the others count on.", callback=_seed)]
 Device = Annotated[str | None, words("cpu cuda", show_default="the model's")]
 BatchNorm = Annotated[str, words("eval batch", "eval (running statistics) or batch (those of each evaluation batch).")]
-BatchSize = Annotated[int | None, typer.Option(help="Samples in an evaluation batch.", show_default="chosen by itself")]
+BatchSize = Annotated[
+    int | None, amount("Samples in an evaluation batch, or a share of all (10%).", show_default="chosen by itself")
+]
 Parameters = Annotated[
     str, typer.Option(help="Which may move: all, weights, a module's name, or a pattern such as '*.bias'.")
 ]
@@ -65,11 +90,19 @@ Epsilons = Annotated[list[float], typer.Option("--epsilon", help="Size of the bo
 Method = Annotated[str, words("vertex apgd lbfgsb scipy", "{} (the paper's recipe).")]
 Iterations = Annotated[int | None, typer.Option(help="At most, from each start.", show_default="by method")]
 Scout = Annotated[
-    int | None, typer.Option(help="Samples that restarts of vertex climb on first; 0: none.", show_default="by itself")
+    int | None,
+    amount("Samples, or a share, that restarts of vertex climb on first; 0: none.", show_default="by itself"),
 ]
 Scaling = Annotated[str | None, words("box paper", "Of lbfgsb: {}.", show_default="box")]
 SearchSamples = Annotated[
-    int | None, typer.Option("--samples", help="Search on so many samples, then evaluate on all.", show_default="all")
+    int | None,
+    typer.Option(
+        "--samples",
+        help="Search on so many samples, or a share (10%), then evaluate on all.",
+        show_default="all",
+        parser=_amount,
+        metavar="SAMPLES",
+    ),
 ]
 Region = Annotated[str, words("keskar linf adaptive")]
 

@@ -22,6 +22,7 @@ from lbgap.cli.options import (
     Runs,
     Seed,
     Weights,
+    amount,
     words,
 )
 from lbgap.cli.show import errors, escape, fresh, new_table, show, writable
@@ -111,7 +112,7 @@ def connect(
     bends: Annotated[int, typer.Option(help="Points of the path that are trained.")] = 1,
     epochs: Annotated[int, typer.Option(help="Of the training of the path.")] = 30,
     train_batch_size: Annotated[
-        int | None, typer.Option(help="Samples in a batch of it.", show_default="128, or all if fewer")
+        int | None, amount("Samples in a batch of it, or a share of all (10%).", show_default="128, or all if fewer")
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Of ADAM, for the first half of the epochs.")] = 1e-2,
     points: Annotated[int, typer.Option(help="Places of the path that are evaluated.")] = 61,

@@ -145,7 +145,7 @@ def _models(
         return named
     from lbgap.replica import replicate
     from lbgap.training import read_iterates, read_run
-    from lbgap.training.load import load_weights
+    from lbgap.weights import fill
 
     if len(named) != 1:
         raise ValueError(f"--directions pca shows the iterates of one run, got {len(named)} runs")
@@ -154,7 +154,7 @@ def _models(
     for epoch, values in read_iterates(runs[0]):
         if epoch < last:  # the trained model itself ends the path
             module, _ = replicate(trained)
-            load_weights(module, values, f"{name}, epoch {epoch}")
+            fill(module, values, f"{name}, epoch {epoch}")
             found.append((f"{name}, epoch {epoch}", module, samples))
     return [*found, (name, trained, samples)]
 

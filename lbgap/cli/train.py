@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lbgap.cli.options import DATA, DATA_NAMES, AsJson, DataDir, Device, Download, ModelPath, Seed, words
+from lbgap.cli.options import DATA, DATA_NAMES, AsJson, DataDir, Device, Download, ModelPath, Seed, amount, words
 from lbgap.cli.show import errors, escape, resumable, show
 
 REMEDY_NAMES = (
@@ -31,10 +31,8 @@ def train(
     initialisation: Annotated[str, words("torch uniform", "{} (Keras), of the networks above.")] = "torch",
     model: ModelPath = None,
     batch_size: Annotated[
-        str | None,
-        typer.Option(
-            help="Samples (256), or a share of the training set (0.1, 10%).", show_default="256, or all if fewer"
-        ),
+        int | None,
+        amount("Samples (256), or a share of the training set (0.1, 10%).", show_default="256, or all if fewer"),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="How many epochs.", show_default="until the training loss stops improving")
@@ -88,7 +86,7 @@ def train(
             samples.train,
             test_data=samples.test,
             loss=samples.loss,
-            batch_size=None if batch_size is None else _batch_size(batch_size),
+            batch_size=batch_size,
             epochs=epochs,
             max_epochs=max_epochs,
             optimizer=optimizer,
@@ -104,18 +102,6 @@ def train(
         )
     result = {"folder": str(out), "epoch": run.epoch, "reason": run.reason, "metrics": run.metrics[run.epoch - 1]}
     show(as_json, result, escape(str(run)))
-
-
-def _batch_size(text: str) -> int | float:
-    """``256`` is a number of samples, ``0.1`` and ``10%`` a share."""
-    try:
-        if text.endswith("%"):
-            return float(text[:-1]) / 100
-        return float(text) if "." in text or "e" in text else int(text)
-    except ValueError:
-        raise ValueError(
-            f"--batch-size must be a number of samples (256) or a share (0.1, 10%), got {text!r}"
-        ) from None
 
 
 def _network_spec(name: str, hidden: str, samples: Any, seed: int, initialisation: str) -> dict[str, Any]:

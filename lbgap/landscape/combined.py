@@ -92,7 +92,7 @@ class Combined:
             for objective in self.objectives:
                 objective.set_buffers(buffers)
             self._recalibrate(point)
-        return torch.ones(1, 1, dtype=row.dtype), point[None], {name: value[None] for name, value in buffers.items()}
+        return row.new_ones(1, 1), point[None], {name: value[None] for name, value in buffers.items()}
 
     def buffers_at(self, row: Tensor, point: Tensor, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The buffers of one point, in float64: those that are combined, and its spectral norms.
@@ -137,12 +137,12 @@ class Combined:
             name = next((name for name, values in others.items() if self._enter({name: values})), next(iter(others)))
             raise ValueError(
                 f"buffer {name!r} differs between the models and enters their loss, but is no statistic of batch-norm, "
-                "so that it has no value between them: make it the same in all, or fold it into the weights"
+                f"so that it has no value between them: make it the same in all, or fold it into the weights{_by(name)}"
             )
 
     def _enter(self, buffers: Mapping[str, Tensor]) -> bool:
         """Whether an end, or the point between all of them, has another training loss with buffers of another end."""
-        one, count = torch.ones(1, 1, dtype=torch.float64), len(self.ends)
+        one, count = torch.ones(1, 1, dtype=torch.float64, device="cpu"), len(self.ends)
         for end in (*self.ends, self.ends.mean(0)):
             losses = [
                 self.objectives[0].combination_losses(
@@ -174,7 +174,9 @@ class Combined:
             options["precision"] = "float32"
         own = [Objective(model, few, batch_norm=self._given.within, **options) for _, _, model in models]
         found, _ = own[0].combination_losses(
-            torch.eye(len(self.ends))[: len(models)], self.ends.to(own[0].dtype), buffers=self.buffers
+            torch.eye(len(models), len(self.ends), dtype=torch.float32, device="cpu"),
+            self.ends.to(own[0].dtype),
+            buffers=self.buffers,
         )
         for (place, name, _), objective, value in zip(models, own, found, strict=True):
             expected = objective.losses(objective.theta[None])[0]
@@ -196,6 +198,17 @@ class Combined:
             test = self.objectives[1]
             found |= {"test_samples": test.samples, "test_batch_size": test.batch_size}
         return found
+
+
+def _by(buffer: str) -> str:
+    """The function of torch that folds a buffer into the weights, for messages."""
+    owner, _, name = buffer.rpartition(".")
+    if name.endswith("_mask"):
+        return f" by torch.nn.utils.prune.remove(module, {name.removesuffix('_mask')!r})"
+    _, known, after = f".{owner}.".partition(".parametrizations.")
+    if known:
+        return f" by torch.nn.utils.parametrize.remove_parametrizations(module, {after.partition('.')[0]!r})"
+    return ""
 
 
 def _losses(objective: Objective, rows: Tensor, ends: Tensor, buffers: Mapping[str, Tensor]) -> Pairs:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lbgap.checks import positive, whole
+from lbgap.checks import Amount, amount, counted, positive, whole
 from lbgap.flat import Selection
 from lbgap.landscape.ends import Ends
 from lbgap.landscape.given import MODES, Given, take
@@ -22,6 +22,7 @@ from lbgap.problem.call import CallFunction
 from lbgap.problem.loss import LossFunction
 from lbgap.result import Result, versions
 from lbgap.status import Status, status
+from lbgap.system.device import scalars_on_host
 from lbgap.system.progress import Report, check_progress, products_bar
 from lbgap.training.batches import derive_seed, epoch_batches, split_batches
 
@@ -94,7 +95,7 @@ def connect(
     kind: str = "bezier",
     bends: int = 1,
     epochs: int = 30,
-    train_batch_size: int | None = None,
+    train_batch_size: Amount | None = None,
     learning_rate: float = 1e-2,
     points: int = 61,
     seed: int = 0,
@@ -103,7 +104,7 @@ def connect(
     parameters: Selection | None = None,
     batch_norm: str | None = None,
     precision: str | None = None,
-    batch_size: int | None = None,
+    batch_size: Amount | None = None,
     device: str | torch.device | None = None,
     backend: str | None = None,
     coupled: bool | None = None,
@@ -126,8 +127,9 @@ def connect(
         kind: ``"bezier"`` or ``"polygon"``.
         bends: Points of the path that are trained.
         epochs: Passes over the training data. With 0 the path is the straight line.
-        train_batch_size: Samples in a batch of the training; 128 by default, or all if there are fewer; with
-            ``coupled=True`` as many as in a batch of the evaluation. A batch of ignored samples alone is left out.
+        train_batch_size: Samples in a batch of the training, or a share (0.1, ``"10%"``); 128 by default, or all if
+            there are fewer; with ``coupled=True`` as many as in a batch of the evaluation. A batch of ignored samples
+            alone is left out.
         learning_rate: Of ADAM, for the first half of the epochs; then it falls linearly to a hundredth.
         points: How many places of path and straight line are evaluated, evenly spaced in t.
         seed: Of the order of the samples and of the places.
@@ -166,9 +168,9 @@ def connect(
         raise ValueError(f"kind must be 'bezier' or 'polygon', got {kind!r}")
     bends, epochs, points = whole("bends", bends, 1), whole("epochs", epochs, 0), whole("points", points, 3)
     if train_batch_size is not None:
-        train_batch_size = whole("train_batch_size", train_batch_size, 1)
+        train_batch_size = amount("train_batch_size", train_batch_size)
     seed = whole("seed", seed, 0)
-    positive("learning_rate", learning_rate, "1e-2")
+    learning_rate = positive("learning_rate", learning_rate, "1e-2")
     check_progress(progress)
     options: dict[str, Any] = {"loss": loss, "parameters": parameters, "precision": precision}
     options |= {"batch_size": batch_size, "device": device, "backend": backend, "coupled": coupled, "judge": judge}
@@ -177,8 +179,8 @@ def connect(
     ends = Ends(given, large, data, test_data)
     _check_statistics(given, ends)
     checked = ends.check()
-    trainer, train_batch_size = _trainer(given, ends, data, train_batch_size)
-    trained, losses = _train(trainer, ends, kind, bends, epochs, train_batch_size, float(learning_rate), seed, progress)
+    trainer, size = _trainer(given, ends, data, train_batch_size)
+    trained, losses = _train(trainer, ends, kind, bends, epochs, size, learning_rate, seed, progress)
     own = 0.0 if trainer is ends.objectives[0] else trainer.evaluations  # of one that was made for the training
     straight_rows = [(1 - index / (points - 1), index / (points - 1)) for index in range(points)]
     straight = _evaluate(ends, straight_rows, "straight line", progress, checked)
@@ -187,7 +189,7 @@ def connect(
     rows = [weights_at(kind, index / (points - 1), bends) for index in range(points)]
     path = _evaluate(ends, rows, "path", progress, checked)
     settings = {"measure": "connect", "kind": kind, "bends": bends, "epochs": epochs, "seed": seed}
-    settings |= {"train_batch_size": train_batch_size, "learning_rate": float(learning_rate), "optimizer": "Adam"}
+    settings |= {"train_batch_size": size, "learning_rate": learning_rate, "optimizer": "Adam"}
     settings |= {"points": points, **ends.settings(), "ends_checked": checked, "versions": versions()}
     return Connection(
         value=path.value,
@@ -225,13 +227,13 @@ def _check_statistics(given: Given, ends: Ends) -> None:
         raise ValueError(f"batch_norm={ends.mode!r} takes running statistics, of which a path has none: {otherwise}")
 
 
-def _trainer(given: Given, ends: Ends, data: Any, train_batch_size: int | None) -> tuple[Objective, int]:
+def _trainer(given: Given, ends: Ends, data: Any, train_batch_size: int | float | None) -> tuple[Objective, int]:
     """An objective whose parts are the batches of the training, and how many samples those have."""
     objective = ends.objectives[0]
     samples = objective.samples
     fixed = given.options.get("coupled") if given.objective is None else objective.coupling == "coupled=True"
     usual = objective.batch_size if fixed else min(BATCH_SIZE, samples)
-    size = usual if train_batch_size is None else train_batch_size
+    size = usual if train_batch_size is None else counted(train_batch_size, samples)
     if size > samples:
         raise ValueError(f"train_batch_size must be at most the {samples} training samples, got {size}")
     if not (objective.has_batch_norm or objective.coupled):
@@ -306,7 +308,8 @@ def _train(
     places = torch.Generator().manual_seed(derive_seed(seed, 0, PLACES))
     ends, buffers = between.ends, {name: _spread(values, bends) for name, values in between.buffers.items()}
     middle = torch.nn.Parameter(_spread(ends, bends)[1:-1].clone())
-    optimizer = torch.optim.Adam([middle], lr=learning_rate)
+    with scalars_on_host():
+        optimizer = torch.optim.Adam([middle], lr=learning_rate)
     gradient = torch.empty_like(ends[0])
     middle.grad = torch.empty_like(middle)
     losses = []
@@ -317,13 +320,14 @@ def _train(
             optimizer.param_groups[0]["lr"] = learning_rate * _share_of_rate((epoch - 1) / epochs)
             total, counted = torch.zeros((), dtype=torch.float64, device=ends.device), 0
             for batch in epoch_batches(objective.samples, batch_size, seed, epoch):
-                weights = weights_at(kind, float(torch.rand((), dtype=torch.float64, generator=places)), bends)
+                place = torch.rand((), dtype=torch.float64, generator=places, device="cpu")
+                weights = weights_at(kind, float(place), bends)
                 part = objective.part(batch)
                 if part.empty:  # ignored samples alone, which have no mean
                     report(1)
                     continue
                 point = _combine(weights, torch.cat([ends[:1], middle, ends[1:]]))
-                coefficients = torch.tensor([weights], dtype=torch.float64)
+                coefficients = torch.tensor([weights], dtype=torch.float64, device="cpu")
                 objective.set_buffers(between.buffers_at(coefficients, point, buffers))
                 try:
                     loss, _ = part.loss_and_gradient(point, out=gradient)
@@ -331,7 +335,8 @@ def _train(
                     raise _diverged(epoch, learning_rate) from error
                 for row, weight in zip(middle.grad, weights[1:-1], strict=True):
                     torch.mul(gradient, weight, out=row)
-                optimizer.step()
+                with scalars_on_host():
+                    optimizer.step()
                 total += loss * len(batch)
                 counted += len(batch)
                 report(1)
@@ -373,7 +378,8 @@ def _length(kind: str, control: Tensor) -> float:
     """Euclidean length, of a curve that of a chain of a thousand segments."""
     bends = len(control) - 2
     steps = bends + 1 if kind == "polygon" else LENGTH_POINTS
-    weights = torch.tensor([weights_at(kind, i / steps, bends) for i in range(steps + 1)], dtype=torch.float64)
+    rows = [weights_at(kind, i / steps, bends) for i in range(steps + 1)]
+    weights = torch.tensor(rows, dtype=torch.float64, device="cpu")
     legs = (control[1:].double() - control[:-1].double()).cpu()
     gram = legs @ legs.T
     # Weights that sum to zero, as those of a difference do, are combinations of the legs.

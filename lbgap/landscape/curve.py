@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lbgap.checks import Amount
 from lbgap.flat import Selection
 from lbgap.landscape.line import Line, evaluate_path
 from lbgap.objective import Objective
@@ -33,7 +34,7 @@ def curve(
     parameters: Selection | None = None,
     batch_norm: str | None = None,
     precision: str | None = None,
-    batch_size: int | None = None,
+    batch_size: Amount | None = None,
     device: str | torch.device | None = None,
     backend: str | None = None,
     coupled: bool | None = None,
@@ -69,7 +70,8 @@ def curve(
             of x_s everywhere; ``"recalibrate"``: estimated anew on the training data at each point.
         precision: ``"float32"`` (the default), ``"float64"``, or ``"mixed"``: products in bfloat16 where the network
             allows it, so that all values are exact to some 0.1 % only.
-        batch_size: Samples in a micro-batch; with ``batch_norm="batch"`` part of the result, 5,000 by default.
+        batch_size: Samples in a micro-batch, or a share of the training data (0.1, ``"10%"``); with
+            ``batch_norm="batch"`` part of the result, 5,000 by default.
         device: Where to compute; the small model's device by default.
         backend: ``"auto"`` (the default), ``"native"`` or ``"torch"``.
         coupled: True where the samples of a batch see each other, in model or loss: the value is then the mean

@@ -60,6 +60,13 @@ def kind_of(models: Sequence[object], directions: str | Tensor | None, normalise
     return kind
 
 
+def roles(count: int, kind: str) -> list[str]:
+    """What so many models are called in messages."""
+    if kind == "pca":
+        return [f"{number}." for number in range(1, count + 1)]
+    return list(ORDINALS) if count == 3 else ["given"]
+
+
 def check_models(models: Sequence[nn.Module], kind: str, given: Given) -> None:
     """Refuse models that are not finite points of one parameter space.
 
@@ -70,12 +77,8 @@ def check_models(models: Sequence[nn.Module], kind: str, given: Given) -> None:
 
     Raises:
         ValueError: They differ, or one has a parameter that is not finite.
-        TypeError: One is not a module.
     """
-    if kind == "pca":
-        names = [f"{number}." for number in range(1, len(models) + 1)]
-    else:
-        names = list(ORDINALS) if len(models) == 3 else ["given"]
+    names = roles(len(models), kind)
     for model, name in zip(models, names, strict=True):
         parameters = given.options.get("parameters", "all")
         check_same_architecture(models[0], model, (names[0], name), parameters=parameters, bare=given.bare)
@@ -148,8 +151,8 @@ def _through(models: Sequence[nn.Module], objective: Objective) -> Frame:
     corners = [(0.0, 0.0), (length, 0.0), (along, height)]
     return Frame(
         ends=ends,
-        origin=torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64),
-        slopes=torch.tensor([slope_x, slope_y], dtype=torch.float64),
+        origin=torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, device="cpu"),
+        slopes=torch.tensor([slope_x, slope_y], dtype=torch.float64, device="cpu"),
         marks=tuple((name, *at) for name, at in zip(ORDINALS, corners, strict=True)),
         axes=("first to second, Euclidean distance", "line to third, Euclidean distance"),
         ranges=_widened(corners),
@@ -169,8 +172,8 @@ def _around(
         raise ValueError(f"the two {what} are parallel, or one is zero: they span no plane")
     return Frame(
         ends=torch.cat((centre[None], rows)),
-        origin=torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64),
-        slopes=torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64),
+        origin=torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, device="cpu"),
+        slopes=torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64, device="cpu"),
         marks=((name, 0.0, 0.0),),
         axes=(axes[0], axes[1]),
         **{"ranges": ((-1.0, 1.0), (-1.0, 1.0)), **rest},

@@ -15,6 +15,7 @@ from lbgap.landscape.combined import Combined, Pairs
 from lbgap.landscape.given import Given
 from lbgap.objective import Objective
 from lbgap.system.progress import Report, evaluations_bar
+from lbgap.unwrap import unwrapped
 
 BLOCK = 256  # points between two moves of the progress bar; a multiple of what is evaluated at once
 
@@ -40,7 +41,7 @@ class Ends(Combined):
                 an option is out of its range.
             TypeError: One is not a module.
         """
-        small = given.module
+        small, large = given.module, another(large, "large-batch")
         check_same_architecture(small, large, parameters=given.options.get("parameters", "all"), bare=given.bare)
         for role, model in (("small-batch", small), ("large-batch", large)):
             check_finite(model, role)
@@ -61,7 +62,7 @@ class Ends(Combined):
         block = 1 if self.one_by_one else BLOCK
         with evaluations_bar(title, len(rows) * len(found), progress) as report:
             for first in range(0, len(rows), block):
-                some = self.at(torch.tensor(rows[first : first + block], dtype=torch.float64))
+                some = self.at(torch.tensor(rows[first : first + block], dtype=torch.float64, device="cpu"))
                 for pairs, new in zip(found, some, strict=True):
                     pairs += new
                     for loss, _ in new if report is not None else ():
@@ -99,6 +100,21 @@ def flat_like(model: nn.Module, objective: Objective) -> Tensor:
     return torch.cat([named[name].detach().reshape(-1).to(theta) for name in objective.names])
 
 
+def another(model: nn.Module | Objective, role: str) -> nn.Module:
+    """A model beside the one whose loss is evaluated, without its wrappers; see :func:`lbgap.unwrap.unwrapped`.
+
+    Raises:
+        TypeError: It is not a module.
+        ValueError: There is no plain module inside.
+    """
+    if isinstance(model, Objective):
+        raise TypeError(
+            f"the {role} model must be a torch.nn.Module, got Objective: only the first may be an Objective, so pass "
+            "its module"
+        )
+    return unwrapped(model, f"the {role} model")
+
+
 def check_same_architecture(
     small: nn.Module,
     large: nn.Module,
@@ -117,13 +133,8 @@ def check_same_architecture(
         bare: Whether one of them may lack the running statistics of batch-norm.
 
     Raises:
-        TypeError: One is not a module.
         ValueError: They differ; the message names the first parameter, buffer or module that does.
     """
-    for role, model in zip(names, (small, large), strict=True):
-        if not isinstance(model, nn.Module):
-            hint = ": only the first may be an Objective, so pass its module" if isinstance(model, Objective) else ""
-            raise TypeError(f"the {role} model must be a torch.nn.Module, got {type(model).__name__}{hint}")
     _check_shapes("parameter", dict(small.named_parameters()), dict(large.named_parameters()))
     _check_what_stays(small, large, parameters)
     ours, theirs = (_buffers(model, bare) for model in (small, large))

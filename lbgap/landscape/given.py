@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from lbgap.checks import is_whole
 from lbgap.flat import name_patterns
 from lbgap.measures.call import as_objective
 from lbgap.objective import Objective
+from lbgap.unwrap import unwrapped
 
 MODES = ("eval", "batch", "freeze", "recalibrate")
 
@@ -57,6 +59,8 @@ class Given:
         first = self.objective
         if first is None:
             first = as_objective(self.module, data, options)
+            if not is_whole(options.get("batch_size", 1)):  # a share, of the training data
+                options["batch_size"] = first.batch_size
         elif first.batch_size == first.samples:
             # All samples at once: so are those of the test data, where they can be.
             options["batch_size"] = sys.maxsize if first.coupled else None
@@ -69,6 +73,7 @@ def take(
     batch_norm: str | None,
     options: Mapping[str, Any],
     default: str = "eval",
+    role: str = "small-batch",
 ) -> Given:
     """Tell a module from an objective, and find out how its loss is evaluated.
 
@@ -78,11 +83,12 @@ def take(
         batch_norm: One of :data:`MODES`, or None.
         options: The other keywords of an :class:`lbgap.Objective`; None where the caller gave none.
         default: The mode of batch-norm where the caller gave none.
+        role: What the minimizer is called in messages.
 
     Raises:
         ValueError: There is no such mode; or an objective came together with data or options that belong to it, or is
             the loss on a part of the space.
-        TypeError: ``parameters`` names none.
+        TypeError: ``parameters`` names none, or the minimizer is no module.
     """
     if isinstance(minimizer, Objective):
         objective = as_objective(minimizer, data, {"batch_norm": batch_norm, **options})
@@ -92,7 +98,7 @@ def take(
     own = {name: value for name, value in options.items() if value is not None}
     if not isinstance(own.get("parameters", ""), str):
         own["parameters"] = name_patterns(own["parameters"])  # which may be read only once
-    return Given(minimizer, None, mode, own)
+    return Given(unwrapped(minimizer, f"the {role} model"), None, mode, own)
 
 
 def check_batch_norm(batch_norm: str) -> None:

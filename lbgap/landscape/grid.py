@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lbgap.checks import whole
+from lbgap.checks import number, several, shown, whole
 from lbgap.landscape.combined import Combined
 from lbgap.landscape.frame import SNAP, Frame, Range
 from lbgap.landscape.record import Record
@@ -54,14 +53,14 @@ class Grid:
         self._x, self._y = (_axis(low, high, count) for (low, high), count in zip(bounds, points, strict=True))
         self.x, self.y = self._x.tolist(), self._y.tolist()
         shape = len(self.y), len(self.x)
-        self.values = torch.full((2 * len(combined.objectives), *shape), math.nan, dtype=torch.float64)
-        self.evaluated = torch.zeros(shape, dtype=torch.bool)
+        self.values = torch.full((2 * len(combined.objectives), *shape), math.nan, dtype=torch.float64, device="cpu")
+        self.evaluated = torch.zeros(shape, dtype=torch.bool, device="cpu")
 
     def at_marks(self, report: Reporter | None) -> tuple[float, ...]:
         """The training loss at the marks."""
         count = len(self._frame.marks)
-        rows = torch.eye(len(self._frame.ends), dtype=torch.float64)[:count]
-        places = torch.tensor([[-1, index] for index in range(count)])
+        rows = torch.eye(len(self._frame.ends), dtype=torch.float64, device="cpu")[:count]
+        places = torch.tensor([[-1, index] for index in range(count)], dtype=torch.int64, device="cpu")
         return tuple(self._chunk(places, rows, report)[0, :, 0].tolist())
 
     def fill(self, tolerance: float | None, report: Reporter | None) -> None:
@@ -72,9 +71,9 @@ class Grid:
             return
         present = [i for i in range(len(self.values)) if i % 2 == 0 or self._classes(i // 2)]
         some = self.values[present]
-        share = torch.tensor([[[0.0 if i % 2 else tolerance]] for i in present], dtype=torch.float64)
+        share = torch.tensor([[[0.0 if i % 2 else tolerance]] for i in present], dtype=torch.float64, device="cpu")
         least = torch.tensor(
-            [[[self._apart(i // 2, tolerance) if i % 2 else 0.0]] for i in present], dtype=torch.float64
+            [[[self._apart(i // 2, tolerance) if i % 2 else 0.0]] for i in present], dtype=torch.float64, device="cpu"
         )
 
         def evaluate(wanted: list[tuple[int, int]]) -> None:
@@ -93,7 +92,7 @@ class Grid:
         return self._combined.objectives[number].classes is not None
 
     def _evaluate(self, wanted: list[tuple[int, int]], report: Reporter | None) -> None:
-        for some in torch.tensor(wanted, dtype=torch.int64).view(-1, 2).split(CHUNK):
+        for some in torch.tensor(wanted, dtype=torch.int64, device="cpu").view(-1, 2).split(CHUNK):
             row, column = some.unbind(1)
             rows = self._frame.coefficients(torch.stack((self._x[column], self._y[row]), 1))
             found = self._chunk(some, rows, report)
@@ -102,7 +101,8 @@ class Grid:
 
     def _chunk(self, places: Tensor, rows: Tensor, report: Reporter | None) -> Tensor:
         """Losses and accuracies at some points, ``(sets, k, 2)``."""
-        found = self._record.chunk(places, lambda: torch.tensor(self._combined.at(rows), dtype=torch.float64))
+        at = self._combined.at
+        found = self._record.chunk(places, lambda: torch.tensor(at(rows), dtype=torch.float64, device="cpu"))
         for loss in found[..., 0].flatten().tolist() if report is not None else ():
             report(0, loss)  # type: ignore[misc]
         return found
@@ -123,9 +123,9 @@ def check_grid(points: Any, x_range: Any, y_range: Any) -> tuple[tuple[int, int]
         TypeError: A number is of the wrong kind.
         ValueError: It is out of its range.
     """
-    pair = tuple(points) if isinstance(points, tuple | list) else (points, points)
+    pair = several(points) or [points, points]
     if len(pair) != 2:
-        raise ValueError(f"points must be one number, or columns and rows, got {points!r}")
+        raise ValueError(f"points must be one number, or columns and rows, got {shown(points)}")
     columns, rows = (whole("points", count, 2) for count in pair)
     if columns * rows > MAX_POINTS:
         raise ValueError(f"points must be at most {MAX_POINTS:,} in all, got {columns} x {rows}")
@@ -134,18 +134,21 @@ def check_grid(points: Any, x_range: Any, y_range: Any) -> tuple[tuple[int, int]
 
 def _axis(low: float, high: float, count: int) -> Tensor:
     """Evenly spaced coordinates; zero itself where rounding has missed it."""
-    found = torch.linspace(low, high, count, dtype=torch.float64)
+    found = torch.linspace(low, high, count, dtype=torch.float64, device="cpu")
     return torch.where(found.abs() < SNAP * (high - low), 0.0, found)
 
 
 def _range(name: str, bounds: Any) -> Range | None:
     if bounds is None:
         return None
-    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
-        raise TypeError(f"{name} must be two numbers, got {bounds!r}")
-    for bound in bounds:
-        if isinstance(bound, bool) or not isinstance(bound, numbers.Real):
-            raise TypeError(f"{name} must be two numbers, got {bound!r}")
-    if not (math.isfinite(bounds[0]) and math.isfinite(bounds[1]) and bounds[0] < bounds[1]):
-        raise ValueError(f"{name} must be finite and ascend, got {bounds[0]} and {bounds[1]}")
-    return float(bounds[0]), float(bounds[1])
+    pair = several(bounds)
+    if pair is None or len(pair) != 2:
+        raise TypeError(f"{name} must be two numbers, got {shown(bounds)}")
+    found = [number(bound) for bound in pair]
+    for bound, value in zip(pair, found, strict=True):
+        if value is None:
+            raise TypeError(f"{name} must be two numbers, got {shown(bound)}")
+    low, high = (float(value) for value in found if value is not None)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"{name} must be finite and ascend, got {pair[0]} and {pair[1]}")
+    return low, high

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lbgap.checks import whole
+from lbgap.checks import Amount, number, shown, whole
 from lbgap.flat import Selection
 from lbgap.landscape.combined import Pairs
 from lbgap.landscape.ends import Ends
@@ -87,7 +86,7 @@ def line(
     parameters: Selection | None = None,
     batch_norm: str | None = None,
     precision: str | None = None,
-    batch_size: int | None = None,
+    batch_size: Amount | None = None,
     device: str | torch.device | None = None,
     backend: str | None = None,
     coupled: bool | None = None,
@@ -123,7 +122,8 @@ def line(
             of x_s everywhere; ``"recalibrate"``: estimated anew on the training data at each point.
         precision: ``"float32"`` (the default), ``"float64"``, or ``"mixed"``: products in bfloat16 where the network
             allows it, so that all values are exact to some 0.1 % only.
-        batch_size: Samples in a micro-batch; with ``batch_norm="batch"`` part of the result, 5,000 by default.
+        batch_size: Samples in a micro-batch, or a share of the training data (0.1, ``"10%"``); with
+            ``batch_norm="batch"`` part of the result, 5,000 by default.
         device: Where to compute; the small model's device by default.
         backend: ``"auto"`` (the default), ``"native"`` or ``"torch"``.
         coupled: True where the samples of a batch see each other, in model or loss: the value is then the mean
@@ -199,12 +199,13 @@ def evaluate_path(
     """
     began = time.perf_counter()
     points, low, high, rise = grid
-    points = check_range(points, low, high)
-    check_rise(rise)
+    points, low, high = check_range(points, low, high)
+    rise = check_rise(rise)
     check_progress(progress)
     ends = Ends(take(small, data, batch_norm, options), large, data, test_data)
     checked = ends.check()
-    alphas = [_snapped(alpha) for alpha in torch.linspace(low, high, points, dtype=torch.float64).tolist()]
+    even = torch.linspace(low, high, points, dtype=torch.float64, device="cpu")
+    alphas = [_snapped(alpha) for alpha in even.tolist()]
     missing = [end for end in (0.0, 1.0) if end not in alphas]
     found = ends.evaluate([weights(alpha) for alpha in (*alphas, *missing)], measure, progress)
     shapes = []
@@ -258,33 +259,37 @@ def _snapped(alpha: float) -> float:
     return float(round(alpha)) if abs(alpha - round(alpha)) < SNAP else alpha
 
 
-def check_range(points: int, low: float, high: float) -> int:
-    """Refuse values of alpha that are none; returns how many.
+def check_range(points: object, low: object, high: object) -> tuple[int, float, float]:
+    """Refuse values of alpha that are none; returns how many, the first and the last.
 
     Raises:
         TypeError: A number is of the wrong kind.
         ValueError: It is out of its range.
     """
     points = whole("points", points, 2, MAX_POINTS + 1)
-    for name, value in (("low", low), ("high", high)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    bounds = [number(value) for value in (low, high)]
+    for name, value, found in zip(("low", "high"), (low, high), bounds, strict=True):
+        if found is None:
+            raise TypeError(f"{name} must be a number, got {shown(value)}")
+    least, largest = (float(found) for found in bounds if found is not None)
+    if not (math.isfinite(least) and math.isfinite(largest) and least < largest):
         raise ValueError(f"low and high must be finite with low < high, got {low} and {high}")
-    return points
+    return points, least, largest
 
 
-def check_rise(rise: float) -> None:
-    """Refuse a rise of the loss that is none.
+def check_rise(rise: object) -> float:
+    """Refuse a rise of the loss that is none; returns it.
 
     Raises:
         TypeError: It is not a number.
         ValueError: It is not above zero.
     """
-    if isinstance(rise, bool) or not isinstance(rise, numbers.Real):
-        raise TypeError(f"rise must be a number, got {rise!r}")
-    if not 0 < rise < math.inf:
+    found = number(rise)
+    if found is None:
+        raise TypeError(f"rise must be a number, got {shown(rise)}")
+    if not 0 < found < math.inf:
         raise ValueError(f"rise must be finite and above 0, got {rise}")
+    return found
 
 
 def columns(pairs: Pairs) -> tuple[tuple[float, ...], tuple[float, ...] | None]:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lbgap.checks import flag, positive, whole
+from lbgap.checks import Amount, flag, positive, whole
 from lbgap.flat import Selection
 from lbgap.landscape.buffers import combined_buffers
 from lbgap.landscape.combined import Combined
-from lbgap.landscape.directions import check_models, kind_of, make_frame
+from lbgap.landscape.directions import check_models, kind_of, make_frame, roles
+from lbgap.landscape.ends import another
 from lbgap.landscape.frame import Frame, Range
 from lbgap.landscape.given import Given, take
 from lbgap.landscape.grid import Grid, Rows, check_grid
@@ -107,7 +108,7 @@ def plane(
     parameters: Selection | None = None,
     batch_norm: str | None = None,
     precision: str | None = None,
-    batch_size: int | None = None,
+    batch_size: Amount | None = None,
     device: str | torch.device | None = None,
     backend: str | None = None,
     coupled: bool | None = None,
@@ -160,7 +161,8 @@ def plane(
             anew on the training data at each point.
         precision: ``"float32"`` (the default), ``"float64"``, or ``"mixed"``: products in bfloat16 where the network
             allows it.
-        batch_size: Samples in a micro-batch; with ``batch_norm="batch"`` part of the result, 5,000 by default.
+        batch_size: Samples in a micro-batch, or a share of the training data (0.1, ``"10%"``); with
+            ``batch_norm="batch"`` part of the result, 5,000 by default.
         device: Where to compute; the device of the first model, or of the last iterate, by default.
         backend: ``"auto"`` (the default), ``"native"`` or ``"torch"``.
         coupled: True where the samples of a batch see each other, in model or loss: the value is then the mean
@@ -195,7 +197,7 @@ def plane(
     (columns, rows), asked = check_grid(points, x_range, y_range)
     tolerance = _tolerance(refine)
     seed = whole("seed", seed, 0)
-    flag("resume", resume)
+    resume = flag("resume", resume)
     if resume and out is None:
         raise ValueError("resume=True needs the folder of the plane that goes on: pass it as `out`")
     check_progress(progress)
@@ -265,6 +267,7 @@ def _taken(
 
     Raises:
         ValueError: As :func:`lbgap.landscape.given.take`, or another one is an objective.
+        TypeError: One is not a module.
     """
     place = len(several) - 1 if kind == "pca" else 0
     for index, one in enumerate(several):
@@ -273,8 +276,12 @@ def _taken(
                 "an Objective may stand for the first of three minimizers or for the last iterate alone, got one as "
                 f"model {index + 1} of {len(several)}: pass its module"
             )
-    given = take(several[place], data, batch_norm, options)
-    return given, [given.module if isinstance(one, Objective) else one for one in several]
+    names = roles(len(several), kind)
+    given = take(several[place], data, batch_norm, options, role=names[place])
+    return given, [
+        given.module if index == place else another(one, name)
+        for index, (one, name) in enumerate(zip(several, names, strict=True))
+    ]
 
 
 def _rise(losses: Rows, mark_loss: Sequence[float]) -> float:

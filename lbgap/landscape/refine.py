@@ -114,11 +114,12 @@ def _predicted(
 
 
 def _weights(nodes: Sequence[int], targets: Sequence[int]) -> Tensor:
-    found = torch.ones(len(targets), len(nodes), dtype=torch.float64)
+    found = torch.ones(len(targets), len(nodes), dtype=torch.float64, device="cpu")
     for column, node in enumerate(nodes):
         for other in nodes:
             if other != node:
-                found[:, column] *= torch.tensor([(at - other) / (node - other) for at in targets], dtype=torch.float64)
+                factors = [(at - other) / (node - other) for at in targets]
+                found[:, column] *= torch.tensor(factors, dtype=torch.float64, device="cpu")
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lbgap import _extension, ops, reference
+from lbgap.checks import number
 
 REGIONS = ("keskar", "linf", "adaptive")
 
@@ -85,16 +85,24 @@ def box(region: str, centre: Tensor, epsilon: float, backend: str = "auto") -> B
         ValueError: Unknown region or backend, or ``epsilon`` is not a finite number above zero.
         TypeError: ``epsilon`` is not a number.
     """
-    if region not in REGIONS:
-        raise ValueError(f"region must be one of {', '.join(map(repr, REGIONS))}, got {region!r}")
-    if isinstance(epsilon, bool) or not isinstance(epsilon, numbers.Real):
-        raise TypeError(f"epsilon must be a number, got {type(epsilon).__name__}: try 1e-3")
-    try:
-        width = float(epsilon)
-    except OverflowError:  # an int beyond float64
-        width = math.inf
-    if not 0 < torch.tensor(width, dtype=centre.dtype).item() < math.inf:
-        raise ValueError(f"epsilon must be finite and above zero in {centre.dtype}, got {epsilon}: try 1e-3 or 5e-4")
+    width = check_box(region, epsilon, centre.dtype)
     absolute = 0.0 if region == "adaptive" else width
     relative = 0.0 if region == "linf" else width
     return Box(centre, absolute, relative, _extension.resolve_backend(backend, centre.device))
+
+
+def check_box(region: str, epsilon: object, dtype: torch.dtype) -> float:
+    """Judge what can be judged without a centre; returns ``epsilon``.
+
+    Raises:
+        ValueError: Unknown region, or ``epsilon`` is not a finite number above zero, or not in ``dtype``.
+        TypeError: ``epsilon`` is not a number.
+    """
+    if region not in REGIONS:
+        raise ValueError(f"region must be one of {', '.join(map(repr, REGIONS))}, got {region!r}")
+    width = number(epsilon)
+    if width is None:
+        raise TypeError(f"epsilon must be a number, got {type(epsilon).__name__}: try 1e-3")
+    if not 0 < torch.tensor(width, dtype=dtype, device="cpu").item() < math.inf:
+        raise ValueError(f"epsilon must be finite and above zero in {dtype}, got {epsilon}: try 1e-3 or 5e-4")
+    return width

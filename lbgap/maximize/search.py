@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbgap.checks import whole
+from lbgap.checks import Amount, amount, counted, whole
 from lbgap.maximize import apgd, lbfgsb, scipy, vertex
 from lbgap.maximize.climb import Listener, Maximum, from_start, of_part
 from lbgap.maximize.region import Box
@@ -65,7 +65,7 @@ def starts(objective: Objective, region: Box, restarts: int, seed: int) -> Itera
         yield f"random {index}", point
 
 
-def check(method: str, iterations: int | None, restarts: int, scout: int | None, seed: int) -> dict[str, Any]:
+def check(method: str, iterations: int | None, restarts: int, scout: Amount | None, seed: int) -> dict[str, Any]:
     """Judge the arguments of :func:`maximise` that need no data; returns them, the method's own iterations by default.
 
     Raises:
@@ -79,7 +79,7 @@ def check(method: str, iterations: int | None, restarts: int, scout: int | None,
         "method": method,
         "iterations": whole("iterations", iterations, 1),
         "restarts": whole("restarts", restarts, 0),
-        "scout": None if scout is None else whole("scout", scout, 0),
+        "scout": None if scout is None else amount("scout", scout, 0),
         "seed": whole("seed", seed, 0),
     }
 
@@ -101,7 +101,7 @@ def check_scaling(method: str, scaling: str | None) -> str | None:
     return scaling or lbfgsb.SCALINGS[0]
 
 
-def scout_samples(objective: Objective, method: str, restarts: int, scout: int | None) -> int:
+def scout_samples(objective: Objective, method: str, restarts: int, scout: int | float | None) -> int:
     """How many samples the restarts climb on before all of them; 0 for no scouting.
 
     Args:
@@ -114,6 +114,7 @@ def scout_samples(objective: Objective, method: str, restarts: int, scout: int |
     Raises:
         ValueError: ``scout`` is more than all samples.
     """
+    scout = None if scout is None else counted(scout, objective.samples)
     if scout is not None and scout > objective.samples:
         raise ValueError(f"scout must be between 0 and {objective.samples} samples, got {scout}")
     if method != "vertex" or not restarts or objective.coupled:
@@ -130,7 +131,7 @@ def maximise(
     base: float | None = None,
     iterations: int | None = None,
     restarts: int = 0,
-    scout: int | None = None,
+    scout: Amount | None = None,
     seed: int = 0,
     scaling: str | None = None,
     also: Sequence[Start] = (),
@@ -169,8 +170,8 @@ def maximise(
         FloatingPointError: The loss is NaN or infinite at the centre.
     """
     own = check(method, iterations, restarts, scout, seed)
-    iterations, restarts, scout, seed = (own[name] for name in ("iterations", "restarts", "scout", "seed"))
-    samples = scout_samples(objective, method, restarts, scout)
+    iterations, restarts, seed = (own[name] for name in ("iterations", "restarts", "seed"))
+    samples = scout_samples(objective, method, restarts, own["scout"])
     few = objective.subset(samples) if samples else None
     base = float(objective.loss(region.centre)) if base is None else base
     shared: dict[str, Any] = {"region": region, "base": base, "report": report}

@@ -12,7 +12,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lbgap.checks import positive, whole
+from lbgap.checks import positive, several, shown, whole
 from lbgap.measures.call import Call, Options, call
 from lbgap.measures.draws import normals
 from lbgap.measures.hessian.eigenvalues import eigenvalues
@@ -158,9 +158,12 @@ def _increasing(distances: Sequence[float]) -> list[float]:
         ValueError: There is none, or they do not increase from above zero.
         TypeError: One is no number.
     """
-    ladder = [positive("a distance", distance, "0.1") for distance in distances]
+    listed = several(distances)
+    if listed is None:
+        raise TypeError(f"distances must be several numbers such as (0.01, 0.1), got {shown(distances)}")
+    ladder = [positive("a distance", distance, "0.1") for distance in listed]
     if not ladder or any(after <= before for before, after in itertools.pairwise(ladder)):
-        raise ValueError(f"distances must be one or more numbers that increase, got {list(distances)}")
+        raise ValueError(f"distances must be one or more numbers that increase, got {listed}")
     return ladder
 
 
@@ -206,7 +209,8 @@ def oriented(vector: Tensor) -> Tensor:
 
 def _losses(task: Call, direction: Tensor, ladder: list[float], report: Any) -> tuple[list[float], list[float]]:
     """The loss ahead and behind at each distance."""
-    steps = torch.tensor([*ladder, *(-distance for distance in ladder)]).to(task.centre)
+    both = [*ladder, *(-distance for distance in ladder)]
+    steps = torch.tensor(both, dtype=torch.float32, device="cpu").to(task.centre)
     found: list[float] = []
     for part in steps.split(max(1, LARGEST // len(direction))):
         values = task.objective.losses(torch.addcmul(task.centre, part[:, None], direction)).tolist()

@@ -71,13 +71,11 @@ def average_sharpness(
     own: dict[str, Any] = {
         "sigma": positive("sigma", sigma, "0.01"),
         "draws": draws,
-        "adaptive": adaptive,
-        "antithetic": antithetic,
+        "adaptive": flag("adaptive", adaptive),
+        "antithetic": flag("antithetic", antithetic),
         "relative_error": None if relative_error is None else positive("relative_error", relative_error, "0.05"),
         "seed": seed,
     }
-    flag("adaptive", adaptive)
-    flag("antithetic", antithetic)
     check_progress(progress)
     with (
         call("average_sharpness", model, data, options) as task,

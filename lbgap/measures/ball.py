@@ -106,7 +106,7 @@ def ball_sharpness(
         True
     """
     radius, eta = positive("radius", radius, "0.05"), positive("eta", eta, "0.01", zero=True)
-    flag("adaptive", adaptive)
+    adaptive = flag("adaptive", adaptive)
     iterations = whole("iterations", iterations, 1)
     restarts = whole("restarts", restarts, 0)
     seed = whole("seed", seed, 0)

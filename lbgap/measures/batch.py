@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lbgap.checks import positive, whole
+from lbgap.checks import Amount, amount, counted, positive, whole
 from lbgap.measures.call import Options, call
 from lbgap.measures.draws import ended, known, mean_and_error
 from lbgap.objective import Objective
@@ -24,7 +24,7 @@ def batch_sharpness(
     model: nn.Module | Objective,
     data: Any = None,
     *,
-    batch: int,
+    batch: Amount,
     relative_error: float | None = 0.05,
     draws: int = 200,
     seed: int = 0,
@@ -41,7 +41,8 @@ def batch_sharpness(
         model: Any ``torch.nn.Module`` that can be differentiated twice, never changed; or an
             :class:`~lbgap.objective.Objective`.
         data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
-        batch: Samples of a batch; with ``batch_norm="batch"`` or ``coupled=True`` they see each other, as in training.
+        batch: Samples of a batch, or a share of all (0.1, ``"10%"``); with ``batch_norm="batch"`` or ``coupled=True``
+            they see each other, as in training.
         relative_error: Stop after eight draws or more once the standard error is at most this share of the mean; None
             for all draws. Stopping on the error makes it slightly too small.
         draws: Batches at most, two or more.
@@ -69,7 +70,7 @@ def batch_sharpness(
         >>> lbgap.batch_sharpness(torch.nn.Linear(4, 2), data, batch=2).value > 0
         True
     """
-    batch, relative_error, draws, seed = _check(batch, relative_error, draws, seed)
+    size, relative_error, draws, seed = _check(batch, relative_error, draws, seed)
     check_progress(progress)
     with (
         call("batch_sharpness", model, data, options) as task,
@@ -78,6 +79,7 @@ def batch_sharpness(
         quotients: list[float] = []
         squares: list[float] = []
         empty = 0
+        batch = counted(size, task.objective.samples)
         base = float(task.objective.loss(task.centre))
         for part in _batches(task.objective, batch, 1, draws, seed):
             if part.empty:
@@ -123,7 +125,7 @@ def noise_scale(
     model: nn.Module | Objective,
     data: Any = None,
     *,
-    batch: int = 32,
+    batch: Amount = 32,
     population: str = "data",
     relative_error: float | None = 0.05,
     draws: int = 200,
@@ -143,7 +145,8 @@ def noise_scale(
     Args:
         model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`.
         data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
-        batch: b, below the number of samples; it does not change the value in the mean.
+        batch: b, below the number of samples, or a share of them (0.1, ``"10%"``); it does not change the value in
+            the mean.
         population: Of what G is the mean gradient. ``"data"``: of these samples, so that it is known exactly.
             ``"distribution"``: of what they were drawn from; ``|G|^2`` is then ``|g|^2 - tr(Sigma) / N``, unbiased as
             in the source, and at a minimizer often not above zero.
@@ -173,7 +176,7 @@ def noise_scale(
     """
     if population not in POPULATIONS:
         raise ValueError(f"population must be 'data' or 'distribution', got {population!r}")
-    batch, relative_error, draws, seed = _check(batch, relative_error, draws, seed)
+    size, relative_error, draws, seed = _check(batch, relative_error, draws, seed)
     check_progress(progress)
     with (
         call("noise_scale", model, data, options) as task,
@@ -184,6 +187,7 @@ def noise_scale(
             raise ValueError(
                 f"noise_scale needs samples whose gradients do not depend on each other: {objective.uncoupling}"
             )
+        batch = counted(size, total)
         base, mean = objective.loss_and_gradient(task.centre)
         traces: list[float] = []
         for part in _batches(objective, batch, 0, draws, seed):
@@ -224,10 +228,12 @@ def noise_scale(
         )
 
 
-def _check(batch: int, relative_error: float | None, draws: int, seed: int) -> tuple[int, float | None, int, int]:
+def _check(
+    batch: Amount, relative_error: float | None, draws: int, seed: int
+) -> tuple[int | float, float | None, int, int]:
     """Check what both take."""
-    batch, draws, seed = whole("batch", batch, 1), whole("draws", draws, 2), whole("seed", seed, 0)
-    return batch, None if relative_error is None else positive("relative_error", relative_error, "0.05"), draws, seed
+    size, draws, seed = amount("batch", batch), whole("draws", draws, 2), whole("seed", seed, 0)
+    return size, None if relative_error is None else positive("relative_error", relative_error, "0.05"), draws, seed
 
 
 def _batches(objective: Objective, batch: int, spare: int, draws: int, seed: int) -> Iterator[Objective]:

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
+from lbgap.checks import Amount
 from lbgap.flat import Selection
 from lbgap.objective import Objective
 from lbgap.problem.call import CallFunction
@@ -30,7 +31,7 @@ class Options(TypedDict, total=False):
     parameters: Selection | None
     batch_norm: str | None
     precision: str | None
-    batch_size: int | None
+    batch_size: Amount | None
     device: str | torch.device | None
     backend: str | None
     coupled: bool | None
@@ -44,9 +45,9 @@ class Search(Options, total=False):
     method: str
     iterations: int | None
     restarts: int
-    scout: int | None
+    scout: Amount | None
     scaling: str | None
-    samples: int | None
+    samples: Amount | None
     region: str
     seed: int
     progress: Report

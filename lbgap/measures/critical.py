@@ -153,7 +153,7 @@ def _bracket(
 def _first(task: Call, base: float, d: Tensor, slope: float, report: Callable[[int], None]) -> float:
     """Where the parabola through the loss and slope at x and the loss a Polyak step away comes back to f(x)."""
     polyak = abs(base / slope) if slope and base else 1.0
-    if not 0 < torch.tensor(polyak, dtype=torch.float32).item() < math.inf:
+    if not 0 < torch.tensor(polyak, dtype=torch.float32, device="cpu").item() < math.inf:
         return 1.0
     value = float(task.objective.losses((task.centre + polyak * d)[None]))
     report(1)

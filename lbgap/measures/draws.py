@@ -22,7 +22,7 @@ def normals(centre: Tensor, seed: int) -> Iterator[Tensor]:
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
     """The mean of independent draws, two or more, and its standard error."""
-    drawn = torch.tensor(values, dtype=torch.float64)
+    drawn = torch.tensor(values, dtype=torch.float64, device="cpu")
     return float(drawn.mean()), float(drawn.std()) / math.sqrt(len(values))
 
 

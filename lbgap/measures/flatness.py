@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lbgap.checks import whole
+from lbgap.checks import flag, whole
 from lbgap.measures.call import Call, Options, call
 from lbgap.measures.draws import mean_and_error
 from lbgap.objective import Objective
@@ -73,8 +73,7 @@ def relative_flatness(
     """
     if layer is not None and not isinstance(layer, str):
         raise TypeError(f"layer must be a name such as '4' or '4.weight', got {layer!r}")
-    if exact is not None and not isinstance(exact, bool):
-        raise TypeError(f"exact must be True, False or None (whichever is cheaper), got {exact!r}")
+    exact = None if exact is None else flag("exact", exact)
     draws = whole("draws", draws, 2)
     seed = whole("seed", seed, 0)
     check_progress(progress)
@@ -140,7 +139,7 @@ def _signs(weight: Tensor, draws: int, seed: int) -> Iterator[Tensor]:
 
 def _curvatures(task: Call, name: str, matrices: Iterator[Tensor], report: Callable[[int], None]) -> list[float]:
     """``z' H z`` for each z, several to a gradient."""
-    vectors = torch.zeros(max(1, min(AT_ONCE, LARGEST // len(task.centre))), len(task.centre)).to(task.centre)
+    vectors = task.centre.new_zeros(max(1, min(AT_ONCE, LARGEST // len(task.centre))), len(task.centre))
     parts = [task.objective.split(vector)[name] for vector in vectors]
     found: list[float] = []
     filled = 0

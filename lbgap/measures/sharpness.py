@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lbgap.checks import Amount, amount
 from lbgap.flat import Selection
 from lbgap.maximize.climb import Maximum, of_part
-from lbgap.maximize.region import Box, box
+from lbgap.maximize.region import Box, box, check_box
 from lbgap.maximize.search import check, check_scaling, maximise, scout_samples
 from lbgap.measures.call import Call, Options
 from lbgap.measures.call import call as work_on
@@ -96,10 +97,10 @@ def fast_sharpness(
     method: str = "vertex",
     iterations: int | None = None,
     restarts: int = 0,
-    scout: int | None = None,
+    scout: Amount | None = None,
     scaling: str | None = None,
     start: Tensor | None = None,
-    samples: int | None = None,
+    samples: Amount | None = None,
     region: str = "keskar",
     subspace: int | None = None,
     trials: int | None = None,
@@ -110,7 +111,7 @@ def fast_sharpness(
     parameters: Selection | None = None,
     batch_norm: str | None = None,
     precision: str | None = None,
-    batch_size: int | None = None,
+    batch_size: Amount | None = None,
     device: str | torch.device | None = None,
     backend: str | None = None,
     coupled: bool | None = None,
@@ -135,13 +136,13 @@ def fast_sharpness(
         iterations: Iterations at most from each start; by default 20 (vertex, lbfgsb), 30 (apgd) or 10 (scipy).
         restarts: Starts beside the minimizer itself: first targeted at each class in turn, then random points. With
             any, vertex ascent also refines its best vertices by APGD.
-        scout: Samples on which vertex ascent climbs from each restart first; it goes on with all samples where that
-            leads higher than every scout before. By default a thirty-second, at least 128, of data sets of 1,024
-            samples or more; 0 for none.
+        scout: Samples on which vertex ascent climbs from each restart first, or a share of all (0.1, ``"10%"``, as for
+            ``samples`` and ``batch_size``); it goes on with all where that leads higher than every scout before. By
+            default a thirty-second, at least 128, of data sets of 1,024 samples or more; 0 for none.
         scaling: Of the loss, for ``"lbfgsb"``: ``"box"`` (default), the first step is as long as the box, or
             ``"paper"``, none, as in the recipe.
         start: One more point to start from, ``(n,)``, for example one found before; projected onto the region.
-        samples: Search on this many samples, drawn with ``seed``, as many of each class as it has of the data; then the
+        samples: Search on so many samples, drawn with ``seed``, as many of each class as it has of the data; then the
             loss at the point found is evaluated on all. By default the search sees all of them.
         region: ``"keskar"``: half-width epsilon (|x_i| + 1); ``"linf"``: epsilon; ``"adaptive"``: epsilon |x_i|.
         subspace: Number p of dimensions of a random manifold, 100 in the paper; the full space by default.
@@ -157,7 +158,7 @@ def fast_sharpness(
         batch_norm: ``"eval"`` (default, running statistics) or ``"batch"`` (those of each evaluation batch).
         precision: ``"float32"`` (default), ``"float64"``, or ``"mixed"``: bfloat16 chooses directions, float32
             reports.
-        batch_size: Samples in a micro-batch; chosen by itself.
+        batch_size: Samples in a micro-batch, or a share; chosen by itself.
         device: Where to compute; the model's device by default.
         backend: ``"auto"`` (default), ``"native"`` or ``"torch"``.
         coupled: True where the samples of a batch see each other, in model or loss: the value is then the mean
@@ -202,7 +203,8 @@ def fast_sharpness(
     }
     subspace, trials, distribution = check_manifold(subspace, trials, distribution)
     manifolds = {} if subspace is None else {"subspace": subspace, "trials": trials, "distribution": distribution}
-    box(region, torch.zeros(1, dtype=torch.float64), epsilon, "torch")  # judged before any data are read
+    epsilon = check_box(region, epsilon, torch.float64)
+    samples = None if samples is None else amount("samples", samples)
     check_progress(progress)
     with work_on("sharpness", model, data, options) as task:
         objective = task.objective
@@ -242,7 +244,7 @@ def _measure(
     objective, on_all = task.objective, searched is task.objective
     own = {
         "region": region,
-        "epsilon": float(epsilon),
+        "epsilon": epsilon,
         **search,
         "scout": scout_samples(searched, search["method"], search["restarts"], search["scout"]),
         "searched": searched.samples,

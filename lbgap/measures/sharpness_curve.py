@@ -13,7 +13,8 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from lbgap.maximize.region import box
+from lbgap.checks import several, shown
+from lbgap.maximize.region import check_box
 from lbgap.measures.call import Search, as_objective, separate
 from lbgap.measures.sharpness import Sharpness, fast_sharpness
 from lbgap.objective import Objective
@@ -83,11 +84,10 @@ def sharpness_curve(
         True
     """
     began = time.perf_counter()
-    if not isinstance(epsilons, Iterable) or isinstance(epsilons, str):
-        raise TypeError(f"epsilons must be several numbers such as (5e-4, 1e-3), got {epsilons!r}")
-    sizes = tuple(epsilons)
-    for size in sizes:
-        box("keskar", torch.zeros(1, dtype=torch.float64), size, "torch")  # judges it
+    listed = several(epsilons)
+    if listed is None:
+        raise TypeError(f"epsilons must be several numbers such as (5e-4, 1e-3), got {shown(epsilons)}")
+    sizes = tuple(check_box("keskar", size, torch.float64) for size in listed)
     if not sizes or any(b <= a for a, b in itertools.pairwise(sizes)):
         raise ValueError(f"epsilons must be one or more numbers that increase, got {sizes}: sort them")
     own, rest = separate("sharpness_curve", search)
@@ -107,8 +107,8 @@ def sharpness_curve(
     return SharpnessCurve(
         value=last.value,
         status=last.status,
-        settings={**shared, "measure": "sharpness_curve", "epsilon": list(map(float, sizes))},
-        epsilons=tuple(map(float, sizes)),
+        settings={**shared, "measure": "sharpness_curve", "epsilon": list(sizes)},
+        epsilons=sizes,
         values=tuple(result.value for result in found),
         results=tuple(found),
         evaluations=sum(result.evaluations for result in found),

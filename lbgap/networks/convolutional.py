@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lbgap.checks import whole
+from lbgap.checks import several, shown, whole
 from lbgap.networks.start import Initialisation, Start, norm
 
 CIFAR = (3, 32, 32)
@@ -181,11 +181,12 @@ def c2_1d(inputs: int = 40, outputs: int = 10, *, seed: int, initialisation: Ini
 
 
 def _image(inputs: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(inputs, str) or not isinstance(inputs, Sequence):
-        raise TypeError(f"inputs must be channels, height and width, got {inputs!r}: write [3, 32, 32]")
-    sizes = tuple(whole("inputs", size, 1) for size in inputs)
-    if len(inputs) != 3:
-        raise ValueError(f"inputs must be channels, height and width, got {list(inputs)}: write [3, 32, 32]")
+    listed = several(inputs)
+    if listed is None:
+        raise TypeError(f"inputs must be channels, height and width, got {shown(inputs)}: write [3, 32, 32]")
+    sizes = tuple(whole("inputs", size, 1) for size in listed)
+    if len(sizes) != 3:
+        raise ValueError(f"inputs must be channels, height and width, got {listed}: write [3, 32, 32]")
     return sizes
 
 

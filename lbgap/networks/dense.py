@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lbgap.checks import whole
+from lbgap.checks import flag, several, shown, whole
 from lbgap.networks.start import Initialisation, Start, norm
 
 
@@ -44,13 +44,13 @@ def mlp(
         ValueError: A size below 1, a negative seed, or an unknown initialisation.
         TypeError: A size, the seed or ``batch_norm`` of the wrong type.
     """
-    if isinstance(hidden, str) or not isinstance(hidden, Sequence):
-        raise TypeError(f"hidden must be a list of widths, got {hidden!r}: write [512, 512]")
-    roles = ["inputs", *["hidden"] * len(hidden), "outputs"]
-    widths = [whole(role, size, 1) for role, size in zip(roles, [inputs, *hidden, outputs], strict=True)]
+    inner = several(hidden)
+    if inner is None:
+        raise TypeError(f"hidden must be a list of widths, got {shown(hidden)}: write [512, 512]")
+    roles = ["inputs", *["hidden"] * len(inner), "outputs"]
+    widths = [whole(role, size, 1) for role, size in zip(roles, [inputs, *inner, outputs], strict=True)]
     start = Start(seed, initialisation)
-    if not isinstance(batch_norm, bool):
-        raise TypeError(f"batch_norm must be true or false, got {batch_norm!r}")
+    batch_norm = flag("batch_norm", batch_norm)
     layers: list[nn.Module] = []
     for width, following in itertools.pairwise(widths[:-1]):
         layers.append(start.linear(width, following))

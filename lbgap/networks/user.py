@@ -10,6 +10,7 @@ import sys
 from torch import nn
 
 from lbgap.checks import hint
+from lbgap.unwrap import unwrapped
 
 
 def from_path(path: str) -> nn.Module:
@@ -59,7 +60,7 @@ def _network(module: object, attribute: str, path: str) -> nn.Module:
         raise ValueError(f"no {attribute!r} in the module of {path!r}{hint(attribute, vars(module))}")
     found = getattr(module, attribute)
     if isinstance(found, nn.Module):
-        return found
+        return unwrapped(found)
     if not callable(found):
         raise TypeError(
             f"{path!r} must be a torch.nn.Module or a callable that returns one, got {type(found).__name__}"
@@ -77,4 +78,4 @@ def _network(module: object, attribute: str, path: str) -> nn.Module:
     network = found()
     if not isinstance(network, nn.Module):
         raise TypeError(f"{path!r} must return a torch.nn.Module, got {type(network).__name__}")
-    return network
+    return unwrapped(network)

@@ -166,7 +166,7 @@ class Held:
             "threads": torch.get_num_threads(),
             "backend": self.backend,
             **evaluator.flat.call.facts(),
-            "data": "streamed" if evaluator.is_streamed else "resident",
+            "data": evaluator.data.kept,
             "graph": evaluator.graphs.status,
             "judged": dict(self.judged) if isinstance(self.judged, dict) else self.judged,
             "notes": list(self.notes),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lbgap.objective import activations
+from lbgap.objective import activations, casts
 from lbgap.objective.passes import BATCH_NORM_BATCH, PROBE_SAMPLES, Evaluator
 from lbgap.objective.questions import additive, gradient, moves, paths, repeats, slope
 from lbgap.objective.questions.case import Case
@@ -67,7 +67,7 @@ def judge(
         evaluator.batch_size = _unit(evaluator, batch_size or loader_batch)
         if not evaluator.flat.takes_statistics:
             evaluator.few_samples = min(evaluator.few_samples, evaluator.batch_size)
-    probed = evaluator.within_memory(lambda: _probe_or_unit(evaluator))
+    probed = evaluator.within_memory(lambda: _probe_or_unit(evaluator, model))
     if not evaluator.coupled:
         evaluator.batch_size = _micro_batch(evaluator, batch_size, probed.bytes_each)
     if evaluator.bfloat16:
@@ -114,21 +114,21 @@ def _same_draws(evaluator: Evaluator) -> contextlib.AbstractContextManager[None]
     return torch.random.fork_rng([evaluator.device] if evaluator.device.type == "cuda" else [])
 
 
-def _probe_or_unit(evaluator: Evaluator) -> Probed:
+def _probe_or_unit(evaluator: Evaluator, model: nn.Module) -> Probed:
     """Run a few samples, or where samples see each other and a few cannot be run, a whole batch of them."""
     by_statistics = evaluator.flat.takes_statistics
     if not evaluator.coupled or by_statistics or evaluator.few_samples >= evaluator.batch_size:
-        return _probe(evaluator)
+        return _probe(evaluator, model)
     try:
-        return _probe(evaluator)
+        return _probe(evaluator, model)
     except torch.OutOfMemoryError:
         raise
     except Exception:  # of a model or a loss that takes batches of one size
         evaluator.few_samples = evaluator.batch_size
-        return _probe(evaluator)
+        return _probe(evaluator, model)
 
 
-def _probe(evaluator: Evaluator) -> Probed:
+def _probe(evaluator: Evaluator, model: nn.Module) -> Probed:
     """Run a few samples: do model, loss and data fit, is there a gradient, how large is a sample's activations?"""
     few, pristine = evaluator.few(), evaluator.few()
     versions = [part._version for part in few.tensors()]
@@ -140,6 +140,7 @@ def _probe(evaluator: Evaluator) -> Probed:
         except Exception as error:
             raise ValueError(
                 f"the model does not accept inputs {trees.describe(few.inputs)}: {first_line(error)}"
+                f"{casts.remedy(model, evaluator.flat.theta.dtype, evaluator.given, error)}"
             ) from error
         evaluator.fit(output, few)
         if evaluator.returns_tensor and few.cuttable and len(output) != few.size:
@@ -198,10 +199,10 @@ def _check_gradient(evaluator: Evaluator, output: Any, targets: Tree) -> None:
     except RuntimeError as error:
         raise ValueError(f"the loss cannot be differentiated: {first_line(error)}") from error
     if not found:
-        raise ValueError(
-            "the loss does not depend on the parameters that may move: check parameters= and that neither "
-            "model nor loss detaches its output"
-        )
+        how = "check parameters= and that neither model nor loss detaches its output"
+        if any(getattr(module, "merged", False) is True for module in evaluator.flat.module.modules()):
+            how = "adapters are merged into the weights, so call model.unmerge_adapter() first"
+        raise ValueError(f"the loss does not depend on the parameters that may move: {how}")
 
 
 def _overwritten(used: Batch, fresh: Batch) -> bool:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lbgap._extension import resolve_backend
-from lbgap.checks import flag, whole
+from lbgap.checks import Amount, amount, counted, flag
 from lbgap.flat import FlatModule, Selection, name_patterns
+from lbgap.objective import casts
 from lbgap.objective.coordinates import Coordinates
 from lbgap.objective.directional import Directional
 from lbgap.objective.judge import has_bfloat16
@@ -31,6 +32,7 @@ from lbgap.problem.hold import Ready, hold, take
 from lbgap.problem.loss import Loss, LossFunction, log_probability, resolve_loss
 from lbgap.problem.stored import Samples, Table
 from lbgap.system import device as hardware
+from lbgap.unwrap import unwrapped
 
 PRECISIONS = ("float32", "float64", "mixed")
 
@@ -53,7 +55,7 @@ class Objective(Parts, Directional):
         parameters: Selection = "all",
         batch_norm: str = "eval",
         precision: str = "float32",
-        batch_size: int | None = None,
+        batch_size: Amount | None = None,
         device: str | torch.device | None = None,
         backend: str = "auto",
         coupled: bool = False,
@@ -74,8 +76,9 @@ class Objective(Parts, Directional):
                 paper's scripts do, so that the batch size is part of the result.
             precision: ``"float32"``, ``"float64"``, or ``"mixed"``: gradients that only choose a direction run in
                 bfloat16, every value that is reported in float32.
-            batch_size: Samples in a micro-batch. Chosen by itself otherwise: with ``batch_norm="eval"`` from the
-                size of the activations, with ``"batch"`` the loader's or 5,000 as the paper's authors use.
+            batch_size: Samples in a micro-batch, or a share of all (0.1, ``"10%"``). Chosen by itself otherwise: with
+                ``batch_norm="eval"`` from the size of the activations, with ``"batch"`` the loader's or 5,000 as the
+                paper's authors use.
             device: Where to compute; the model's device by default.
             backend: ``"auto"``, ``"native"`` or ``"torch"``.
             coupled: Whether the samples of a batch see each other, in model or loss. The value is then the mean
@@ -96,17 +99,19 @@ class Objective(Parts, Directional):
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
         if batch_size is not None:
-            batch_size = whole("batch_size", batch_size, 1)
+            batch_size = amount("batch_size", batch_size)
         self.parameters = parameters if isinstance(parameters, str) else name_patterns(parameters)
         self.batch_norm, self.precision = batch_norm, precision
-        flag("coupled", coupled)
-        flag("judge", judge)
+        coupled, judge = flag("coupled", coupled), flag("judge", judge)
         place = None if device is None else hardware.usable(device, torch.device("cpu"))
+        model = unwrapped(model)
+        wanted = wanted.for_model(model)
         notes: list[str] = []
         with torch.inference_mode(False), torch.no_grad():
             dtype = torch.float64 if precision == "float64" else torch.float32
             flat = FlatModule(model, parameters=self.parameters, batch_norm=batch_norm, dtype=dtype, device=place)
             here = flat.theta.device
+            notes += filter(None, [casts.note(model, dtype)])
             self.backend = resolve_backend(backend, here)
             bfloat16 = precision == "mixed" and has_bfloat16(here.type, notes)
             self.coordinates = Coordinates(flat)
@@ -114,10 +119,9 @@ class Objective(Parts, Directional):
             samples, flat.call, loader_batch = self._read(model, data, wanted, call, notes, None if device else here)
             coupled = coupled or (batch_norm == "batch" and flat.has_batch_norm)
             self._evaluator = Evaluator(flat, wanted, samples, notes, coupled=coupled, bfloat16=bfloat16)
+        size = None if batch_size is None else counted(batch_size, self._evaluator.samples)
         with torch.inference_mode(False):
-            output, self.judged = ask(
-                self._evaluator, model, self.coordinates.centre, batch_size, loader_batch, asked=judge
-            )
+            output, self.judged = ask(self._evaluator, model, self.coordinates.centre, size, loader_batch, asked=judge)
         self._products = products.Products(
             flat,
             self._evaluator.loss,

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lbgap.checks import whole
+from lbgap.checks import Amount, amount, counted, whole
 from lbgap.objective.coordinates import RandomManifold, SomeParameters
 from lbgap.objective.held import Held
 from lbgap.problem import trees
@@ -18,11 +18,11 @@ class Parts(Held):
     """What an objective can be narrowed to; all parts share its replica, and their evaluations count there too."""
 
     @torch.inference_mode(False)
-    def subset(self, samples: int) -> Self | None:
+    def subset(self, samples: Amount) -> Self | None:
         """Take fewer samples, spread evenly over the data; over those that count, where some do not.
 
         Args:
-            samples: How many, at most all; fewer are taken where fewer count.
+            samples: How many, at most all, or a share (0.1, ``"10%"``); fewer are taken where fewer count.
 
         Returns:
             The objective, which shares this one's replica and whose evaluations also count here, by its share; or None
@@ -30,27 +30,27 @@ class Parts(Held):
 
         Raises:
             ValueError: ``samples`` is less than one or more than all.
-            TypeError: ``samples`` is not a whole number.
+            TypeError: ``samples`` is neither a whole number nor a share.
         """
-        chosen = spread(samples, self.samples)
+        chosen = spread(counted(amount("samples", samples), self.samples), self.samples)
         if self.coupled or not self._evaluator.data.cuttable:
             return None
         return self._beside(evaluator=self._evaluator.part(self._that_count(chosen)))
 
     @torch.inference_mode(False)
-    def sample(self, samples: int, seed: int = 0) -> Self:
+    def sample(self, samples: Amount, seed: int = 0) -> Self:
         """Take samples drawn at random, as many of each class as it has of all; else like :meth:`subset`.
 
         Args:
-            samples: How many, at most all.
+            samples: How many, at most all, or a share (0.1, ``"10%"``).
             seed: Of the draw.
 
         Raises:
             ValueError: ``samples`` is less than one or more than all, or the samples of a batch see each other
                 (``batch_norm="batch"`` or ``coupled=True``).
-            TypeError: ``samples`` is not a whole number.
+            TypeError: ``samples`` is neither a whole number nor a share.
         """
-        samples = whole("samples", samples, 1, self.samples + 1)
+        samples = whole("samples", counted(amount("samples", samples), self.samples), 1, self.samples + 1)
         if self.coupled:
             raise ValueError(
                 f"samples needs a loss that is a mean over single samples, got {self.coupling}, under which fewer "

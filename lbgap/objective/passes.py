@@ -53,6 +53,7 @@ class Evaluator:
         needs_grad: Whether the model differentiates inside its forward pass, so that values record a graph too.
         device: Where everything is.
         notes: Sentences on what was not done as asked.
+        given: Floating-point types of the inputs before they were cast to the replica's.
         graphs: The CUDA graphs of gradients.
         is_streamed: Whether the data stay on the host.
     """
@@ -82,12 +83,14 @@ class Evaluator:
         self.flat, self.loss, self.notes, self.coupled, self.bfloat16 = flat, loss, notes, coupled, bfloat16
         self.device = flat.theta.device
         self._whole = whole
+        inputs = trees.tensors(data.pool.inputs) if whole is None else []
+        self.given = {part.dtype for part in inputs if part.is_floating_point()}
         self.data = data.placed(self.device, flat.theta.dtype) if whole is None else data
         self.is_streamed = self.data.is_streamed
         none = "cpu" if self.device.type == "cpu" else None if self.device.type == "cuda" else "no CUDA device"
         if self.is_streamed:
             none = "the data are streamed"
-        if self.is_streamed and self.data.table is not None:
+        if self.data.kept == "streamed":
             self.note(STREAMED, f"they are too large for {self.device} and are copied there batch by batch")
         self.graphs = Graphs(self.device, notes, none, moving=flat.moving)
         self._weight: float | None = None
@@ -212,7 +215,8 @@ class Evaluator:
                     if accuracy:  # before the loss, which may overwrite the output
                         correct.append(self.loss.correct(output, batch.targets))
                     shares.append(self._sums(self.loss, output, batch).exact / weight)
-            return torch.stack(shares), torch.stack(correct) if accuracy else torch.empty(0)
+            values = torch.stack(shares)
+            return values, torch.stack(correct) if accuracy else values.new_empty(0)
 
         return self.within_memory(sweep)
 

@@ -29,7 +29,8 @@ def _load_rules() -> None:
     """Let torch compile its forward rules, once; in doing so it warns of its own deprecated calls."""
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.simplefilter("ignore", DeprecationWarning)
-        forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
+        zero = torch.zeros((), dtype=torch.float32, device="cpu")
+        forward_ad.make_dual(zero, zero.clone())
 
 
 @contextmanager

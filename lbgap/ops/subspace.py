@@ -114,7 +114,7 @@ def subspace_gram(
     code = _check_matrix(seed, stream, distribution, first, n=n, p=p)
     if device.type not in _extension.NATIVE_DEVICES:
         return reference.subspace_gram(n, p, seed, stream, distribution, device, first=first)
-    like = torch.empty(0, device=device)
+    like = torch.empty(0, dtype=torch.float32, device=device)
     return cast(Tensor, torch.ops.lbgap.subspace_gram.default(like, n, p, code, seed, stream, first))
 
 

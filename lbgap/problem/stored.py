@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Self
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from lbgap.problem.batch import Batch
-from lbgap.problem.trees import Tree
+from lbgap.problem.trees import Tree, is_graph
 from lbgap.system import device as hardware
 from lbgap.system.files import digest
+
+MAX_CUTS = 4096  # micro-batches of a structured table that are cut once for all passes
 
 
 class Samples(ABC):
@@ -27,6 +31,11 @@ class Samples(ABC):
     size: int
     pool: Batch
     is_streamed: bool = False
+
+    @property
+    def kept(self) -> str:
+        """Where they are between passes, in words: ``"resident"`` on the device, or ``"streamed"`` from the host."""
+        return "streamed" if self.is_streamed else "resident"
 
     @property
     def cuttable(self) -> bool:
@@ -87,6 +96,7 @@ class Table(Samples):
             is_streamed: Whether they are copied there in each pass.
         """
         self.pool, self.size, self.is_streamed, self._device = pool, pool.size, is_streamed, device
+        self._cut: tuple[int, list[Batch]] | None = None  # a tree of many parts costs more to cut than one tensor
 
     @property
     def table(self) -> Batch | None:
@@ -100,7 +110,15 @@ class Table(Samples):
     def batches(self, size: int | None) -> Iterator[Batch]:
         """As :meth:`Samples.batches`; all samples are one batch if there is no size."""
         size = size if size and self.cuttable else self.size
-        return streamed(self.pool, size, self._device) if self.is_streamed else resident(self.pool, size)
+        if self.is_streamed:
+            return streamed(self.pool, size, self._device)
+        if isinstance(self.pool.inputs, Tensor) and isinstance(self.pool.targets, Tensor):
+            return resident(self.pool, size)
+        if -(-self.size // size) > MAX_CUTS:
+            return resident(self.pool, size)
+        if self._cut is None or self._cut[0] != size:
+            self._cut = size, list(resident(self.pool, size))
+        return map(fresh, self._cut[1])
 
     def part(self, chosen: Tensor) -> Samples:
         """As :meth:`Samples.part`."""
@@ -123,10 +141,28 @@ class Table(Samples):
         return digest(self.pool.tensors())
 
 
+def fresh(batch: Batch) -> Batch:
+    """The same tensors in containers of their own, which a model may change: it may pop keys, or set them."""
+    other = copy.copy(batch)
+    other.inputs, other.targets = _fresh(batch.inputs), _fresh(batch.targets)
+    return other
+
+
+def _fresh(tree: Tree) -> Tree:
+    kind = type(tree)
+    if kind is Tensor or isinstance(tree, Tensor):
+        return tree
+    if kind is dict:
+        return {key: _fresh(part) for key, part in tree.items()}
+    if kind is list or kind is tuple:
+        return kind(map(_fresh, tree))
+    return tree_map(lambda leaf: copy.copy(leaf) if is_graph(leaf) else leaf, tree, is_leaf=is_graph)
+
+
 def resident(data: Batch, size: int) -> Iterator[Batch]:
     """Yield micro-batches of data that lie where they are used: views, in order, the last as small as it comes."""
     if size == data.size:
-        yield data
+        yield fresh(data)
         return
     for start in range(0, data.size, size):
         yield data.rows(slice(start, start + size))

@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from lbgap import networks
-from lbgap.checks import whole
-from lbgap.maximize.region import box
+from lbgap.maximize.region import check_box
 from lbgap.maximize.search import check, check_scaling
 from lbgap.objective.coordinates import check_manifold
 from lbgap.sweeps.definition import NETWORK, Definition, Measurement
-from lbgap.sweeps.trial import batch_size_of, data_key, data_of, network_of, objective_of, training_of
+from lbgap.sweeps.trial import data_key, data_of, network_of, objective_of, training_of
 from lbgap.training.batches import resolve_batch_size
 from lbgap.training.optimizers import make_optimizer, resolve_optimizer
 from lbgap.training.remedies.choose import resolve_remedies
@@ -68,7 +67,7 @@ def _alone(settings: Mapping[str, Any], definition: Definition) -> None:
 def _training(settings: Mapping[str, Any], samples: int) -> None:
     chosen = training_of(settings)
     if "batch_size" in chosen:
-        resolve_batch_size(batch_size_of(chosen["batch_size"]), samples)
+        resolve_batch_size(chosen["batch_size"], samples)
     rule: dict[str, Any] = {"epochs": None, "max_epochs": 200, "patience": 10, "tolerance": 0.01}
     Stopping(**{key: chosen.get(key, value) for key, value in rule.items()})
     device = chosen.get("device", "cpu")
@@ -77,7 +76,8 @@ def _training(settings: Mapping[str, Any], samples: int) -> None:
     name = resolve_optimizer(chosen.get("optimizer", "Adam"))
     options = chosen.get("optimizer_options", {})
     resolve_remedies(chosen.get("remedies", ()))
-    make_optimizer(name, [nn.Parameter(torch.zeros(1))], chosen.get("learning_rate", 1e-3), options)
+    weight = nn.Parameter(torch.zeros(1, dtype=torch.float32, device="cpu"))
+    make_optimizer(name, [weight], chosen.get("learning_rate", 1e-3), options)
 
 
 def _measurement(measurement: Measurement, model: nn.Module, data: Any) -> None:
@@ -90,9 +90,9 @@ def _measurement(measurement: Measurement, model: nn.Module, data: Any) -> None:
         check_scaling(method, options.get("scaling"))
         check_manifold(options.get("subspace"), options.get("trials"), options.get("distribution"))
         for epsilon in measurement.epsilons:
-            box(options.get("region", "keskar"), torch.zeros(1), epsilon, "torch")
+            check_box(options.get("region", "keskar"), epsilon, torch.float32)
         objective = objective_of(model, data, measurement)
         if "samples" in options:
-            objective.sample(whole("samples", options["samples"], 1), options.get("seed", 0))
+            objective.sample(options["samples"], options.get("seed", 0))
     except (ValueError, TypeError) as error:
         raise ValueError(f"[[sharpness]] {measurement.name}: {error}") from None

@@ -102,24 +102,9 @@ def network_of(settings: Mapping[str, Any], data: Data, seed: int) -> tuple[nn.M
     return networks.build(spec), {"network": spec}
 
 
-def batch_size_of(value: Any) -> Any:
-    """``256`` is a number of samples, ``0.1`` and ``"10%"`` a share."""
-    if not isinstance(value, str):
-        return value
-    try:
-        if not value.endswith("%"):
-            raise ValueError
-        return float(value[:-1]) / 100
-    except ValueError:
-        raise ValueError(f'batch_size must be samples (256) or a share (0.1, "10%"), got {value!r}') from None
-
-
 def training_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that :func:`lbgap.train` takes, as it takes them."""
-    found = {key: settings[key] for key in SETTINGS if key in settings and key not in _OTHERS}
-    if "batch_size" in found:
-        found["batch_size"] = batch_size_of(found["batch_size"])
-    return found
+    return {key: settings[key] for key in SETTINGS if key in settings and key not in _OTHERS}
 
 
 def objective_of(model: nn.Module, data: Data, measurement: Measurement) -> Objective:

@@ -69,6 +69,15 @@ def repeatable(device_type: str) -> Iterator[None]:
             cudnn.deterministic, cudnn.benchmark = before
 
 
+def scalars_on_host() -> contextlib.AbstractContextManager[Any]:
+    """Around a step of an optimiser of torch, or its making: counts that it keeps stand where they do by default.
+
+    They have no device of their own, so that they would follow the caller's default one, and with it what is saved of a
+    training. No code of the caller's runs inside.
+    """
+    return contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+
+
 def free_bytes(device: torch.device) -> int:
     """Bytes that new tensors on a CUDA device may take: those that are free, and those that torch holds unused."""
     free, _ = torch.cuda.mem_get_info(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,39 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lbgap.checks import is_whole, whole
+from lbgap.checks import Amount, amount, counted
 
 ORDER, NOISE, REMEDY = 0, 1, 3
 """Streams of random numbers of an epoch: the order of the samples, dropout and the like, and from 3 on those of the
 remedies, one a role. (2 is that of the places on a trained path.)"""
 
 
-def resolve_batch_size(batch_size: int | float, samples: int) -> int:
+def resolve_batch_size(batch_size: Amount, samples: int) -> int:
     """Turn what the user passed as ``batch_size`` into a number of samples.
 
     Args:
-        batch_size: An integer counts samples; a float in (0, 1] is a share of the training set, rounded to
-            the nearest sample (0.1 is the paper's large batch).
+        batch_size: As :func:`lbgap.checks.amount` takes it; 0.1, or ``"10%"``, is the paper's large batch.
         samples: The size of the training set.
 
     Returns:
         A number of samples in 1..samples.
 
     Raises:
-        TypeError: It is not a number.
+        TypeError: It is neither a number nor a percentage.
         ValueError: It is less than one sample, more than there are, or a share outside (0, 1].
     """
-    if isinstance(batch_size, numbers.Real) and not isinstance(batch_size, numbers.Integral):
-        share = float(batch_size)
-        if not 0 < share <= 1:
-            raise ValueError(
-                f"batch_size as a float is a share of the training set in (0, 1], got {batch_size}: "
-                "pass an int to count samples"
-            )
-        return max(1, round(share * samples))
-    if not is_whole(batch_size):
-        raise TypeError(f"batch_size must be an int (samples) or a float in (0, 1] (a share), got {batch_size!r}")
-    count = whole("batch_size", batch_size, 1)
+    count = counted(amount("batch_size", batch_size), samples)
     if count > samples:
         raise ValueError(f"batch_size must be at most the {samples} training samples, got {count}: pass 1.0 for all")
     return count

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from lbgap.checks import json_value
+from lbgap.checks import Amount, json_value
 from lbgap.problem.loss import Loss
 from lbgap.problem.samples import DataLike, Split, as_tensors
 from lbgap.replica import Watch, held_tensors, replicate, set_mode
@@ -29,6 +29,7 @@ from lbgap.training.remedies.base import Remedy, Task
 from lbgap.training.remedies.choose import describe
 from lbgap.training.run import CONFIG, MODEL, RESULT, STATE, Run, read_run
 from lbgap.training.stopping import Stopping
+from lbgap.unwrap import unwrapped
 
 DEFAULT_BATCH_SIZE = 256  # the paper's small batch
 
@@ -131,7 +132,7 @@ def new_course(
     data: DataLike,
     test_data: DataLike | None,
     loss: Loss,
-    batch_size: int | float | None,
+    batch_size: Amount | None,
     remedies: list[Remedy],
     optimizer: str,
     learning_rate: float,
@@ -164,6 +165,7 @@ def new_course(
         TypeError: Something is of the wrong kind.
         ValueError: Something is out of range, or does not fit together.
     """
+    model = unwrapped(model)
     state, where = _fresh_state(model, optimizer, learning_rate, optimizer_options or {}, device)
     (train_split, loader_batch), test_split = as_tensors(data), None
     if test_data is not None:
@@ -190,8 +192,6 @@ def _fresh_state(
     model: nn.Module, optimizer: str, rate: float, options: Mapping[str, Any], device: str | torch.device | None
 ) -> tuple[State, torch.device]:
     """Copy the module, move the copy and give it an optimiser."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
         raise ValueError("the model has lazy parameters without a shape yet: run a batch through it first")
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lbgap.problem.loss import Loss
+from lbgap.system.device import scalars_on_host
 from lbgap.training.checkpoint import State
 
 
@@ -55,7 +56,8 @@ class Descent:
         self.state.optimizer.zero_grad(set_to_none=True)
         mean = self.loss.mean(self.state.model(inputs), targets)
         mean.backward()
-        self.state.optimizer.step()
+        with scalars_on_host():
+            self.state.optimizer.step()
         return mean.detach()
 
     def end(self, epoch: int) -> None:

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lbgap.checks import advice, meant, real
+from lbgap.system.device import scalars_on_host
 
 _REFUSED = {
     "LBFGS": "it evaluates each batch several times a step, which needs a closure",
@@ -109,7 +110,8 @@ def make_optimizer(
             hint = advice(str(key), known, "it takes")
             raise ValueError(f"optimizer_options has {key!r}, which {name} does not take: {hint}")
     try:
-        optimizer = kind(list(parameters), lr=learning_rate, **options)
+        with scalars_on_host():
+            optimizer = kind(list(parameters), lr=learning_rate, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} refuses these parameters or options: {' '.join(str(error).split())}") from error
     assert isinstance(optimizer, Optimizer)

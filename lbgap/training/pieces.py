@@ -79,7 +79,9 @@ def adds_up(loss: Loss, output: Tensor, target: Tensor) -> bool:
         return False
     if not output.is_floating_point():
         return True
-    noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(output)
+    noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu").to(
+        output
+    )
     moved = output + noise * (output.std() if bool(output.std() > 0) else 1.0)
     # Not where it does not run: these outputs may be none of the model's, such as negative probabilities.
     return all(_agree(loss, moved, target, cut) is not False for cut in cuts)

@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 from lbgap.layers import HOOKS, POINTWISE, hooked_everywhere, is_hooked
 from lbgap.problem.loss import Loss
+from lbgap.system.device import scalars_on_host
 from lbgap.training.checkpoint import State
 
 ELEMENTWISE = ("Adam", "AdamW", "Adamax", "Adadelta", "Adagrad", "ASGD", "NAdam", "RAdam", "RMSprop", "SGD")
@@ -69,7 +70,8 @@ class Stack:
                     one._buffers[name] = part
             self._tensors.append(tensors)
         first = self._states[0].optimizer
-        self._optimizer = type(first)(own, lr=first.defaults["lr"])  # type: ignore[call-arg]
+        with scalars_on_host():
+            self._optimizer = type(first)(own, lr=first.defaults["lr"])  # type: ignore[call-arg]
         settings = {key: value for key, value in first.param_groups[0].items() if key != "params"}
         self._optimizer.param_groups[0].update(settings)
         self._take_moments()
@@ -127,7 +129,8 @@ class Stack:
         else:
             total = torch.stack([loss.mean(*pair) for pair in zip(outputs, targets, strict=True)]).sum()
         total.backward()
-        self._optimizer.step()
+        with scalars_on_host():
+            self._optimizer.step()
         return total.detach()
 
     def _outputs(self, x: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ class Stopping:
             object.__setattr__(self, "epochs", whole("epochs", self.epochs, 1))
         object.__setattr__(self, "max_epochs", whole("max_epochs", self.max_epochs, 1))
         object.__setattr__(self, "patience", whole("patience", self.patience, 1))
-        if real("tolerance", self.tolerance, positive=False) >= 1:
+        object.__setattr__(self, "tolerance", real("tolerance", self.tolerance, positive=False))
+        if self.tolerance >= 1:
             raise ValueError(f"tolerance must be below 1 (0.01 is one percent), got {self.tolerance}")
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lbgap.checks import json_value, real, whole
+from lbgap.checks import Amount, json_value, real, several, shown, whole
 from lbgap.problem.loss import LossFunction, resolve_loss
 from lbgap.problem.samples import DataLike, as_tensors
 from lbgap.system.progress import check_progress
@@ -31,7 +31,7 @@ def train_together(
     seeds: Sequence[int],
     test_data: DataLike | None = None,
     loss: str | LossFunction = "cross_entropy",
-    batch_size: int | float | None = None,
+    batch_size: Amount | None = None,
     epochs: int | None = None,
     max_epochs: int = 200,
     patience: int = 10,
@@ -98,8 +98,9 @@ def train_together(
     for name, values in (("seeds", seeds), ("out", out), ("configs", configs)):
         if values is None and name != "seeds":
             continue
-        if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != count:
-            raise ValueError(f"{name} must be a list of {count}, one a model, got {values!r}")
+        listed = several(values)
+        if listed is None or len(listed) != count:
+            raise ValueError(f"{name} must be a list of {count}, one a model, got {shown(values)}")
     folders = [None] * count if out is None else [os.path.realpath(folder) for folder in out]
     if out is not None and len(set(folders)) < count:
         raise ValueError("out must be a folder of its own for each model, got one twice")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lbgap.checks import json_value, real, whole
+from lbgap.checks import Amount, json_value, real, whole
 from lbgap.problem.loss import LossFunction, resolve_loss
 from lbgap.problem.samples import DataLike
 from lbgap.system.progress import check_progress
@@ -27,7 +27,7 @@ def train(
     *,
     test_data: DataLike | None = None,
     loss: str | LossFunction = "cross_entropy",
-    batch_size: int | float | None = None,
+    batch_size: Amount | None = None,
     epochs: int | None = None,
     max_epochs: int = 200,
     patience: int = 10,
@@ -67,7 +67,7 @@ def train(
         test_data: What to measure besides, or ``None``.
         loss: ``"cross_entropy"``, ``"mse"``, ``"bce"``, ``"nll"``, ``"l1"`` or ``"huber"``; a loss of torch; or a
             callable ``loss(output, target)``: the mean over the batch, one value a sample, or ``(sum, weight)``.
-        batch_size: An int counts samples; a float in (0, 1] is a share of the training set (0.1 is the
+        batch_size: An int counts samples; a float in (0, 1] or ``"10%"`` is a share of the training set (0.1 is the
             paper's large batch). ``None`` takes the loader's, or 256. The last batch of an epoch may be
             smaller; a single sample left over joins the batch before.
         epochs: How many; ``None`` trains until the training loss stops improving.

@@ -314,6 +314,25 @@ class TestSharpness:
         out = succeed("line", "--model", "own_model:shared", *files, "--data", "data.npz", "--points", "2")
         assert "own1/model.safetensors" in out
 
+    def test_weights_in_other_formats(self, succeed, here):
+        arguments = ("--model", "own_model:net", "--data", "data.npz")
+        succeed("train", "--out", "own", *arguments, "--epochs", 1)
+        weights, _ = files.read_safetensors(here / "own" / "model.safetensors")
+        torch.save(
+            {"epoch": 1, "state_dict": {f"module.{name}": value for name, value in weights.items()}}, "last.ckpt"
+        )
+        torch.save(weights, "old.pt", _use_new_zipfile_serialization=False)
+        (here / "several").mkdir()
+        files.write_safetensors(here / "several" / "one.safetensors", weights, {})
+        files.write_json(
+            here / "several" / "model.safetensors.index.json", {"weight_map": dict.fromkeys(weights, "one.safetensors")}
+        )
+        every = ["own/model.safetensors", "own", "last.ckpt", "old.pt", "several"]
+        given = [item for path in every for item in ("--weights", path)]
+        found = pure_json(succeed("sharpness", *arguments, *given, "--epsilon", "1e-3", "--json"))["results"]
+        assert [result["minimizer"] for result in found] == every
+        assert len({result["value"] for result in found}) == 1
+
     @pytest.mark.filterwarnings("always")
     def test_a_note_is_one_line(self, run, monkeypatch):
         monkeypatch.setattr(hardware, "bfloat16_products", lambda _: False)
@@ -459,7 +478,14 @@ WRONG = [
         "sharpness --model own_model:wide --weights sb/model.safetensors --data data.npz",
     ),
     (1, "nothing.safetensors", "sharpness --model own_model:net --weights nothing.safetensors --data data.npz"),
-    (1, "data.npz is damaged, not safetensors", "sharpness --model own_model:net --weights data.npz --data data.npz"),
+    (
+        1,
+        r"data.npz is a NumPy archive \(.npz\): expected a state dict",
+        "sharpness --model own_model:net --weights data.npz --data data.npz",
+    ),
+    (1, "data.npz is a NumPy archive", "line --model own_model:net --weights data.npz --weights sb --data data.npz"),
+    (1, "own_model.py is a text file", "measure trace --model own_model:net --weights own_model.py --data data.npz"),
+    (1, r"\. has none of model.safetensors", "plane --model own_model:net --weights . --data data.npz"),
     # Places that cannot be written.
     (1, "--out must be a folder, got the file data.npz", "sharpness sb --out data.npz"),
     (1, "data.npz/new: Not a directory", "sharpness sb --out data.npz/new"),

@@ -82,12 +82,25 @@ ARGUMENTS = [
     ({"seed": 0.5}, TypeError, "seed must be a whole number, got 0.5"),
     ({"seed": None}, TypeError, "seed must be a whole number, got None"),
     ({"scout": -5}, ValueError, "scout must be at least 0, got -5"),
-    ({"scout": False}, TypeError, "scout must be a whole number, got False"),
-    ({"scout": 12.0}, TypeError, "scout must be a whole number, got 12.0"),
+    (
+        {"scout": False},
+        TypeError,
+        "scout must be a whole number of samples, or a share such as 0.1 or '10%', got False",
+    ),
+    ({"scout": 12.0}, ValueError, "scout as a float is a share of the samples, above 0 and at most all, got 12.0"),
     ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
     ({"batch_size": -8}, ValueError, "batch_size must be at least 1, got -8"),
-    ({"batch_size": 64.0}, TypeError, "batch_size must be a whole number, got 64.0"),
-    ({"batch_size": True}, TypeError, "batch_size must be a whole number, got True"),
+    (
+        {"batch_size": 64.0},
+        ValueError,
+        "batch_size as a float is a share of the samples, above 0 and at most all, got 64.0: pass an int",
+    ),
+    (
+        {"batch_size": True},
+        TypeError,
+        "batch_size must be a whole number of samples, or a share such as 0.1 or '10%', got True",
+    ),
+    ({"batch_size": "0%"}, ValueError, "batch_size as a percentage is a share of the samples, above 0"),
     (
         {"parameters": "layer4.*"},
         ValueError,
@@ -251,7 +264,7 @@ def two_devices():
 
 MODELS = [
     (lambda: "resnet", TypeError, "model must be a torch.nn.Module, got str"),
-    (lambda: nn.Linear, TypeError, "model must be a torch.nn.Module, got type"),
+    (lambda: nn.Linear, TypeError, "model must be a torch.nn.Module, got the class Linear: pass an instance of it"),
     (nn.Flatten, ValueError, "the model has no parameters: sharpness needs at least one with requires_grad=True"),
     (frozen, ValueError, "the model has 2 parameters, all frozen: sharpness needs at least one"),
     (lambda: nn.LazyLinear(3), ValueError, "parameter 'weight' has no shape yet: run one batch through the model"),

@@ -134,7 +134,11 @@ class TestRules:
         [
             ({"batch": 0}, ValueError, "batch must be at least 1"),
             ({"batch": 9}, ValueError, "batch must be between 1 and [78], got 9"),
-            ({"batch": 2.0}, TypeError, "batch must be a whole number, got 2.0"),
+            (
+                {"batch": 2.0},
+                ValueError,
+                "batch as a float is a share of the samples, above 0 and at most all, got 2.0",
+            ),
             ({"batch": 2, "draws": 1}, ValueError, "draws must be at least 2"),
             ({"batch": 2, "relative_error": -1}, ValueError, "relative_error must be finite and above zero"),
             ({"batch": 2, "seed": -1}, ValueError, "seed must be at least 0"),

@@ -99,7 +99,7 @@ def test_global_random_state_is_untouched(initialisation):
         ({"hidden": ["4"]}, TypeError, "hidden must be a whole number, got '4'"),
         ({"hidden": "44"}, TypeError, r"hidden must be a list of widths, got '44': write \[512, 512\]"),
         ({"hidden": 4}, TypeError, "hidden must be a list of widths, got 4"),
-        ({"batch_norm": "false"}, TypeError, "batch_norm must be true or false, got 'false'"),
+        ({"batch_norm": "false"}, TypeError, "batch_norm must be True or False, got 'false'"),
     ],
 )
 def test_mlp_refuses(change, error, message):

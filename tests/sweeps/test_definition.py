@@ -84,8 +84,11 @@ BAD = [
     ("[base]\noptimizer = 'Adan'", "optimizer 'Adan' is not in torch.optim: did you mean 'Adam'?"),
     ("[base]\noptimizer_options = {momentun = 0.9}\noptimizer = 'SGD'", "did you mean 'momentum'?"),
     ("[grid]\nbatch_size = [8, 61]", "batch_size must be at most the 60 training samples, got 61"),
-    ("[base]\nbatch_size = 1.5", "batch_size as a float is a share of the training set in"),
-    ("[base]\nbatch_size = 'many'", "batch_size must be samples .256. or a share .0.1, \"10%\"., got 'many'"),
+    ("[base]\nbatch_size = 1.5", "batch_size as a float is a share of the samples, above 0 and at most all, got 1.5"),
+    (
+        "[base]\nbatch_size = 'many'",
+        "batch_size must be a whole number of samples, or a share such as 0.1 or '10%', got 'many'",
+    ),
     ("[base]\nnetwork = 'f9'", "network must be one of f1, f2, .*, mlp.*, got 'f9'"),
     ("[base]\nnetwork = 'c1'", "network c1 takes images"),
     ("[base]\ninitialisation = 'keras'", "initialisation must be 'torch' or 'uniform', got 'keras'"),

@@ -79,7 +79,18 @@ class TestBatches:
 
     @pytest.mark.parametrize(
         ("given_size", "expected"),
-        [(1, 1), (37, 37), (np.int64(5), 5), (1.0, 37), (0.1, 4), (1e-9, 1), (np.float32(0.5), 18)],
+        [
+            (1, 1),
+            (37, 37),
+            (np.int64(5), 5),
+            (1.0, 37),
+            (0.1, 4),
+            ("10%", 4),
+            ("100 %", 37),
+            (torch.tensor(0.5), 18),
+            (1e-9, 1),
+            (np.float32(0.5), 18),
+        ],
     )
     def test_sizes_and_shares(self, given_size, expected):
         assert batches.resolve_batch_size(given_size, 37) == expected
@@ -92,7 +103,7 @@ class TestBatches:
 
     @pytest.mark.parametrize("size", ["8", True, (8,)])
     def test_sizes_of_the_wrong_kind(self, size):
-        with pytest.raises(TypeError, match=r"batch_size must be an int .* or a float"):
+        with pytest.raises(TypeError, match=r"batch_size must be a whole number of samples, or a share such as"):
             train(make_model(), make_data(), batch_size=size)
 
     @pytest.mark.parametrize("samples", [37, 1])

@@ -101,7 +101,9 @@ def _saddle(stored: Stored, row: str) -> str:
     shares, told = {}, []
     for regime in ("SB", "LB"):
         density = parts[regime]["density"]
-        nodes, weights = (torch.tensor(density[name], dtype=torch.float64) for name in ("nodes", "weights"))
+        nodes, weights = (
+            torch.tensor(density[name], dtype=torch.float64, device="cpu") for name in ("nodes", "weights")
+        )
         low, high = extent(nodes, weights, tuple(density["known"]))
         shares[regime] = max(0.0, -low) / high if high > 0 else math.inf
         negative = 100 * parts[regime]["mass"]["details"]["negative_share"]

@@ -35,9 +35,10 @@ from lbgap.problem.samples import Data
 from lbgap.result import plain, versions
 from lbgap.system import files
 from lbgap.training import read_run
-from lbgap.training.load import load_model, read_weights
+from lbgap.training.load import load_model
 from lbgap.training.remedies.choose import parse_remedy
 from lbgap.training.run import iterate_path, kept_iterates
+from lbgap.weights import load_weights
 
 RUNS, PARTS = "runs", "parts"
 WAY_RESTARTS = 3  # of the many sharpnesses along a training
@@ -218,7 +219,7 @@ def _during(part: Part) -> dict[str, Any]:
     iterates = list(kept_iterates(folder).items())
     count = min(ON_THE_WAY, len(iterates))
     for epoch, path in [iterates[round(i * (len(iterates) - 1) / max(1, count - 1))] for i in range(count)]:
-        read_weights(model, path)
+        load_weights(model, path)
         objective = _objective(part, model, data)
         sharpness = fast_sharpness(objective, epsilon=part.plan.epsilons[0], restarts=WAY_RESTARTS, seed=part.seed)
         found.append(

@@ -248,7 +248,7 @@ def _asymmetry(stored: dict[str, Any]) -> Asymmetry:
 
 
 def _density(stored: dict[str, Any]) -> Density:
-    tensors = {name: torch.tensor(stored[name], dtype=torch.float64) for name in ("nodes", "weights")}
+    tensors = {name: torch.tensor(stored[name], dtype=torch.float64, device="cpu") for name in ("nodes", "weights")}
     kept = {**_finite(stored), "status": Status(stored["status_name"], stored["status"])}
     del kept["status_name"]
     return Density(**{**kept, **tensors})

@@ -174,12 +174,12 @@ class Training:
 
     def run(self, data: Data | None = None) -> Run:
         """Train, go on with an unfinished run, or read a finished one."""
-        from lbgap.training.load import read_weights
+        from lbgap.weights import load_weights
 
         data = data or load(self.row, self.plan)
         model = networks.build(self.network(data))
         if self.start is not None:
-            read_weights(model, self.start)
+            load_weights(model, self.start)
         return train(
             model,
             data.train,

@@ -153,4 +153,4 @@ def epochs_within(remedy: Remedy, data: Data, batch: int, updates: int) -> int:
 
 def batches_in(samples: int, size: int) -> int:
     """How many batches, that is updates, an epoch has."""
-    return len(split_batches(torch.empty(samples), size))
+    return len(split_batches(torch.empty(samples, dtype=torch.float32, device="cpu"), size))

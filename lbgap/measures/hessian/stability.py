@@ -72,7 +72,8 @@ def edge_of_stability(
     momentum = positive("momentum", momentum, "0.9", zero=True)
     if momentum >= 1:
         raise ValueError(f"momentum must be below one, got {momentum}: try 0.9")
-    flag("nesterov", nesterov)
+    nesterov = flag("nesterov", nesterov)
+    tolerance = positive("tolerance", tolerance, "1e-3")
     check_progress(progress)
     limit = (2 + 2 * momentum) / learning_rate / (1 + 2 * momentum if nesterov else 1)
     with call("edge_of_stability", model, data, options) as task:

@@ -78,7 +78,7 @@ def _missing(case: Case, graph: Graph) -> list[str]:
     missing = {name: id(part) for name, part in zip(flat.names, flat.moving, strict=True)}
     missing = {name: key for name, key in missing.items() if key not in graph.leaves}
     tried = min(max(0, samples - size), MAX_BATCHES * size)
-    chosen = torch.linspace(size, samples - 1, tried, dtype=torch.float64).long()
+    chosen = torch.linspace(size, samples - 1, tried, dtype=torch.float64, device="cpu").long()
     for rows in chosen.split(size) if missing and tried else ():
         if case.evaluator.coupled and len(rows) < size:
             break

@@ -250,7 +250,7 @@ class _Line:
         """
         self._step(0.0)
         self.slope, self._grain, self._sideways = 0.0, math.inf, []
-        noise = torch.randn(ENTRIES, generator=torch.Generator().manual_seed(number), device="cpu")
+        noise = torch.randn(ENTRIES, generator=torch.Generator().manual_seed(number), dtype=torch.float32, device="cpu")
         found = []
         for place, (part, whole) in enumerate(zip(self._flat.moving, self._gradients, strict=True)):
             if whole is not None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lbgap.checks import whole
+from lbgap.checks import flag, several, whole
 from lbgap.training.remedies.base import Remedy, Role, Task
 
 PAPER = {"flip": True, "rotate": 10.0, "shift": 0.2}
@@ -47,8 +47,8 @@ class Augment(Remedy):
             TypeError: One of them is of the wrong kind.
             ValueError: One of them is out of range, or none does anything.
         """
-        if self.flip is not None and not isinstance(self.flip, bool):
-            raise TypeError(f"flip of augment must be True or False, got {self.flip!r}")
+        if self.flip is not None:
+            object.__setattr__(self, "flip", flag("flip of augment", self.flip))
         for key, most in (("rotate", 180), ("shift", 1)):
             if getattr(self, key) is not None and (value := self._real(key, positive=False)) > most:
                 unit = "degrees" if key == "rotate" else "the whole size"
@@ -59,12 +59,13 @@ class Augment(Remedy):
                 "augment does nothing with what is named: give flip, rotate or shift a value, or leave out"
             )
         if self.shape is not None:
-            if not isinstance(self.shape, tuple | list) or len(self.shape) not in (1, 3):
+            shape = several(self.shape)
+            if shape is None or len(shape) not in (1, 3):
                 raise ValueError(
                     "shape of augment must be (channels, height, width) of an image or (length,) of a signal, got "
                     f"{self.shape!r}"
                 )
-            object.__setattr__(self, "shape", tuple(whole("shape of augment", size, 1) for size in self.shape))
+            object.__setattr__(self, "shape", tuple(whole("shape of augment", size, 1) for size in shape))
 
     @classmethod
     def from_text(cls, options: Mapping[str, Any]) -> Self:

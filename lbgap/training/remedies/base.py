@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from lbgap.checks import json_value, real, whole
 from lbgap.datasets import Split
 from lbgap.problem.loss import Loss
+from lbgap.system.device import scalars_on_host
 from lbgap.training.batches import REMEDY, derive_seed
 
 Evaluate = Callable[[], Tensor]
@@ -235,7 +236,8 @@ class Remedy:
             The mean loss of the batch before the first step, without a gradient.
         """
         value = evaluate()
-        task.optimizer.step()
+        with scalars_on_host():
+            task.optimizer.step()
         return value
 
     def end(self, task: Task) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lbgap.checks import advice
+from lbgap.checks import advice, percent
 from lbgap.training.remedies.augment import Augment
 from lbgap.training.remedies.average import SWA
 from lbgap.training.remedies.base import Remedy
@@ -112,7 +112,8 @@ def _value(text: str) -> Any:
         return text.lower() in ("yes", "true")
     if re.fullmatch(r"[+-]?\d+", text):
         return int(text)
+    share = percent(text)
     try:
-        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        return float(text) if share is None else share
     except ValueError:
         return text

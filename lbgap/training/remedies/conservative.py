@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lbgap.system.device import scalars_on_host
 from lbgap.training.remedies.base import Evaluate, Remedy, Role, Task
 
 
@@ -49,5 +50,6 @@ class Conservative(Remedy):
                 for parameter, anchor in zip(task.parameters, before, strict=True):
                     if parameter.grad is not None:
                         parameter.grad.add_(parameter - anchor, alpha=self.lam)
-            task.optimizer.step()
+            with scalars_on_host():
+                task.optimizer.step()
         return value

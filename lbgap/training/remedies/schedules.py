@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from lbgap.checks import is_whole, whole
+from lbgap.checks import Amount, amount, several, whole
 from lbgap.training.batches import resolve_batch_size
 from lbgap.training.remedies.base import Remedy, Role, Task
-
-
-def _size(name: str, size: object) -> int | float:
-    """A batch size as a plain number; whether it is in range depends on the data."""
-    if is_whole(size):
-        return operator.index(size)  # type: ignore[arg-type]
-    if isinstance(size, bool) or not isinstance(size, numbers.Real):
-        raise TypeError(f"{name} must be an int (samples) or a float in (0, 1] (a share), got {size!r}")
-    return float(size)
 
 
 @dataclass(frozen=True)
@@ -32,10 +21,10 @@ class Batches(Remedy):
 
     Attributes:
         sizes: Batch sizes by the epoch from which they hold, from 2 on, as ``batch_size`` of the training: an int
-            counts samples, a float in (0, 1] is a share of the training set. Kept as pairs.
+            counts samples, a float in (0, 1] or ``"10%"`` is a share of the training set. Kept as pairs.
     """
 
-    sizes: Mapping[int, int | float] | tuple[tuple[int, int | float], ...]
+    sizes: Mapping[int, Amount] | tuple[tuple[int, int | float], ...]
 
     name: ClassVar[str] = "batches"
     roles: ClassVar[tuple[Role, ...]] = (Role.SIZE,)
@@ -53,7 +42,7 @@ class Batches(Remedy):
                 "batches needs a batch size by epoch, as {51: 0.1} or on the command line batches:51=10%, got "
                 f"{self.sizes!r}"
             )
-        sizes = {whole("an epoch of batches", epoch, 2): _size("a size of batches", size) for epoch, size in pairs}
+        sizes = {whole("an epoch of batches", epoch, 2): amount("a size of batches", size) for epoch, size in pairs}
         object.__setattr__(self, "sizes", tuple(sorted(sizes.items())))
 
     @classmethod
@@ -109,7 +98,7 @@ class Grow(Remedy):
     every: int | None = None
     at: tuple[int, ...] = ()
     factor: float = 2.0
-    limit: int | float = 0.1
+    limit: Amount = 0.1
 
     name: ClassVar[str] = "grow"
     roles: ClassVar[tuple[Role, ...]] = (Role.SIZE, Role.RATE)
@@ -121,13 +110,13 @@ class Grow(Remedy):
             TypeError: One of them is not a number.
             ValueError: One of them is out of range.
         """
-        at = self.at if isinstance(self.at, tuple | list) else (self.at,)
+        at = several(self.at) or ([] if self.at == () else [self.at])
         object.__setattr__(self, "at", tuple(sorted(whole("an epoch in `at` of grow", epoch, 2) for epoch in at)))
         if (self.every is None) == (not self.at):
             raise ValueError("grow needs either every=N epochs or the epochs `at` which it grows (grow:every=30)")
         if self.every is not None:
             self._whole("every", 1)
-        object.__setattr__(self, "limit", _size("limit of grow", self.limit))
+        object.__setattr__(self, "limit", amount("limit of grow", self.limit))
         if self._real("factor", positive=True) <= 1:
             raise ValueError(f"factor of grow must be greater than 1, got {self.factor}")
 

@@ -65,8 +65,8 @@ def test_equal_outputs_need_no_copy(case):
 def test_a_copy_settles_it(case):
     found = [case.first], [case.first + 1e-4]
     inputs = case.evaluator.few().inputs.double()
-    assert rounding.differ(case, *found, lambda m: [m(inputs), m(inputs)]) is False
-    assert rounding.differ(case, *found, lambda m: [m(inputs), m(inputs) + 1e-8]) is True
+    assert rounding.differ(case, *found, lambda m: [m.run(inputs), m.run(inputs)]) is False
+    assert rounding.differ(case, *found, lambda m: [m.run(inputs), m.run(inputs) + 1e-8]) is True
 
 
 @pytest.mark.parametrize(

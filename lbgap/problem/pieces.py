@@ -1,0 +1,129 @@
+"""Samples that cannot be joined: batches with borders of their own, in memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from lbgap.problem.batch import Batch
+from lbgap.problem.stored import Samples, fresh, resident
+from lbgap.system import device as hardware
+from lbgap.system.files import digest
+
+FIRST = 32  # batches among which the largest becomes the pool
+UNCUT = (
+    "a share of the samples needs batches that can be cut, got batches whose parts differ in length, or graphs: use "
+    "all samples"
+)
+
+
+class Pieces(Samples):
+    """Batches, each of which is cut where it can be: padded each for itself, or graphs."""
+
+    def __init__(self, pieces: Sequence[Batch], device: torch.device, *, is_streamed: bool = False) -> None:
+        """Take them as they are.
+
+        Args:
+            pieces: One or more, in order; for a stream in pinned memory.
+            device: Where they are used.
+            is_streamed: Whether they are copied there in each pass.
+        """
+        self._pieces, self.is_streamed, self._device = list(pieces), is_streamed, device
+        self.size = sum(piece.size for piece in self._pieces)
+        first = self._pieces[:FIRST]
+        self.pool = max([piece for piece in first if piece.cuttable] or first, key=lambda piece: piece.size)
+        self._cuttable = all(piece.cuttable for piece in self._pieces)
+
+    @property
+    def cuttable(self) -> bool:
+        """Whether all batches can be cut."""
+        return self._cuttable
+
+    def chunks(self) -> Iterator[Batch]:
+        """Each batch."""
+        return map(fresh, self._pieces)
+
+    def batches(self, size: int | None) -> Iterator[Batch]:
+        """As :meth:`Samples.batches`; what cannot be cut comes as it is."""
+        pieces = uploaded(iter(self._pieces), self._device) if self.is_streamed else map(fresh, self._pieces)
+        return itertools.chain.from_iterable(cut(piece, size) for piece in pieces)
+
+    def part(self, chosen: Tensor) -> Samples:
+        """As :meth:`Samples.part`, in ascending order.
+
+        Raises:
+            ValueError: A batch cannot be cut.
+        """
+        return Pieces([*chosen_rows(self._pieces, chosen)], self._device).on(self._device)
+
+    def placed(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """As :meth:`Samples.placed`."""
+        return self.on(device, dtype)
+
+    def on(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        """On a device if they fit there, else in pinned memory.
+
+        Args:
+            device: That.
+            dtype: Of floating tensors; None for their own.
+        """
+        tensors = (part for piece in self._pieces for part in piece.tensors())
+        fits = hardware.fit(tensors, device, dtype or torch.float32)
+
+        def place(tensor: Tensor) -> Tensor:
+            tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
+            wanted = dtype if tensor.is_floating_point() else None
+            return tensor.to(device, wanted) if fits else hardware.pinned(tensor, wanted)
+
+        return type(self)([piece.map(place) for piece in self._pieces], device, is_streamed=not fits)
+
+    def digest(self) -> str:
+        """As :meth:`Samples.digest`."""
+        return digest(part for piece in self._pieces for part in piece.tensors())
+
+
+def cut(batch: Batch, size: int | None) -> Iterator[Batch]:
+    """Micro-batches of at most a size, where the batch can be cut."""
+    if size is None or not batch.cuttable or batch.size <= size:
+        yield batch
+    else:
+        yield from resident(batch, size)
+
+
+def chosen_rows(batches: Iterator[Batch] | Sequence[Batch], chosen: Tensor) -> Iterator[Batch]:
+    """Some samples of batches, those of each batch together, in ascending order.
+
+    Args:
+        batches: All samples, in order.
+        chosen: Their indices, ``(samples,)`` int64 on the CPU; one that stands twice comes twice.
+
+    Raises:
+        ValueError: A batch cannot be cut.
+    """
+    order, start, begin = chosen.sort().values, 0, 0
+    for batch in batches:
+        if begin == len(order):
+            return
+        if not batch.cuttable:
+            raise ValueError(UNCUT)
+        end = int(torch.searchsorted(order, start + batch.size))
+        if end > begin:
+            yield batch.rows(order[begin:end] - start)
+        start, begin = start + batch.size, end
+
+
+def uploaded(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Copy batches from pinned memory to a GPU, on a stream of their own, while it computes with the one before."""
+    copier = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(copier):
+            there = batch.map(lambda part: part.to(device, non_blocking=True))
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(copier)
+        for part in there.tensors():
+            part.record_stream(current)  # whose memory is the copier's
+        yield there
