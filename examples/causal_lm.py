@@ -56,7 +56,7 @@ def main(count: int = 128, epochs: int = 12) -> tuple[list[GPT2LMHeadModel], Dat
         spectrum = lbgap.eigenvalues(objective, k=3, tolerance=0.01)
         print(f"{name}: loss {found[-1].base_loss:.4f}, sharpness {found[-1].value:.3f} %")
         print("  largest eigenvalues", *(f"{value:.3g}" for value in spectrum.values))
-    print(lbgap.line(*models, loader, loss="causal_lm", points=7))
+    print(lbgap.line(*models, loader, loss="causal_lm", points=13))
     return models, loader, found
 
 

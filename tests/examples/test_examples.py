@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from lbgap.problem import hold
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NEEDS = {
     "causal_lm": ("transformers",),
@@ -179,7 +181,9 @@ def test_lora():
     check(model, found, lambda model: token_mean(model, loader, shift=1))
 
 
-def test_streamed(tmp_path):
+@pytest.mark.parametrize(("free", "kept"), [(2**40, "resident"), (2**16, "streamed from the source")])
+def test_streamed(tmp_path, monkeypatch, free, kept):
+    monkeypatch.setattr(hold, "free_host_bytes", lambda: free)
     model, batches, found = load("streamed").main(tmp_path, files=3, count=200)
 
     @torch.no_grad()
@@ -188,7 +192,7 @@ def test_streamed(tmp_path):
         return ratio((F.cross_entropy(model(x), y, reduction="sum"), len(y)) for x, y in pairs)
 
     check(model, found, mean)
-    assert found.settings["samples"] == 600
+    assert (found.settings["samples"], found.settings["data"]) == (600, kept)
 
 
 def test_each_example_is_tried_and_listed():
