@@ -20,7 +20,7 @@ def declare() -> None:
     try:
         for library in Path(found.origin).parent.glob("_C*.so"):
             torch.ops.load_library(library)
-    except OSError:
+    except (OSError, RuntimeError):
         own = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             own.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
