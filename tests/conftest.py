@@ -4,6 +4,7 @@ import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is there: processes that share the cores have one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model that is not there is an error, and is not fetched
 
 import random
 import signal
@@ -20,11 +21,13 @@ from lbgap.cli.app import main
 from lbgap.datasets import mnist1d
 from lbgap.networks import mlp
 from lbgap.system import processes
-from tests import pairs
+from tests import pairs, torchvision_operators
 
 # A shell ignores Ctrl-C in what it starts in the background, and its children inherit that: tests send it on purpose.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+torchvision_operators.declare()
 
 
 def pytest_addoption(parser):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 EXTRAS = ("optuna", "plotly", "psycopg", "pytorch_optimizer", "sklearn", "hypothesis", "pytest_benchmark")
+EXTRAS += ("transformers", "timm", "torchvision", "peft", "torch_geometric")
 
 
 def test_every_file_is_collected_or_says_what_it_misses(tmp_path):
