@@ -14,6 +14,7 @@ from lbgap.status import Status
 _OF_THE_OBJECTIVE = {
     *("measure", "versions", "loss", "parameters", "n", "samples", "batch_norm", "batch_size", "precision"),
     *("directions", "device", "threads", "backend", "data", "graph", "notes", "coupled", "judged", "weight"),
+    *("call", "inputs", "targets", "loss_head", "loss_options"),
 }
 
 
@@ -76,6 +77,7 @@ class Result:
             forms["batch_size"] = "coupled in batches of {:,}"
         forms |= {"test_samples": "{:,} test samples", "batch_norm": "batch-norm {}"}
         said = [form.format(s[name]) for name, form in forms.items() if name in s]
+        said = [part.removesuffix("s") if part in ("1 samples", "1 parameters") else part for part in said]
         said += self._work()
         precision = s.get("precision", s.get("dtype"))
         where = [f"{precision} on {s['device']}"] if precision and "device" in s else []

@@ -140,7 +140,7 @@ def _probe(evaluator: Evaluator, model: nn.Module) -> Probed:
         except Exception as error:
             raise ValueError(
                 f"the model does not accept inputs {trees.describe(few.inputs)}: {first_line(error)}"
-                f"{casts.remedy(model, evaluator.flat.theta.dtype, evaluator.given, error)}"
+                f"{casts.remedy(model, evaluator.flat.theta.dtype, evaluator.given, error) or _how(few)}"
             ) from error
         evaluator.fit(output, few)
         if evaluator.returns_tensor and few.cuttable and len(output) != few.size:
@@ -151,6 +151,14 @@ def _probe(evaluator: Evaluator, model: nn.Module) -> Probed:
     evaluator.flat.check_views()
     evaluator.overwrites = _overwritten(few, pristine) or [part._version for part in few.tensors()] != versions
     return Probed(trees.detached(output), plain, max(1, saved // few.size))
+
+
+def _how(few: Batch) -> str:
+    """What to do with inputs that enter a model in another way than the usual one."""
+    if isinstance(few.inputs, Tensor):
+        return ""
+    example = "batch.x, batch.edge_index" if trees.is_graph(few.inputs) else "..."
+    return f"; pass call=lambda model, batch: model({example}) if they enter in another way"
 
 
 def _plain(evaluator: Evaluator) -> Any:

@@ -28,6 +28,7 @@ from lbgap.objective.products import choose as products
 from lbgap.objective.products.output import check_kind
 from lbgap.operators import LinearOperator
 from lbgap.problem.call import Call, CallFunction, choose
+from lbgap.problem.heads import check_shift
 from lbgap.problem.hold import Ready, hold, take
 from lbgap.problem.loss import Loss, LossFunction, log_probability, resolve_loss
 from lbgap.problem.stored import Samples, Table
@@ -441,6 +442,7 @@ class Objective(Parts, Directional):
             return Table(data.batch, place or torch.device("cpu")), data.call, None
         source = take(data)
         chosen = choose(model, loss, source.first(), call)
+        check_shift(model, loss, chosen.call.targets)
         notes += [*source.notes, *chosen.notes]
         samples = hold(source, chosen.call.split, notes)
         if place is not None and source.in_memory is not None and source.in_memory != place:

@@ -228,11 +228,15 @@ def _by_position(signature: _Signature, loss: Loss, first: Sequence[Tree], call:
     """A batch that is a tuple or a list."""
     parts, notes = len(first), []
     chosen: Sequence[int] = range(parts)
+    index = None
     if parts > 2 and parts - 1 > signature.positions and call is None:
         index = _index_column(first)
-        if index is not None and parts - 2 <= signature.positions:
-            chosen = [place for place in range(parts) if place != index]
-            notes.append(f"part {index + 1} of the batches was left out: it numbers the samples")
+        index = index if parts - 2 <= signature.positions else None
+    elif parts > 2 and parts - 1 > len(signature.required) and call is None:
+        index = _numbers(first)
+    if index is not None:
+        chosen = [place for place in range(parts) if place != index]
+        notes.append(f"part {index + 1} of the batches was left out: it numbers the samples")
     *inputs, last = [*chosen]
     if not inputs:
         if not loss.raw:
@@ -291,6 +295,18 @@ def _index_column(parts: Sequence[Tree]) -> int | None:
         and bool((part.diff() > 0).all())
     ]
     return found[0] if len(found) == 1 else None
+
+
+def _numbers(parts: Sequence[Tree]) -> int | None:
+    """Which part, the first or the last, numbers the samples one by one."""
+    for place in (len(parts) - 1, 0):
+        part = parts[place]
+        whole = (
+            isinstance(part, Tensor) and part.dim() == 1 and len(part) > 2 and part.dtype in (torch.int64, torch.int32)
+        )
+        if whole and bool((part.diff() == 1).all()):
+            return place
+    return None
 
 
 class _Signature:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -17,6 +17,8 @@ from lbgap.problem.trees import Tree
 
 OWN = "model"  # what a user passes as loss
 REMEDY = "pass a callable loss(output, batch) that returns (sum, weight)"
+CAUSAL = ("ForCausalLM", "LMHeadModel")  # how names end of models of the next token
+SAME_TOKEN = ("cross_entropy", "nll", "masked_lm", "token_classification", "CrossEntropyLoss", "NLLLoss")
 ROUNDINGS = 64  # by which a mean in a type may miss that of the same logits in float64
 
 
@@ -107,6 +109,12 @@ class Head(Loss):
         value = _part(output, "loss")
         if value is None:
             lacking = [key for key in self._known.keys if not (isinstance(target, Mapping) and key in target)]
+            close = [key for key in ("label", "targets", "target") if isinstance(target, Mapping) and key in target]
+            if "labels" in lacking and close:
+                raise ValueError(
+                    f"loss={OWN!r} needs outputs with .loss, which need a key 'labels' of the batches: rename "
+                    f"{close[0]!r}"
+                )
             why = f"the model was called without {' and '.join(map(repr, lacking or self._known.keys))}"
             raise ValueError(
                 f"loss={OWN!r} needs outputs with .loss, got {type(output).__name__} without: {why}, which has to be "
@@ -205,6 +213,26 @@ class Head(Loss):
 def _part(output: Any, name: str) -> Any:
     """What an output has by a name, as a key or an attribute; None if it has none."""
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def check_shift(model: nn.Module, loss: Loss, targets: Sequence[str]) -> None:
+    """Refuse a loss of the same token for a model that is trained on the next one.
+
+    Args:
+        model: The user's.
+        loss: The user's.
+        targets: Keys of the batches that the loss takes.
+
+    Raises:
+        ValueError: The model is a causal one of transformers, the targets are its labels, and the loss does not shift.
+    """
+    kinds = [one.__name__ for one in type(_inside(model)).__mro__]
+    causal = "PreTrainedModel" in kinds and kinds[0].endswith(CAUSAL)
+    if causal and tuple(targets) == ("labels",) and loss.name in SAME_TOKEN:
+        raise ValueError(
+            f"{kinds[0]} is trained on the next token, got loss={loss.name!r}, which compares each with its own label: "
+            f"pass loss='causal_lm' or loss={OWN!r}"
+        )
 
 
 def _inside(model: nn.Module) -> nn.Module:

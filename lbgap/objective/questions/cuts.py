@@ -290,7 +290,9 @@ def not_a_mean(case: Case, counts: Sequence[int], values: Sequence[Value], broad
             f"the loss {name!r} is no mean over samples, for {broadcast}: {numbers}: give both one shape, by "
             "squeeze(1) or unsqueeze(1)"
         )
-    return f"the loss {name!r} is no mean over samples: {numbers}: {REMEDY}"
+    labels = isinstance(case.pool.targets, dict) and "labels" in case.pool.targets
+    hint = ", loss='model' or 'causal_lm' where it is a model of transformers with these labels" if labels else ""
+    return f"the loss {name!r} is no mean over samples: {numbers}: {REMEDY}{hint}"
 
 
 def _broadcast(cut: Cut) -> str:

@@ -64,12 +64,16 @@ def _has_arrays(data: Any) -> bool:
 
 def _check_form(tree: Tree) -> None:
     """Refuse what is not samples along one first dimension, but for graphs, which are one batch as they are."""
+    if trees.is_graph(tree):
+        return
     if isinstance(tree, list) and tree and all(isinstance(part, tuple | list | dict) for part in tree):
-        raise TypeError(f"expected tensors, got a list of {len(tree)} {type(tree[0]).__name__}s: {LIST_REMEDY}")
+        raise TypeError(
+            f"expected tensors, got a list of {len(tree)} {type(tree[0]).__name__}{'s' * (len(tree) > 1)}: {LIST_REMEDY}"
+        )
     if isinstance(tree, tuple | list | dict) and any(trees.is_graph(part) for part in _values(tree)):
         if isinstance(tree, list):
             raise TypeError(
-                f"expected tensors, got a list of {len(tree)} {type(tree[0]).__name__}s: pass a loader that joins "
+                f"expected tensors, got a list of {len(tree)} graphs ({type(tree[0]).__name__}): pass a loader that joins "
                 "them, such as torch_geometric.loader.DataLoader(samples, batch_size=32)"
             )
         return
