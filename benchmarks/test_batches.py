@@ -1,8 +1,8 @@
 """Passes over dict batches: loss and gradient of a small transformer, against a bare loop over the same batches.
 
-Each batch is a dict with token ids, a mask and labels, padded for itself, so that batches differ in length and none can be
-joined. The bare loop accumulates in ``.grad`` what :meth:`lbgap.Objective.loss_and_gradient` returns, from the same
-batches, which lie in memory. The loss is that of causal language models: a sum over the tokens that count by their number.
+Each batch is a dict with token ids, a mask and labels, padded for itself, so that batches differ in length and none can
+be joined. The bare loop accumulates in ``.grad`` what :meth:`lbgap.Objective.loss_and_gradient` returns, from the same
+batches, which lie in memory. The loss is that of causal language models: a mean over the tokens that count.
 """
 
 from __future__ import annotations

@@ -301,10 +301,8 @@ def _numbers(parts: Sequence[Tree]) -> int | None:
     """Which part, the first or the last, numbers the samples one by one."""
     for place in (len(parts) - 1, 0):
         part = parts[place]
-        whole = (
-            isinstance(part, Tensor) and part.dim() == 1 and len(part) > 2 and part.dtype in (torch.int64, torch.int32)
-        )
-        if whole and bool((part.diff() == 1).all()):
+        whole = isinstance(part, Tensor) and part.dim() == 1 and part.dtype == torch.int64
+        if whole and len(part) > 2 and bool((part.diff() == 1).all()):
             return place
     return None
 

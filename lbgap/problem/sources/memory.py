@@ -67,14 +67,13 @@ def _check_form(tree: Tree) -> None:
     if trees.is_graph(tree):
         return
     if isinstance(tree, list) and tree and all(isinstance(part, tuple | list | dict) for part in tree):
-        raise TypeError(
-            f"expected tensors, got a list of {len(tree)} {type(tree[0]).__name__}{'s' * (len(tree) > 1)}: {LIST_REMEDY}"
-        )
+        many = f"{type(tree[0]).__name__}{'s' * (len(tree) > 1)}"
+        raise TypeError(f"expected tensors, got a list of {len(tree)} {many}: {LIST_REMEDY}")
     if isinstance(tree, tuple | list | dict) and any(trees.is_graph(part) for part in _values(tree)):
         if isinstance(tree, list):
             raise TypeError(
-                f"expected tensors, got a list of {len(tree)} graphs ({type(tree[0]).__name__}): pass a loader that joins "
-                "them, such as torch_geometric.loader.DataLoader(samples, batch_size=32)"
+                f"expected tensors, got a list of {len(tree)} graphs ({type(tree[0]).__name__}): pass a loader that "
+                "joins them, such as torch_geometric.loader.DataLoader(samples, batch_size=32)"
             )
         return
     pair = isinstance(tree, tuple | list) and len(tree) == 2
