@@ -2,7 +2,7 @@
 
     python examples/multi_label.py
 
-prints the sharpness in a box and in a ball, and how both grow with their size.
+prints the sharpness in a box and in a ball, and how the first grows with the size of the box.
 """
 
 import torch
