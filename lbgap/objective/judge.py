@@ -18,6 +18,7 @@ from lbgap.objective.questions import additive, gradient, moves, paths, repeats,
 from lbgap.objective.questions.case import Case
 from lbgap.problem import trees
 from lbgap.problem.batch import Batch
+from lbgap.problem.call import OutputError
 from lbgap.problem.trees import Tree
 from lbgap.system import device as hardware
 from lbgap.system.device import first_line
@@ -135,11 +136,11 @@ def _probe(evaluator: Evaluator, model: nn.Module) -> Probed:
     with evaluator.exact(), evaluator.context(False), _same_draws(evaluator):
         try:
             output, saved = activations.recorded(evaluator.flat, few.inputs, lambda: evaluator.few().inputs)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, OutputError):
             raise
         except Exception as error:
             raise ValueError(
-                f"the model does not accept inputs {trees.describe(few.inputs)}: {first_line(error)}"
+                f"the model does not accept inputs {_shown(few.inputs)}: {first_line(error)}"
                 f"{casts.remedy(model, evaluator.flat.theta.dtype, evaluator.given, error) or _how(few)}"
             ) from error
         evaluator.fit(output, few)
@@ -151,6 +152,12 @@ def _probe(evaluator: Evaluator, model: nn.Module) -> Probed:
     evaluator.flat.check_views()
     evaluator.overwrites = _overwritten(few, pristine) or [part._version for part in few.tensors()] != versions
     return Probed(trees.detached(output), plain, max(1, saved // few.size))
+
+
+def _shown(inputs: Tree) -> str:
+    if isinstance(inputs, Tensor):
+        return f"of shape {tuple(inputs.shape)}, {inputs.dtype}"
+    return trees.describe(inputs)
 
 
 def _how(few: Batch) -> str:

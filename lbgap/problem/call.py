@@ -73,7 +73,7 @@ class Call:
             What the loss takes: the output as it is, or its one tensor.
 
         Raises:
-            TypeError: There is not one tensor.
+            OutputError: There is not one tensor.
         """
         if self.kind == "one":
             output = module(inputs)
@@ -106,7 +106,7 @@ def one_tensor(output: Any) -> Tensor:
     """The tensor that a loss by name takes of an output: its ``logits``, or the only floating tensor in it.
 
     Raises:
-        TypeError: There is none, or more than one.
+        OutputError: There is none, or more than one.
     """
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(logits, Tensor):
@@ -116,10 +116,14 @@ def one_tensor(output: Any) -> Tensor:
     if len(found) == 1:
         return found[0]
     got = f"{type(output).__name__} with {len(found)} of them" if found else type(output).__name__
-    raise TypeError(
+    raise OutputError(
         f"the model must return one tensor, or an output with .logits, got {got}: pass call=lambda model, batch: ... "
         "that returns it, or a callable loss(output, batch) that takes the output as it is"
     )
+
+
+class OutputError(TypeError):
+    """What a model returned is not what a loss takes."""
 
 
 class Chosen(NamedTuple):
@@ -194,17 +198,17 @@ def _by_name(signature: _Signature, loss: Loss, first: dict[str, Tree], call: Ca
             f"the loss {loss.name!r} needs a target, which a dict has as one of {', '.join(map(repr, LABELS))}, got "
             f"{_listed(first)}: rename it, or pass a callable loss(output, batch)"
         )
+
+    def target(tree: Tree) -> Tree:
+        return tree if key is None else tree[key]
+
     targets = [] if key is None else [key]
-    if call is not None:
-        made = Call(
-            "own",
-            split=lambda tree: (tree, tree if key is None else tree[key]),
-            targets=targets,
-            raw=loss.raw,
-            function=call,
-        )
-        return Chosen(made, [])
     names = [name for name in first if signature.takes(name, also=name not in LABELS) and name not in targets]
+    alone = not names and len(signature.required) == 1  # forward(self, batch)
+    if call is not None or alone:
+        kind = "own" if call is not None else "one"
+        made = Call(kind, split=lambda tree: (tree, target(tree)), targets=targets, raw=loss.raw, function=call)
+        return Chosen(made, [])
     lacking = [name for name in signature.required if name not in names]
     if lacking or not names:
         what = f"{lacking[0]!r}" if lacking else "one of its arguments"
@@ -213,31 +217,29 @@ def _by_name(signature: _Signature, loss: Loss, first: dict[str, Tree], call: Ca
             "call=lambda model, batch: model(...)"
         )
     left = [name for name in first if name not in names and name not in LABELS]
-    notes = [f"keys of the batches that {signature.name}.forward does not take: {_listed(left)}"]
     made = Call(
         "keywords",
-        split=lambda tree: ({name: tree[name] for name in names}, tree if key is None else tree[key]),
+        split=lambda tree: ({name: tree[name] for name in names}, target(tree)),
         names=names,
         targets=targets,
         raw=loss.raw,
     )
-    return Chosen(made, notes if left else [])
+    return Chosen(made, _left_out(signature, "batches", left))
+
+
+def _left_out(signature: _Signature, where: str, names: Sequence[str]) -> list[str]:
+    """A note on keys that do not enter the model, if there are any."""
+    return [f"keys of the {where} that {signature.name}.forward does not take: {_listed(names)}"] if names else []
 
 
 def _by_position(signature: _Signature, loss: Loss, first: Sequence[Tree], call: CallFunction | None) -> Chosen:
-    """A batch that is a tuple or a list."""
-    parts, notes = len(first), []
-    chosen: Sequence[int] = range(parts)
-    index = None
-    if parts > 2 and parts - 1 > signature.positions and call is None:
-        index = _index_column(first)
-        index = index if parts - 2 <= signature.positions else None
-    elif parts > 2 and parts - 1 > len(signature.required) and call is None:
-        index = _numbers(first)
+    """A batch that is a tuple or a list: the inputs, and the target last."""
+    parts, notes = [*range(len(first))], list[str]()
+    index = None if call is not None else _index(signature, first)
     if index is not None:
-        chosen = [place for place in range(parts) if place != index]
+        parts.remove(index)
         notes.append(f"part {index + 1} of the batches was left out: it numbers the samples")
-    *inputs, last = [*chosen]
+    *inputs, last = parts
     if not inputs:
         if not loss.raw:
             raise ValueError(
@@ -251,36 +253,41 @@ def _by_position(signature: _Signature, loss: Loss, first: Sequence[Tree], call:
             "pass a callable loss(output, targets)"
         )
     if call is not None:
-        made = Call("own", split=lambda tree: (tree, tree[last]), raw=loss.raw, function=call)
-        return Chosen(made, notes)
+        return Chosen(Call("own", split=lambda tree: (tree, tree[last]), raw=loss.raw, function=call), notes)
     if len(inputs) > signature.positions:
+        taken = f"{signature.positions:g} input{'s' * (signature.positions != 1)}"
         raise ValueError(
-            f"{signature.name}.forward takes {signature.positions:g} inputs, got batches of {parts} parts, the target "
-            "last: pass call=lambda model, batch: model(...), and batches whose last part is the target"
+            f"{signature.name}.forward takes {taken}, got batches of {len(first)} parts: pass call=lambda model, "
+            "batch: model(...), with the target as their last part"
         )
     if len(inputs) > 1:
         made = Call("positions", split=lambda tree: (tuple(tree[place] for place in inputs), tree[last]), raw=loss.raw)
         return Chosen(made, notes)
-    (place,) = inputs
-    own = first[place]
-    if isinstance(own, dict):
-        names = [name for name in own if signature.takes(name)]
-        lacking = [name for name in signature.required if name not in names]
-        if lacking or not names:
-            return Chosen(Call("one", split=lambda tree: (tree[place], tree[last]), raw=loss.raw), notes)
-        left = [name for name in own if name not in names]
-        if left:
-            notes.append(f"keys of the inputs that {signature.name}.forward does not take: {_listed(left)}")
-        made = Call(
-            "keywords",
-            split=lambda tree: ({name: tree[place][name] for name in names}, tree[last]),
-            names=names,
-            raw=loss.raw,
-        )
-        return Chosen(made, notes)
-    many = isinstance(own, tuple | list) and 1 < len(own) <= signature.positions
-    kind = "positions" if many else "one"
-    return Chosen(Call(kind, split=lambda tree: (tree[place], tree[last]), raw=loss.raw), notes)
+    return _lone(signature, loss, first[inputs[0]], inputs[0], last, notes)
+
+
+def _lone(signature: _Signature, loss: Loss, inputs: Tree, place: int, last: int, notes: list[str]) -> Chosen:
+    """A tuple of inputs and a target, where the inputs may be a dict or a tuple themselves."""
+    if isinstance(inputs, dict):
+        names = [name for name in inputs if signature.takes(name)]
+        if names and all(name in names for name in signature.required):
+            made = Call(
+                "keywords",
+                split=lambda tree: ({name: tree[place][name] for name in names}, tree[last]),
+                names=names,
+                raw=loss.raw,
+            )
+            return Chosen(made, notes + _left_out(signature, "inputs", [name for name in inputs if name not in names]))
+    several = isinstance(inputs, tuple | list) and 1 < len(inputs) <= signature.positions
+    made = Call("positions" if several else "one", split=lambda tree: (tree[place], tree[last]), raw=loss.raw)
+    return Chosen(made, notes)
+
+
+def _index(signature: _Signature, parts: Sequence[Tree]) -> int | None:
+    """Which part of a batch numbers the samples, and does not enter the model."""
+    if len(parts) > 2 and len(parts) - 1 > signature.positions:
+        return _index_column(parts) if len(parts) - 2 <= signature.positions else None
+    return _numbers(parts) if len(parts) > 2 and len(parts) - 1 > len(signature.required) else None
 
 
 def _index_column(parts: Sequence[Tree]) -> int | None:
@@ -344,4 +351,4 @@ def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
     return ", ".join(map(repr, names)) or "no keys"
 
 
-__all__ = ["LABELS", "PLAIN", "Call", "CallFunction", "Chosen", "choose", "one_tensor"]
+__all__ = ["LABELS", "PLAIN", "Call", "CallFunction", "Chosen", "OutputError", "choose", "one_tensor"]

@@ -172,6 +172,7 @@ class TestOptions:
             "backend",
             "coupled",
             "judge",
+            "call",
         }
         assert given.keys() == taken.keys() - apart
         for option, default in given.items():

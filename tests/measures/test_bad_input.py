@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 from lbgap import Objective, fast_sharpness
 from lbgap.objective import passes
-from lbgap.objective.passes import Evaluator
+from lbgap.problem.stored import Table
 
 SAMPLES = 40
 
@@ -156,8 +156,16 @@ def test_an_objective_has_its_options_already(data, options, names):
 
 DATA = [
     (None, TypeError, r"data is missing: pass \(inputs, targets\), a Dataset or a DataLoader"),
-    (normal(5, 4), TypeError, r"expected a pair \(inputs, targets\), got a Tensor"),
-    ((normal(5, 4), labels(5), labels(5)), TypeError, r"expected a pair \(inputs, targets\), got a tuple of 3"),
+    (
+        normal(5, 4),
+        ValueError,
+        r"'cross_entropy' needs a target beside the inputs, got batches of one tensor: pass",
+    ),
+    (
+        (normal(5, 4), labels(5), labels(5)),
+        ValueError,
+        "forward takes 1 input, got batches of 3 parts: pass call=",
+    ),
     ((normal(5, 4), labels(6)), ValueError, "expected as many targets as inputs, got 5 inputs and 6 targets"),
     ((normal(0, 4), labels(0)), ValueError, "expected at least one sample"),
     ((normal(5, 4).log(), labels(5)), ValueError, "expected finite inputs, got NaN or infinity, first in sample"),
@@ -170,7 +178,11 @@ DATA = [
     ((normal(5, 4), normal(5)), ValueError, r"targets of the output's shape \(n, 3\), got \(n,\) torch.float32"),
     ((normal(5, 7), labels(5)), ValueError, r"does not accept inputs of shape \(5, 7\), torch.float32: mat1 and mat2"),
     ((normal(5, 4).long(), labels(5)), ValueError, r"does not accept inputs of shape \(5, 4\), torch.int64"),
-    (DataLoader(TensorDataset(*good_data()), shuffle=True), ValueError, "reads in order, got a RandomSampler"),
+    (
+        DataLoader(TensorDataset(*good_data()), sampler=RandomSampler(good_data()[0], replacement=True)),
+        ValueError,
+        "reads each sample once, got a RandomSampler that draws with replacement: pass loader.dataset",
+    ),
 ]
 
 
@@ -187,11 +199,16 @@ def test_data_on_another_device():
 
 
 def test_data_of_a_dataset_are_moved(monkeypatch):
-    """Only a pair of tensors has a place of its own that the user chose."""
-    seen = []
-    monkeypatch.setattr(Evaluator, "_placed", lambda self, tensor: seen.append(tensor) or tensor)
+    """Only tensors that are passed themselves have a place of their own that the user chose."""
+    places, placed = [], Table.placed
+
+    def watched(self, device, dtype):
+        places.append(device)
+        return placed(self, device, dtype)
+
+    monkeypatch.setattr(Table, "placed", watched)
     Objective(nn.Linear(4, 3), TensorDataset(*good_data()))
-    assert len(seen) == 2
+    assert places == [torch.device("cpu")]
 
 
 # Models.
@@ -276,8 +293,12 @@ MODELS = [
     (lambda: Drifting("data"), ValueError, "the model changes its buffer 'average' in evaluation mode"),
     (lambda: Drifting("assigned"), ValueError, "the model changes its buffer 'average' in evaluation mode"),
     (lambda: Moves(4, 3), ValueError, "the model replaces its parameter 'weight', or its gradient, when it runs"),
-    (lambda: Returns(lambda y: (y, y)), TypeError, "the model must return one tensor, got tuple"),
-    (lambda: Returns(lambda y: {"logits": y}), TypeError, "the model must return one tensor, got dict"),
+    (lambda: Returns(lambda y: (y, y)), TypeError, "must return one tensor, .*, got tuple with 2 of them: pass call="),
+    (
+        lambda: Returns(lambda y: {"a": y, "b": y}),
+        TypeError,
+        "must return one tensor, .*, got dict with 2 of them",
+    ),
     (lambda: Returns(lambda y: y.sum()), ValueError, "the model must return one output per sample.*a single number"),
     (lambda: Returns(lambda y: y[:2]), ValueError, "must return one output per sample, got 2 for 32"),
     (lambda: Returns(lambda y: y[:, 0]), ValueError, r"with two classes or more, got shape \(32,\)"),
