@@ -105,6 +105,8 @@ class Table(Samples):
     def batches(self, size: int | None) -> Iterator[Batch]:
         """As :meth:`Samples.batches`; all samples are one batch if there is no size."""
         size = size or self.size
+        if self.is_streamed and not self.cuttable:
+            return uploaded(iter([self.pool]), self._device)
         if self.is_streamed:
             return streamed(self.pool, size, self._device)
         return self._cuts.batches(size)
@@ -225,3 +227,16 @@ def streamed(data: Batch, size: int, device: torch.device) -> Iterator[Batch]:
             ahead = fetch(number + 1)
         yield batch
         copier.wait_event(torch.cuda.current_stream(device).record_event())
+
+
+def uploaded(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Copy batches from pinned memory to a GPU, on a stream of their own, while it computes with the one before."""
+    copier = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(copier):
+            there = batch.map(lambda part: part.to(device, non_blocking=True))
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(copier)
+        for part in there.tensors():
+            part.record_stream(current)  # whose memory is the copier's
+        yield there

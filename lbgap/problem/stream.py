@@ -14,10 +14,10 @@ from torch import Tensor
 from lbgap.problem.ahead import ahead
 from lbgap.problem.batch import Batch
 from lbgap.problem.gather import Gathered
-from lbgap.problem.pieces import Pieces, chosen_rows, uploaded
+from lbgap.problem.pieces import Pieces, chosen_rows
 from lbgap.problem.sound import settled, sound
 from lbgap.problem.sources.base import EMPTY, Reading, Source
-from lbgap.problem.stored import Samples, Table, cut
+from lbgap.problem.stored import Samples, Table, cut, uploaded
 from lbgap.problem.survey import Column, Pool, bytes_of, checksum
 from lbgap.problem.trees import Tree
 from lbgap.system import device as hardware

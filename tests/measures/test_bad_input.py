@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 
 from lbgap import Objective, fast_sharpness
 from lbgap.objective import passes
-from lbgap.objective.passes import Evaluator
+from lbgap.problem.hold import take
+from lbgap.problem.stored import Table
 
 SAMPLES = 40
 
@@ -143,8 +144,12 @@ def test_an_objective_has_its_options_already(data, options, names):
 
 DATA = [
     (None, TypeError, r"data is missing: pass \(inputs, targets\), a Dataset or a DataLoader"),
-    (normal(5, 4), TypeError, r"expected a pair \(inputs, targets\), got a Tensor"),
-    ((normal(5, 4), labels(5), labels(5)), TypeError, r"expected a pair \(inputs, targets\), got a tuple of 3"),
+    (normal(5, 4), ValueError, "needs a target beside the inputs, got batches of one tensor: pass pairs"),
+    (
+        (normal(5, 4), labels(5), labels(5)),
+        ValueError,
+        "takes 1 inputs, got batches of 3 parts",
+    ),
     ((normal(5, 4), labels(6)), ValueError, "expected as many targets as inputs, got 5 inputs and 6 targets"),
     ((normal(0, 4), labels(0)), ValueError, "expected at least one sample"),
     ((normal(5, 4).log(), labels(5)), ValueError, "expected finite inputs, got NaN or infinity, first in sample"),
@@ -157,7 +162,11 @@ DATA = [
     ((normal(5, 4), normal(5)), ValueError, r"targets of the output's shape \(n, 3\), got \(n,\) torch.float32"),
     ((normal(5, 7), labels(5)), ValueError, r"does not accept inputs of shape \(5, 7\), torch.float32: mat1 and mat2"),
     ((normal(5, 4).long(), labels(5)), ValueError, r"does not accept inputs of shape \(5, 4\), torch.int64"),
-    (DataLoader(TensorDataset(*good_data()), shuffle=True), ValueError, "reads in order, got a RandomSampler"),
+    (
+        DataLoader(TensorDataset(*good_data()), sampler=WeightedRandomSampler([1.0] * 40, 40)),
+        ValueError,
+        "reads each sample once, got a WeightedRandomSampler, which draws by weights: pass loader.dataset",
+    ),
 ]
 
 
@@ -176,9 +185,11 @@ def test_data_on_another_device():
 def test_data_of_a_dataset_are_moved(monkeypatch):
     """Only a pair of tensors has a place of its own that the user chose."""
     seen = []
-    monkeypatch.setattr(Evaluator, "_placed", lambda self, tensor: seen.append(tensor) or tensor)
+    place = Table.placed
+    monkeypatch.setattr(Table, "placed", lambda self, *where: seen.append(where[0]) or place(self, *where))
     Objective(nn.Linear(4, 3), TensorDataset(*good_data()))
-    assert len(seen) == 2
+    assert seen == [torch.device("cpu")]
+    assert take(TensorDataset(*good_data())).in_memory is None
 
 
 # Models.

@@ -64,6 +64,8 @@ def _has_arrays(data: Any) -> bool:
 
 def _check_form(tree: Tree) -> None:
     """Refuse what is not samples along one first dimension, but for graphs, which are one batch as they are."""
+    if trees.is_graph(tree):
+        return
     if isinstance(tree, list) and tree and all(isinstance(part, tuple | list | dict) for part in tree):
         raise TypeError(f"expected tensors, got a list of {len(tree)} {type(tree[0]).__name__}s: {LIST_REMEDY}")
     if isinstance(tree, tuple | list | dict) and any(trees.is_graph(part) for part in _values(tree)):
