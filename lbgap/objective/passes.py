@@ -80,6 +80,7 @@ class Evaluator:
         self.device = flat.theta.device
         self._whole = whole
         self.data = data.placed(self.device, flat.theta.dtype) if whole is None else data
+        self.data.exact = coupled
         self.is_streamed = self.data.is_streamed
         none = "cpu" if self.device.type == "cpu" else None if self.device.type == "cuda" else "no CUDA device"
         if self.is_streamed:

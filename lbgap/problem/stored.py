@@ -25,11 +25,13 @@ class Samples(ABC):
         size: How many there are.
         pool: Some of them, evaluated together, in which cuts are tried out: all, where they are one tree in memory.
         is_streamed: Whether each pass brings them to the device anew.
+        exact: Whether batches must have the very size that is asked for, as the samples of each see each other.
     """
 
     size: int
     pool: Batch
     is_streamed: bool = False
+    exact: bool = False
 
     @property
     def kept(self) -> str:
