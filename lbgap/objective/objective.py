@@ -67,8 +67,8 @@ class Objective(Parts, Directional):
 
         Args:
             model: Any module whose parameters are real floating-point numbers.
-            data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle; held in
-                memory.
+            data: ``(inputs, targets)``, tensors in any containers, a ``Dataset``, a ``DataLoader``, or a function that
+                returns an iterator of batches (docs/data.md); held in memory where they fit, else read in each pass.
             loss: ``"cross_entropy"``, ``"mse"``, ``"bce"``, ``"nll"``, ``"l1"`` or ``"huber"``; a loss of torch with
                 any options; or a callable ``loss(output, target)``: the mean over the batch, one value a sample, or
                 ``(sum, weight)``. See docs/losses.md.

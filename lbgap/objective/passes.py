@@ -87,6 +87,7 @@ class Evaluator:
         inputs = trees.tensors(data.pool.inputs) if whole is None else []
         self.given = {part.dtype for part in inputs if part.is_floating_point()}
         self.data = data.placed(self.device, flat.theta.dtype) if whole is None else data
+        self.data.exact = coupled
         self.is_streamed = self.data.is_streamed
         none = "cpu" if self.device.type == "cpu" else None if self.device.type == "cuda" else "no CUDA device"
         if self.is_streamed:

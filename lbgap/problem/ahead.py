@@ -52,8 +52,8 @@ def ahead(items: Iterator[Item], depth: int = DEPTH) -> Generator[Item]:
             put(_End())
 
     thread = threading.Thread(target=work, name="lbgap reads ahead", daemon=True)
-    thread.start()
     try:
+        thread.start()
         while True:
             item = waiting.get()
             if isinstance(item, _End):
@@ -66,4 +66,5 @@ def ahead(items: Iterator[Item], depth: int = DEPTH) -> Generator[Item]:
         stopped.set()
         while not waiting.empty():
             waiting.get_nowait()
-        thread.join()
+        if thread.ident is not None:  # an interrupt may have come before it was started
+            thread.join()

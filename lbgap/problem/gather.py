@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -80,7 +81,7 @@ class Gathered:
         if not self._pieces:
             raise ValueError(EMPTY)
         if self._joins:
-            return _table(Batch(*trees.join([(piece.inputs, piece.targets) for piece in self._pieces])))
+            return _table(joined(self._pieces))
         return Pieces(self._pieces, self._pieces[0].tensors()[0].device)
 
     def _unjoin(self) -> None:
@@ -88,6 +89,28 @@ class Gathered:
         if self._whole is not None:
             whole, self._whole = self._whole, None
             self._pieces = [whole.rows(slice(*borders)) for borders in itertools.pairwise(self._borders)]
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The samples of several batches of one form."""
+    return batches[0] if len(batches) == 1 else Batch(*trees.join([(one.inputs, one.targets) for one in batches]))
+
+
+def regrouped(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """The samples of batches of one form in batches of another size, in order, the last as small as it comes."""
+    held: list[Batch] = []
+    lacking = size
+    for batch in batches:
+        start = 0
+        while batch.size - start >= lacking:
+            held.append(batch.rows(slice(start, start + lacking)))
+            yield joined(held)
+            start, held, lacking = start + lacking, [], size
+        if start < batch.size:
+            held.append(batch.rows(slice(start, None)))
+            lacking -= batch.size - start
+    if held:
+        yield joined(held)
 
 
 def tensors(batch: Batch) -> list[Tensor]:

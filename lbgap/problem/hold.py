@@ -66,17 +66,17 @@ def hold(source: Source, split: Callable[[Tree], Batch], notes: list[str], *, st
     if source.is_whole:
         batch = sound(taken(source.first()))
         return Table(batch, batch.tensors()[0].device)
-    limit = budget()
+    streams = streams and source.repeats
+    limit = budget() * (1 if streams else SHARE)
     kept = _gathered(source, taken, notes, limit)
     if kept is not None:
         return kept.samples()
-    if source.repeats and streams:
+    if streams:
         return Stream(source, taken, notes)
-    remedy = "pass fewer samples" if source.repeats else "pass a function that returns a new iterator at each call"
-    raise MemoryError(
-        f"the data do not fit into memory ({limit / 2**20:.0f} MiB, a half of what is free), and "
-        f"{'all of them are needed at once' if source.repeats else 'an iterator can be read only once'}: {remedy}"
-    )
+    why, remedy = "an iterator can be read only once", "pass a function that returns a new iterator at each call"
+    if source.repeats:
+        why, remedy = "all of them are needed at once", "pass fewer samples"
+    raise MemoryError(f"the data do not fit into memory ({limit / 2**20:.0f} MiB are free), and {why}: {remedy}")
 
 
 def _gathered(source: Source, split: Callable[[Tree], Batch], notes: list[str], limit: float) -> Gathered | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lbgap.problem.batch import Batch
-from lbgap.problem.stored import Cuts, Samples, cut, fresh
+from lbgap.problem.stored import Cuts, Samples, cut, fresh, uploaded
 from lbgap.problem.trees import Tree
 from lbgap.system import device as hardware
 from lbgap.system.files import digest
@@ -114,16 +114,3 @@ def chosen_rows(batches: Iterator[Batch] | Sequence[Batch], chosen: Tensor) -> I
         if end > begin:
             yield batch.rows(order[begin:end] - start)
         start, begin = start + batch.size, end
-
-
-def uploaded(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Copy batches from pinned memory to a GPU, on a stream of their own, while it computes with the one before."""
-    copier = torch.cuda.Stream(device)
-    for batch in batches:
-        with torch.cuda.stream(copier):
-            there = batch.map(lambda part: part.to(device, non_blocking=True))
-        current = torch.cuda.current_stream(device)
-        current.wait_stream(copier)
-        for part in there.tensors():
-            part.record_stream(current)  # whose memory is the copier's
-        yield there

@@ -25,11 +25,13 @@ class Samples(ABC):
         size: How many there are.
         pool: Some of them, evaluated together, in which cuts are tried out: all, where they are one tree in memory.
         is_streamed: Whether each pass brings them to the device anew.
+        exact: Whether batches must have the very size that is asked for, as the samples of each see each other.
     """
 
     size: int
     pool: Batch
     is_streamed: bool = False
+    exact: bool = False
 
     @property
     def kept(self) -> str:
@@ -109,6 +111,8 @@ class Table(Samples):
     def batches(self, size: int | None) -> Iterator[Batch]:
         """As :meth:`Samples.batches`; all samples are one batch if there is no size."""
         size = size if size and self.cuttable else self.size
+        if self.is_streamed and not self.cuttable:
+            return uploaded(iter([self.pool]), self._device)
         if self.is_streamed:
             return streamed(self.pool, size, self._device)
         return self._cuts.batches(size)
@@ -232,3 +236,16 @@ def streamed(data: Batch, size: int, device: torch.device) -> Iterator[Batch]:
             ahead = fetch(number + 1)
         yield batch
         copier.wait_event(torch.cuda.current_stream(device).record_event())
+
+
+def uploaded(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Copy batches from pinned memory to a GPU, on a stream of their own, while it computes with the one before."""
+    copier = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(copier):
+            there = batch.map(lambda part: part.to(device, non_blocking=True))
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(copier)
+        for part in there.tensors():
+            part.record_stream(current)  # whose memory is the copier's
+        yield there

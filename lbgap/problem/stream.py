@@ -6,24 +6,25 @@ import copy
 import hashlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from lbgap.problem.ahead import ahead
 from lbgap.problem.batch import Batch
-from lbgap.problem.gather import Gathered
-from lbgap.problem.pieces import Pieces, chosen_rows, uploaded
+from lbgap.problem.gather import Gathered, form, regrouped
+from lbgap.problem.pieces import Pieces, chosen_rows
 from lbgap.problem.sound import settled, sound
 from lbgap.problem.sources.base import EMPTY, Reading, Source
-from lbgap.problem.stored import Samples, Table, cut
+from lbgap.problem.stored import Samples, Table, cut, uploaded
 from lbgap.problem.survey import Column, Pool, bytes_of, checksum
 from lbgap.problem.trees import Tree
 from lbgap.system import device as hardware
 
 NOTE = "the data do not fit into memory and are read again in each pass"
 FROZEN = "the data draw at random (augmentation, masking): each pass draws them from the same seed"
+GROUP_BYTES = 8 * 2**20  # of a batch that is joined from several for no more than speed
 
 
 class Stream(Samples):
@@ -49,7 +50,8 @@ class Stream(Samples):
         self._device = torch.device("cpu")
         self._dtype: torch.dtype | None = None
         self._sums: list[int] = []
-        self.size, self._cuttable = 0, True
+        self.size, self._bytes, self._cuttable = 0, 0, True
+        forms: list[Any] = []  # the first one, and another if there is one
         pool, targets = Pool(), Column()
         reading = source.read()
         with closing(reading), torch.no_grad():
@@ -58,14 +60,18 @@ class Stream(Samples):
                 same = same and (number > 0 or source.is_first(tree))
                 batch = sound(split(tree), f"batch {number}", self.size)
                 self._sums.append(checksum(batch))
+                self._bytes += sum(part.nbytes for part in batch.tensors())
                 self.size += batch.size
                 self._cuttable = self._cuttable and batch.cuttable
+                if len(forms) < 2 and (own := form(batch)) not in forms:
+                    forms.append(own)
                 pool.add(batch)
                 targets.add(batch.targets)
             # What draws in this process is read in the caller's thread, with the random state put aside.
             self._draws = reading.drew
         if not self.size:
             raise ValueError(EMPTY)
+        self._joins = self._cuttable and len(forms) == 1
         self.pool, self._targets = pool.joined(), targets.pieces()
         notes.append(NOTE)
         if not same:
@@ -90,9 +96,12 @@ class Stream(Samples):
         return super().targets() if self._targets is None else iter(self._targets)
 
     def batches(self, size: int | None) -> Iterator[Batch]:
-        """As :meth:`Samples.batches`."""
+        """As :meth:`Samples.batches`: where all have one form those of a table, unless they would be large."""
         with closing(self._read(pinned=self._device.type == "cuda")) as found:
             there = uploaded(found, self._device) if self._device.type == "cuda" else found
+            if size is not None and self._joins and (self.exact or size * self._bytes <= GROUP_BYTES * self.size):
+                yield from regrouped(there, size)
+                return
             for batch in there:
                 yield from cut(batch, size)
 
@@ -148,7 +157,10 @@ class Stream(Samples):
             """A copy, as the source may fill the same memory with its next batch."""
             wanted = self._dtype if part.is_floating_point() else None
             part = part.detach()
-            return hardware.pinned(part, wanted) if pinned else part.to("cpu", wanted, copy=True)
+            if not pinned:
+                return part.to("cpu", wanted, copy=True)
+            with torch.cuda.device(self._device):  # a thread begins with another
+                return hardware.pinned(part, wanted)
 
         for tree in reading:
             with torch.no_grad():

@@ -62,8 +62,9 @@ def train(
     Args:
         model: Any module with trainable floating-point parameters; it is not changed. Frozen parameters stay
             as they are, and all submodules are put into training mode.
-        data: The training set: a pair of tensors ``(n, ...)``, a ``Dataset`` or a ``DataLoader`` that
-            does not shuffle; held in memory on the device. Floating values are cast to the model's dtype.
+        data: The training set: pairs of inputs and targets, from two tensors or arrays ``(n, ...)``, a ``Dataset``, a
+            ``DataLoader`` (read in the order of its data set), batches or a function that returns an iterator of them;
+            held in memory on the device. Floating values are cast to the model's dtype.
         test_data: What to measure besides, or ``None``.
         loss: ``"cross_entropy"``, ``"mse"``, ``"bce"``, ``"nll"``, ``"l1"`` or ``"huber"``; a loss of torch; or a
             callable ``loss(output, target)``: the mean over the batch, one value a sample, or ``(sum, weight)``.

@@ -1,6 +1,7 @@
 """Reading ahead: order, errors, bounds, and a thread that ends with whoever asked for it."""
 
 import gc
+import signal
 import threading
 
 import pytest
@@ -70,5 +71,18 @@ def test_a_pass_that_is_given_up_ends_the_thread():
     with pytest.raises(KeyError, match="in the loop") as caught:
         failing()
     del caught
+    gc.collect()
+    assert running() == []
+
+
+def test_an_interrupt_ends_the_thread():
+    def items():
+        yield 0
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        yield from range(10**9)
+
+    with pytest.raises(KeyboardInterrupt):
+        for _ in ahead(items()):
+            pass
     gc.collect()
     assert running() == []

@@ -59,7 +59,7 @@ def test_every_pass_gives_all_samples_in_order():
         True,
         None,
     )
-    for size, sizes in ((None, [8] * 6 + [2]), (3, [3, 3, 2] * 6 + [2])):
+    for size, sizes in ((None, [8] * 6 + [2]), (3, [3] * 16 + [2]), (20, [20, 20, 10]), (99, [50])):
         for _ in range(2):
             found = [*samples.batches(size)]
             assert [batch.size for batch in found] == sizes
@@ -90,7 +90,7 @@ def test_targets_of_several_kinds_are_not_kept():
 def test_an_objective_of_a_stream_is_that_of_the_same_data_in_memory():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
-    streamed, resident = Objective(model, batches), Objective(model, (X, Y))
+    streamed, resident = (Objective(model, data, batch_size=12) for data in (batches, (X, Y)))
     assert streamed.settings()["data"] == "streamed from the source"
     assert streamed.notes == [NOTE]
     theta = resident.theta
@@ -101,11 +101,23 @@ def test_an_objective_of_a_stream_is_that_of_the_same_data_in_memory():
     assert float(found) == pytest.approx(float(value), rel=1e-6)
     assert torch.allclose(slope.double(), gradient, rtol=1e-5, atol=1e-7)
     assert float(streamed.loss(theta)) == float(found)
+    for one, other in zip((found, slope), resident.loss_and_gradient(theta), strict=True):
+        assert torch.equal(one, other)
     vectors = draw(1, 2, len(theta))
     assert torch.allclose(streamed.hvp(theta, vectors), resident.hvp(theta, vectors), rtol=1e-4, atol=1e-6)
     chosen = torch.tensor([31, 2, 49, 8])
     assert float(streamed.part(chosen).loss(theta)) == float(resident.part(chosen).loss(theta))
     assert streamed.loss_and_accuracy(theta)[1] == resident.loss_and_accuracy(theta)[1]
+
+
+def test_batches_whose_samples_see_each_other_are_those_of_the_same_data_in_memory():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    values = []
+    for data in (batches, (X, Y)):
+        objective = Objective(model, data, batch_norm="batch", batch_size=20)
+        values.append(float(objective.loss(objective.theta)))
+    assert values[0] == values[1]
 
 
 def test_a_part_is_resident_and_in_the_order_that_was_asked_for():

@@ -84,6 +84,9 @@ class Graph:
     def __init__(self, **parts):
         self.parts = parts
 
+    def to_dict(self):
+        return dict(self.parts)
+
     def apply(self, function):
         self.parts = {name: function(part) for name, part in self.parts.items()}
         return self
