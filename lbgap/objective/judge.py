@@ -227,7 +227,7 @@ def _overwritten(used: Batch, fresh: Batch) -> bool:
 
 def _unit(evaluator: Evaluator, wanted: int | None) -> int:
     """The batch whose samples see each other."""
-    if evaluator.data.table is None:
+    if not evaluator.data.joins:
         return _own_borders(evaluator)
     if wanted is None and not evaluator.flat.takes_statistics:
         raise ValueError(

@@ -193,9 +193,8 @@ class Evaluator:
 
     def batches(self) -> Iterator[Batch]:
         """The micro-batches of a pass, in order."""
-        own_borders = self.coupled and self.data.table is None
         self._ends = [0]
-        for batch in self.data.batches(None if own_borders else self.batch_size):
+        for batch in self.data.batches(None if self.coupled and not self.data.joins else self.batch_size):
             self._ends.append(self._ends[-1] + batch.size)
             yield batch.clone() if self.overwrites else batch
 

@@ -48,6 +48,11 @@ class Samples(ABC):
         """All samples as one batch in memory, where they are that and can be cut anywhere."""
         return None
 
+    @property
+    def joins(self) -> bool:
+        """Whether batches of any size can be made; else their borders are the loader's, or nearer together."""
+        return self.table is not None
+
     @abstractmethod
     def chunks(self) -> Iterator[Batch]:
         """All samples in order, wherever they are, in as few pieces as there are: for what is asked of targets."""

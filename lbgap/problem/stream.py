@@ -87,6 +87,11 @@ class Stream(Samples):
         """Whether all batches can be cut."""
         return self._cuttable
 
+    @property
+    def joins(self) -> bool:
+        """As :attr:`Samples.joins`: where all batches have one form."""
+        return self._joins
+
     def chunks(self) -> Iterator[Batch]:
         """Each batch of one reading, on the host."""
         return self._read()

@@ -82,7 +82,7 @@ def _check_last(case: Case) -> None:
         ValueError: It is.
     """
     evaluator = case.evaluator
-    last = 0 if evaluator.data.table is None else evaluator.samples % evaluator.batch_size
+    last = evaluator.samples % evaluator.batch_size if evaluator.data.table is not None else 0
     if not 0 < last <= LARGEST_LAST:
         return
     batch = case.rows(torch.arange(evaluator.samples - last, evaluator.samples, device="cpu"))
