@@ -52,7 +52,7 @@ def curve(
         small: The small-batch minimizer x_s, at alpha = 0, never changed; or an :class:`~lbgap.objective.Objective` of
             it, in which case ``data`` and the keywords from ``loss`` on belong to it and must not be given here.
         large: The large-batch minimizer x_l, at alpha = 1, of the same architecture; never changed.
-        data: Training data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: Training data: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         test_data: Test data, or None. With an objective they are evaluated in batches of its size; where that is all
             training samples, in a size of their own.
         points: How many values of alpha, evenly spaced.

@@ -127,7 +127,7 @@ def plane(
         models: Three minimizers, one, or the iterates of a training, the last one being the centre; never changed. In
             place of one minimizer, the first of three or the last iterate an :class:`~lbgap.objective.Objective` of it
             may stand, in which case ``data`` and the keywords from ``loss`` on belong to it and must not be given here.
-        data: Training data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: Training data: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         test_data: Test data, or None. With an objective they are evaluated in batches of its size; where that is all
             training samples, in a size of their own.
         directions: ``"minimizers"``: through three of them, the default where there are three. ``"random"``: Gaussian,

@@ -85,7 +85,7 @@ def asymmetry(
 
     Args:
         model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`.
-        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         directions: A name and a vector ``(n,)`` for each, in the order of ``Objective.theta``; of any length.
         top: How many eigenvectors of the largest eigenvalues of the Hessian to add, "top 1" and so on. Their signs mean
             nothing: the largest entry is made positive.

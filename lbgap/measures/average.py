@@ -39,7 +39,7 @@ def average_sharpness(
 
     Args:
         model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`.
-        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         sigma: Standard deviation of the noise, in units of the parameters; with ``adaptive`` relative to them.
         draws: Independent draws at most, two or more.
         adaptive: Scale the noise by the parameters.

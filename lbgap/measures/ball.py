@@ -77,7 +77,7 @@ def ball_sharpness(
 
     Args:
         model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`.
-        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         radius: rho, in units of the parameters; with ``adaptive`` relative to them. SAM trains with about 0.05, ASAM
             with 0.5 to 1.
         adaptive: Scale the ball by the parameters. With ``eta=0`` the value does not change when the layers of a ReLU

@@ -40,7 +40,7 @@ def batch_sharpness(
     Args:
         model: Any ``torch.nn.Module`` that can be differentiated twice, never changed; or an
             :class:`~lbgap.objective.Objective`.
-        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         batch: Samples of a batch, or a share of all (0.1, ``"10%"``); with ``batch_norm="batch"`` or ``coupled=True``
             they see each other, as in training.
         relative_error: Stop after eight draws or more once the standard error is at most this share of the mean; None
@@ -145,7 +145,7 @@ def noise_scale(
 
     Args:
         model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`.
-        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         batch: b, below the number of samples, or a share of them (0.1, ``"10%"``); it does not change the value in
             the mean.
         population: Of what G is the mean gradient. ``"data"``: of these samples, so that it is known exactly.

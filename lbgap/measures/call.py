@@ -213,5 +213,5 @@ def as_objective(model: nn.Module | Objective, data: Any, options: dict[str, Any
             raise ValueError(f"{', '.join(extra)} belong to the Objective: give them when you build it")
         return model
     if data is None:
-        raise TypeError("data is missing: pass (inputs, targets), a Dataset or a DataLoader")
+        raise TypeError("data is missing: pass (inputs, targets), a dict of tensors, a Dataset or a DataLoader")
     return Objective(model, data, **given)

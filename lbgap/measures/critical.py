@@ -39,7 +39,7 @@ def critical_sharpness(
 
     Args:
         model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`.
-        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         direction: d, ``(n,)``, in the order of ``Objective.theta``; minus the gradient by default.
         initial: The step tried first; by default where the parabola through the loss at x, its slope and the loss one
             Polyak step away, ``f(x) / |<g, d>|``, comes back to f(x), so that a quadratic is bracketed at once.

@@ -34,7 +34,7 @@ def fisher_rao_norm(
 
     Args:
         model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`.
-        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         labels: Over what the expectation is. ``"data"``: the given pairs (the empirical Fisher matrix). ``"model"``:
             the inputs, and for each the labels that the model itself predicts, averaged exactly; needs
             ``cross_entropy`` with class indices.

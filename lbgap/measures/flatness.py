@@ -45,7 +45,7 @@ def relative_flatness(
     Args:
         model: Any ``torch.nn.Module`` that can be differentiated twice, never changed; or an
             :class:`~lbgap.objective.Objective`.
-        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         layer: Name of a layer (``"4"``) or of its weight (``"4.weight"``), which must have two dimensions; by default
             the last of the parameters that may move and have them.
         exact: Take all products, or estimate. By default exact where that takes no more products than ``draws``.

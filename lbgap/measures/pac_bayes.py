@@ -46,7 +46,7 @@ def pac_bayes_sigma(
 
     Args:
         model: A classifier, never changed; or an :class:`~lbgap.objective.Objective` of one.
-        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         deviation: Rise of the error that is allowed, as a share; 0.1 in the source.
         eps: Noise that also parameters near zero get, in their units; 1e-3 in the source.
         draws: Independent draws, two or more.

@@ -129,7 +129,7 @@ def fast_sharpness(
     Args:
         model: Any ``torch.nn.Module``, never changed; or an :class:`~lbgap.objective.Objective`, in which case
             ``data`` and the keywords from ``loss`` on belong to it and must not be given here.
-        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         epsilon: Size of the box; the paper uses 1e-3 and 5e-4.
         method: ``"vertex"`` (sign ascent over vertices), ``"apgd"``, ``"lbfgsb"`` or ``"scipy"`` (the paper's recipe:
             10 iterations of L-BFGS-B).

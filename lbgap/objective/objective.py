@@ -69,9 +69,10 @@ class Objective(Parts, Directional):
             model: Any module whose parameters are real floating-point numbers.
             data: ``(inputs, targets)``, tensors in any containers, a ``Dataset``, a ``DataLoader``, or a function that
                 returns an iterator of batches (docs/data.md); held in memory where they fit, else read in each pass.
-            loss: ``"cross_entropy"``, ``"mse"``, ``"bce"``, ``"nll"``, ``"l1"`` or ``"huber"``; a loss of torch with
-                any options; or a callable ``loss(output, target)``: the mean over the batch, one value a sample, or
-                ``(sum, weight)``. See docs/losses.md.
+            loss: ``"cross_entropy"``, ``"mse"``, ``"bce"``, ``"nll"``, ``"l1"``, ``"huber"``, of tokens
+                ``"causal_lm"``, ``"masked_lm"`` or ``"token_classification"``, ``"model"`` for that which a model of
+                transformers returns; a loss of torch with any options; or a callable ``loss(output, target)``: the
+                mean over the batch, one value a sample, or ``(sum, weight)``. See docs/losses.md.
             parameters: Which parameters may move; see :func:`lbgap.flat.select_parameters`.
             batch_norm: ``"eval"``: running statistics; ``"batch"``: statistics of each evaluation batch, as the
                 paper's scripts do, so that the batch size is part of the result.

@@ -155,7 +155,7 @@ def test_an_objective_has_its_options_already(data, options, names):
 # Data.
 
 DATA = [
-    (None, TypeError, r"data is missing: pass \(inputs, targets\), a Dataset or a DataLoader"),
+    (None, TypeError, r"data is missing: pass \(inputs, targets\), a dict of tensors, a Dataset"),
     (
         normal(5, 4),
         ValueError,

@@ -195,7 +195,7 @@ def spectral_density(
         model: Any ``torch.nn.Module`` that can be differentiated twice, never changed, or an
             :class:`~lbgap.objective.Objective`: the matrix at its parameters is meant. Or any symmetric matrix, as a
             :class:`~lbgap.operators.LinearOperator` or a dense tensor ``(n, n)``.
-        data: Of a module: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: Of a module: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``, as in ``Objective.hvp``.
         steps: Products for each probe, at most the size of the matrix.
         known: What :func:`lbgap.eigenvalues` found of the same matrix: these count exactly, and the probes see only

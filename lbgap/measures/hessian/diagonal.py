@@ -77,7 +77,7 @@ def hessian_diagonal(
         model: Any ``torch.nn.Module`` that can be differentiated twice, never changed, or an
             :class:`~lbgap.objective.Objective`: the matrix at its parameters is meant. Or any symmetric matrix, as a
             :class:`~lbgap.operators.LinearOperator` or a dense tensor ``(n, n)``.
-        data: Of a module: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: Of a module: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``, as in ``Objective.hvp``.
         relative_error: Stop after eight draws or more once the norm of the standard errors is at most this share of the
             norm of the estimate; None to use all products.

@@ -76,7 +76,7 @@ def eigenvalues(
         model: Any ``torch.nn.Module`` that can be differentiated twice, never changed, or an
             :class:`~lbgap.objective.Objective`: the matrix at its parameters is meant. Or any symmetric matrix, as a
             :class:`~lbgap.operators.LinearOperator` or a dense tensor ``(n, n)``.
-        data: Of a module: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: Of a module: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         k: How many at each end.
         which: ``"largest"``, ``"smallest"`` (the most negative) or ``"both"``.
         kind: ``"hessian"``, ``"ggn"`` (generalised Gauss-Newton) or ``"fisher"``, as in ``Objective.hvp``.

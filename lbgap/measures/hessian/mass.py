@@ -45,7 +45,7 @@ def positive_mass(
         model: Any ``torch.nn.Module`` that can be differentiated twice, never changed, or an
             :class:`~lbgap.objective.Objective`: the matrix at its parameters is meant. Or any symmetric matrix, as a
             :class:`~lbgap.operators.LinearOperator` or a dense tensor ``(n, n)``.
-        data: Of a module: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: Of a module: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         threshold: Of an eigenvalue that counts as large; by default a hundredth of the largest absolute one found.
         top: Eigenvalues to find one by one, at most one less than the matrix has rows.
         kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``, as in ``Objective.hvp``.

@@ -40,7 +40,7 @@ def edge_of_stability(
     Args:
         model: Any ``torch.nn.Module`` that can be differentiated twice, never changed; or an
             :class:`~lbgap.objective.Objective`.
-        data: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         learning_rate: eta.
         momentum: beta, from 0 to below 1.
         nesterov: Whether the momentum is Nesterov's.

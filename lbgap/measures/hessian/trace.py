@@ -48,7 +48,7 @@ def hessian_trace(
         model: Any ``torch.nn.Module`` that can be differentiated twice, never changed, or an
             :class:`~lbgap.objective.Objective`: the matrix at its parameters is meant. Or any symmetric matrix, as a
             :class:`~lbgap.operators.LinearOperator` or a dense tensor ``(n, n)``.
-        data: Of a module: ``(inputs, targets)``, a map-style ``Dataset`` or a ``DataLoader`` that does not shuffle.
+        data: Of a module: ``(inputs, targets)``, a ``Dataset``, a ``DataLoader``, dicts and more (docs/data.md).
         method: ``"hutchinson"`` or ``"hutch++"``.
         kind: ``"hessian"``, ``"ggn"`` or ``"fisher"``, as in ``Objective.hvp``.
         relative_error: Stop after eight draws or more once the standard error is at most this share of the estimate;
