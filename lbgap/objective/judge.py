@@ -24,6 +24,7 @@ from lbgap.system import device as hardware
 from lbgap.system.device import first_line
 
 SMALLEST_BATCH = 32
+TOGETHER = 2**16  # samples up to which a model is tried on all of them
 PASSES_ONCE_MORE = 16  # after a remedy: as many as the questions before it took
 QUESTIONS: dict[str, Callable[[Case], str]] = {
     "repeats": repeats.ask,
@@ -139,6 +140,7 @@ def _probe(evaluator: Evaluator, model: nn.Module) -> Probed:
         except (torch.OutOfMemoryError, OutputError):
             raise
         except Exception as error:
+            _check_together(evaluator, few.size, error)
             raise ValueError(
                 f"the model does not accept inputs {_shown(few.inputs)}: {first_line(error)}"
                 f"{casts.remedy(model, evaluator.flat.theta.dtype, evaluator.given, error) or _how(few)}"
@@ -152,6 +154,22 @@ def _probe(evaluator: Evaluator, model: nn.Module) -> Probed:
     evaluator.flat.check_views()
     evaluator.overwrites = _overwritten(few, pristine) or [part._version for part in few.tensors()] != versions
     return Probed(trees.detached(output), plain, max(1, saved // few.size))
+
+
+def _check_together(evaluator: Evaluator, few: int, error: Exception) -> None:
+    """Say so where a model runs on all samples of a table together, as on the nodes of a graph, and not on a few."""
+    table = evaluator.data.table
+    if evaluator.coupled or table is None or not few < table.size <= TOGETHER:
+        return
+    try:
+        with evaluator.unrecorded():
+            evaluator.flat.run(evaluator.copied(table).inputs)
+    except Exception:
+        return
+    raise ValueError(
+        f"the model runs on all {table.size} samples together, but not on {few} of them ({first_line(error)}): pass "
+        f"coupled=True, batch_size={table.size} if they belong together"
+    ) from error
 
 
 def _shown(inputs: Tree) -> str:
@@ -222,7 +240,7 @@ def _check_gradient(evaluator: Evaluator, output: Any, targets: Tree) -> None:
 
 def _overwritten(used: Batch, fresh: Batch) -> bool:
     """Whether model or loss have written into their inputs."""
-    return not all(torch.equal(*parts) for parts in zip(used.tensors(), fresh.tensors(), strict=True))
+    return not all(torch.equal(*parts) for parts in zip(used.stored(), fresh.stored(), strict=True))
 
 
 def _unit(evaluator: Evaluator, wanted: int | None) -> int:

@@ -29,7 +29,7 @@ class Batch:
     def __init__(self, inputs: Tree, targets: Tree) -> None:
         """Take both as they are."""
         self.inputs, self.targets = inputs, targets
-        if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
+        if isinstance(inputs, Tensor) and isinstance(targets, Tensor) and inputs.layout == torch.strided:
             self.size, self.cuttable = len(inputs), True
         else:
             size = trees.size((inputs, targets))
@@ -44,6 +44,15 @@ class Batch:
     def tensors(self) -> list[Tensor]:
         """All of its tensors, each once."""
         return trees.tensors((self.inputs, self.targets))
+
+    def stored(self) -> list[Tensor]:
+        """The dense tensors that hold all of its values."""
+        return [part for tensor in self.tensors() for part in trees.stored(tensor)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its values take."""
+        return sum(map(trees.nbytes, self.tensors()))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """A batch of something made of each tensor; what inputs and targets share they share afterwards."""

@@ -58,7 +58,7 @@ class Gathered:
             if self._expected is not None and mine is not None and batch.size < self._expected:
                 rows = self._expected
                 self._whole = batch.map(lambda part: part.detach().new_empty((rows, *part.shape[1:])))
-        self.bytes += sum(tensor.nbytes for tensor in batch.tensors())
+        self.bytes += batch.nbytes
         self._joins = self._joins and mine is not None and mine == self._form
         filled = self._borders[-1]
         if self._whole is not None and self._joins and filled + batch.size <= self._whole.size:

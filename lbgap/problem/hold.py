@@ -83,7 +83,7 @@ def _gathered(source: Source, split: Callable[[Tree], Batch], notes: list[str], 
     """All samples in memory; None where they do not fit."""
     first = split(source.first())
     if source.size is not None and source.repeats:
-        each = sum(part.nbytes for part in first.tensors()) / max(1, first.size)
+        each = first.nbytes / max(1, first.size)
         if each * source.size > limit:
             return None
     kept, start, same = Gathered(source.size), 0, True

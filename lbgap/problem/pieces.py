@@ -91,7 +91,7 @@ class Pieces(Samples):
 
     def digest(self) -> str:
         """As :meth:`Samples.digest`."""
-        return digest(part for piece in self._pieces for part in piece.tensors())
+        return digest(part for piece in self._pieces for part in piece.stored())
 
 
 def chosen_rows(batches: Iterator[Batch] | Sequence[Batch], chosen: Tensor) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lbgap.problem import trees
 from lbgap.problem.batch import Batch
 from lbgap.problem.sources.base import EMPTY
 from lbgap.problem.sources.leaves import Path, located, parts
@@ -142,6 +143,8 @@ def first_not_finite(part: Tensor, *, masked: bool = False) -> int | None:
     """
     if part.numel() == 0 or not (part.is_floating_point() or part.is_complex()) or part.is_meta:
         return None
+    if part.layout != torch.strided:  # which is of one batch
+        return 0 if any(first_not_finite(one, masked=masked) is not None for one in trees.stored(part)) else None
     rows = len(part) if part.dim() else 1
     flat = (torch.view_as_real(part.detach()) if part.is_complex() else part.detach()).reshape(rows, -1)
     low, high = flat.aminmax()

@@ -140,7 +140,7 @@ class Table(Samples):
 
     def digest(self) -> str:
         """As :meth:`Samples.digest`."""
-        return digest(self.pool.tensors())
+        return digest(self.pool.stored())
 
 
 class Cuts:

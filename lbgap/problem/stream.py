@@ -60,7 +60,7 @@ class Stream(Samples):
                 same = same and (number > 0 or source.is_first(tree))
                 batch = sound(split(tree), f"batch {number}", self.size)
                 self._sums.append(checksum(batch))
-                self._bytes += sum(part.nbytes for part in batch.tensors())
+                self._bytes += batch.nbytes
                 self.size += batch.size
                 self._cuttable = self._cuttable and batch.cuttable
                 if len(forms) < 2 and (own := form(batch)) not in forms:
@@ -137,7 +137,7 @@ class Stream(Samples):
         state = hashlib.sha256()
         with closing(self._read()) as found:
             for batch in found:
-                for part in batch.tensors():
+                for part in batch.stored():
                     state.update(f"{part.dtype} {tuple(part.shape)};".encode())
                     state.update(bytes_of(part).numpy().data)
         return state.hexdigest()

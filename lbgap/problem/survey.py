@@ -21,7 +21,7 @@ BLOCKS, BLOCK_BYTES = 32, 2048  # of each tensor, that its checksum is of
 def checksum(batch: Batch) -> int:
     """A number that differs between batches that differ in shape, type or one of some blocks of their bytes."""
     total = batch.size
-    for part in batch.tensors():
+    for part in batch.stored():
         total = zlib.crc32(f"{part.dtype} {tuple(part.shape)}".encode(), total)
         flat = bytes_of(part).numpy()
         if flat.size <= BLOCKS * BLOCK_BYTES:
@@ -75,7 +75,7 @@ def _some(batch: Batch, samples: int, size: int) -> Batch:
     """A copy of the first samples of a batch, no more than a number or that many bytes, but one."""
     if not batch.cuttable:
         return batch.map(_copied)
-    each = max(1, sum(part.nbytes for part in batch.tensors()) // batch.size)
+    each = max(1, batch.nbytes // batch.size)
     count = max(1, min(samples, batch.size, size // each))
     return batch.rows(slice(count)).map(_copied)
 

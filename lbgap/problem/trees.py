@@ -38,6 +38,23 @@ def tensors(tree: Tree) -> list[Tensor]:
     return [*found.values()]
 
 
+def stored(tensor: Tensor) -> list[Tensor]:
+    """The dense tensors that hold the values of one: itself, or of a sparse one its indices and values."""
+    if tensor.layout == torch.strided:
+        return [tensor]
+    if tensor.layout == torch.sparse_coo:
+        tensor = tensor.coalesce()
+        return [tensor.indices(), tensor.values()]
+    rows = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
+    places = (tensor.crow_indices(), tensor.col_indices()) if rows else (tensor.ccol_indices(), tensor.row_indices())
+    return [*places, tensor.values()]
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Bytes that the values of a tensor take."""
+    return sum(part.numel() * part.element_size() for part in stored(tensor))
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """A tree of the same form with something made of each tensor; a tensor that stands in it twice does so afterwards.
 
@@ -80,13 +97,13 @@ def size(tree: Tree) -> int | None:
         Their number; None where there is none: a graph, a number, or tensors of different lengths.
     """
     if isinstance(tree, Tensor):
-        return len(tree) if tree.dim() else None
+        return len(tree) if tree.dim() and tree.layout == torch.strided else None
     found: set[int | None] = set()
     for leaf in tree_leaves(tree, is_leaf=is_graph):
         if is_graph(leaf):
             return None
         if isinstance(leaf, Tensor):
-            found.add(len(leaf) if leaf.dim() else None)
+            found.add(size(leaf))
     return found.pop() if len(found) == 1 else None
 
 

@@ -75,7 +75,9 @@ class Source(ABC):
 
     def is_first(self, tree: Tree) -> bool:
         """Whether a batch is the one that :meth:`first` gave, value by value."""
-        mine, other = trees.tensors(self.first()), trees.tensors(tree)
+        mine, other = (
+            [part for tensor in trees.tensors(one) for part in trees.stored(tensor)] for one in (self.first(), tree)
+        )
         return len(mine) == len(other) and all(
             one.shape == two.shape and one.dtype == two.dtype and bool(((one == two) | (one != one)).all())
             for one, two in zip(mine, other, strict=True)
