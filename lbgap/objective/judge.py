@@ -143,7 +143,7 @@ def _probe(evaluator: Evaluator, model: nn.Module) -> Probed:
             _check_together(evaluator, few.size, error)
             raise ValueError(
                 f"the model does not accept inputs {_shown(few.inputs)}: {first_line(error)}"
-                f"{casts.remedy(model, evaluator.flat.theta.dtype, evaluator.given, error) or _how(few)}"
+                f"{casts.remedy(model, evaluator.flat.theta.dtype, evaluator.given, error) or _how(evaluator, few)}"
             ) from error
         evaluator.fit(output, few)
         if evaluator.returns_tensor and few.cuttable and len(output) != few.size:
@@ -178,9 +178,9 @@ def _shown(inputs: Tree) -> str:
     return trees.describe(inputs)
 
 
-def _how(few: Batch) -> str:
+def _how(evaluator: Evaluator, few: Batch) -> str:
     """What to do with inputs that enter a model in another way than the usual one."""
-    if isinstance(few.inputs, Tensor):
+    if isinstance(few.inputs, Tensor) or evaluator.flat.call.function is not None:
         return ""
     example = "batch.x, batch.edge_index" if trees.is_graph(few.inputs) else "..."
     return f"; pass call=lambda model, batch: model({example}) if they enter in another way"

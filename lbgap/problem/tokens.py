@@ -81,6 +81,10 @@ class Tokens(Loss):
 
     def _labels(self, target: Tensor) -> Tensor:
         """The labels that are compared with logits."""
+        if target.dim() < 2:
+            raise ValueError(
+                f"loss {self.name!r} needs labels (batch, tokens), got shape {tuple(target.shape)}: pass one a token"
+            )
         return target[:, 1:] if self.shifted else target
 
     def _beside(self, target: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from lbgap.problem.sources.chance import SEED, Chance
 from lbgap.problem.sources.leaves import to_tree
 from lbgap.problem.trees import Tree
 
+UNEQUAL = "stack expects each tensor to be equal size"  # what torch says of samples that cannot be stacked
 EMPTY = "expected at least one sample, got none: pass data that is not empty"
 
 
@@ -122,6 +123,14 @@ class Reading(Iterator[Tree]):
         try:
             with self._chance.lent(watch=True) if self.guarded else contextlib.nullcontext():
                 return to_tree(next(self._batches))
+        except RuntimeError as error:
+            self.close()
+            if UNEQUAL not in str(error):
+                raise
+            what = str(error)[str(error).index(UNEQUAL) :].splitlines()[0]
+            raise ValueError(
+                f"the samples of a batch differ in shape ({what}): give the loader a collate_fn that pads them"
+            ) from error
         except BaseException:
             self.close()
             raise
