@@ -335,6 +335,6 @@ def test_a_function_that_returns_one_iterator_twice_is_refused():
 
 def test_samples_that_a_loader_cannot_stack():
     ragged = [(torch.randn(1 + index % 3), 0) for index in range(6)]
-    message = r"the samples of a batch differ in shape \(stack expects .*\): give the loader a collate_fn that pads them"
+    message = r"samples of a batch differ in shape \(stack expects .*\): give the loader a collate_fn that pads them"
     with pytest.raises(ValueError, match=message):
         take(DataLoader(ragged, batch_size=3)).first()
