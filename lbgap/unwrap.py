@@ -129,6 +129,12 @@ def _peeled(model: nn.Module) -> nn.Module:
 
 def _taken_out(wrapper: nn.Module, attribute: str) -> nn.Module:
     held = vars(wrapper)
+    own = held.get("forward")
+    if own is not None and not (_is_compiled(own) or type(wrapper).__name__ == "OptimizedModule"):
+        raise ValueError(
+            f"the forward of the {type(wrapper).__name__} around the model was replaced, and would be lost: replace "
+            f"that of the module inside, its .{attribute}, or pass a module whose forward does the same"
+        )
     if held.get("_forward_hooks") or held.get("_forward_pre_hooks"):
         raise ValueError(
             f"hooks are registered on the {type(wrapper).__name__} around the model: register them on the module "

@@ -110,9 +110,14 @@ def fill(model: nn.Module, weights: Mapping[str, Any], source: str) -> nn.Module
             if not _equal(pairs[given[0]], pairs[name]):
                 raise ValueError(f"{refused}: {given[0]!r} and {name!r} are one tensor of the model, but differ there")
         pairs |= {name: pairs[given[0]] for name in names if given}
+    before = {name: value.clone() if isinstance(value, Tensor) else value for name, value in own.items()}
     try:
         model.load_state_dict({name: pairs.get(name, value) for name, value in own.items()})
     except RuntimeError as error:  # of a model that reads weights in a way of its own
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                if isinstance(value, Tensor) and isinstance(before.get(name), Tensor):
+                    value.copy_(before[name])
         raise ValueError(f"{refused}: {' '.join(str(error).split())}") from error
     return model
 

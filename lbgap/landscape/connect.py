@@ -293,6 +293,7 @@ def _combine(weights: tuple[float, ...], points: Tensor) -> Tensor:
     return found
 
 
+@torch.inference_mode(False)
 def _train(
     objective: Objective,
     between: Ends,

@@ -66,7 +66,7 @@ def judge(
     if not evaluator.data.cuttable:
         evaluator.batch_size = evaluator.few_samples = evaluator.data.pool.size
     if evaluator.coupled:
-        evaluator.batch_size = _unit(evaluator, batch_size or loader_batch)
+        evaluator.batch_size = _unit(evaluator, batch_size, loader_batch)
         if not evaluator.flat.takes_statistics:
             evaluator.few_samples = min(evaluator.few_samples, evaluator.batch_size)
     probed = evaluator.within_memory(lambda: _probe_or_unit(evaluator, model))
@@ -240,13 +240,15 @@ def _check_gradient(evaluator: Evaluator, output: Any, targets: Tree) -> None:
 
 def _overwritten(used: Batch, fresh: Batch) -> bool:
     """Whether model or loss have written into their inputs."""
-    return not all(torch.equal(*parts) for parts in zip(used.stored(), fresh.stored(), strict=True))
+    mine, other = used.stored(), fresh.stored()
+    return len(mine) != len(other) or not all(torch.equal(*parts) for parts in zip(mine, other, strict=True))
 
 
-def _unit(evaluator: Evaluator, wanted: int | None) -> int:
+def _unit(evaluator: Evaluator, given: int | None, loader_batch: int | None) -> int:
     """The batch whose samples see each other."""
     if not evaluator.data.joins:
-        return _own_borders(evaluator)
+        return _own_borders(evaluator, given)
+    wanted = given or loader_batch
     if wanted is None and not evaluator.flat.takes_statistics:
         raise ValueError(
             "coupled=True needs to know which samples see each other: pass batch_size=, or the DataLoader whose "
@@ -265,9 +267,18 @@ def _unit(evaluator: Evaluator, wanted: int | None) -> int:
     return size
 
 
-def _own_borders(evaluator: Evaluator) -> int:
-    """The largest batch, where batches cannot be joined and are the units themselves."""
+def _own_borders(evaluator: Evaluator, given: int | None) -> int:
+    """The largest batch, where batches are the units themselves.
+
+    Raises:
+        ValueError: Another size was asked for, or one of them has one sample.
+    """
     sizes = evaluator.data.sizes()
+    if given is not None and given != max(sizes):
+        raise ValueError(
+            f"batch_size={given} cannot be had of batches that differ in form, of {min(sizes)} to {max(sizes)} "
+            "samples, which see each other: leave it out, or let the loader make batches of that size"
+        )
     if min(sizes) < 2 and evaluator.data.cuttable:
         what, lacks = "coupled=True", "sees no other"
         if evaluator.flat.takes_statistics:

@@ -29,7 +29,7 @@ from lbgap.objective.products.output import check_kind
 from lbgap.operators import LinearOperator
 from lbgap.problem.call import Call, CallFunction, choose
 from lbgap.problem.heads import check_shift
-from lbgap.problem.hold import Ready, hold, take
+from lbgap.problem.hold import Ready, hold, take, units
 from lbgap.problem.loss import Loss, LossFunction, log_probability, resolve_loss
 from lbgap.problem.stored import Samples, Table
 from lbgap.system import device as hardware
@@ -120,6 +120,8 @@ class Objective(Parts, Directional):
             # All that costs nothing has been judged: now the data, which may take long to read.
             samples, flat.call, loader_batch = self._read(model, data, wanted, call, notes, None if device else here)
             coupled = coupled or (batch_norm == "batch" and flat.has_batch_norm)
+            if coupled and batch_size is None:
+                samples, loader_batch = units(samples, loader_batch)
             self._evaluator = Evaluator(flat, wanted, samples, notes, coupled=coupled, bfloat16=bfloat16)
         size = None if batch_size is None else counted(batch_size, self._evaluator.samples)
         with torch.inference_mode(False):

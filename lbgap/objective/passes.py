@@ -23,6 +23,7 @@ from lbgap.objective.plain import NoFastPath, has_fast_path
 from lbgap.problem import trees
 from lbgap.problem.batch import Batch
 from lbgap.problem.loss import Loss, Sums
+from lbgap.problem.own import Own
 from lbgap.problem.stored import Samples
 from lbgap.system import device as hardware
 from lbgap.system.device import first_line
@@ -131,7 +132,31 @@ class Evaluator:
         if not self.returns_tensor or (self.loss.raw and not self.data.cuttable):
             targets = itertools.chain([few.targets], targets)  # such outputs are called with their own targets
         self.loss = self.loss.check_all(output, targets)
+        if isinstance(self.loss, Own) and not self.loss.weighs and not self.data.cuttable:
+            self._check_counts()
+        elif isinstance(self.loss, Own) and not (self.loss.weighs or self.data.joins or self.coupled):
+            self.notes.append(
+                "batches differ in form, and each counts by its samples in the mean of the loss: return (sum, weight) "
+                "to count tokens"
+            )
         self._weight = self._counted = self._few = None
+
+    def _check_counts(self) -> None:
+        """Refuse means over batches of which nobody knows how many samples they have.
+
+        Raises:
+            ValueError: That is so.
+        """
+        counts = [trees.known_count(targets) for targets in self.data.targets()]
+        if len(counts) > 1 and None in counts:
+            raise ValueError(
+                f"the loss {self.loss.name!r} returns a mean over a batch whose tensors do not share their first "
+                "dimension, so that nobody knows how many samples it is over: return (sum, weight)"
+            )
+        if len(counts) > 1:
+            self.notes.append(
+                "each batch counts by its graphs in the mean of the loss: return (sum, weight) to count nodes or tokens"
+            )
 
     @property
     def weight(self) -> float:
@@ -302,7 +327,7 @@ class Evaluator:
         """All samples in batches of one size, but for one sample, where they can be cut so."""
         table = self.data.table
         if table is None:
-            yield from self.batches()
+            yield from self._fitting_batches()
             return
         count = math.ceil(self.samples / BATCH_NORM_BATCH)
         size, longer = divmod(self.samples, count)
@@ -312,6 +337,22 @@ class Evaluator:
             batch = table.rows(slice(first, end)).cast(None, self.device)
             yield batch.clone() if self.overwrites else batch
             first = end
+
+    def _fitting_batches(self) -> Iterator[Batch]:
+        """All samples in batches that have statistics.
+
+        Raises:
+            ValueError: A batch has one sample, and cannot be joined with others.
+        """
+        exact, size = self.data.exact, max(2, math.ceil(self.samples / math.ceil(self.samples / BATCH_NORM_BATCH)))
+        self.data.exact = True
+        try:
+            for batch in self.data.batches(size + (self.samples % size == 1) if self.data.joins else None):
+                if batch.cuttable and batch.size == 1:
+                    raise ValueError("a batch of one sample has no statistics: let the loader make others")
+                yield batch.clone() if self.overwrites else batch
+        finally:
+            self.data.exact = exact
 
     def _first_that_count(self) -> slice | Tensor:
         first = slice(self.few_samples)

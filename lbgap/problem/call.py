@@ -15,6 +15,7 @@ from lbgap.problem.batch import Batch
 from lbgap.problem.trees import Tree
 
 CallFunction = Callable[[nn.Module, Tree], Any]
+NUMBERED = 8  # samples of the first batch that tell whether a part numbers them
 LABELS = ("labels", "label", "label_ids", "targets", "target", "y")  # keys of targets, the first that a batch has
 
 
@@ -52,6 +53,7 @@ class Call:
         """
         self.kind, self.names, self.targets, self.raw = kind, tuple(names), tuple(targets), raw
         self._split, self.function = split, function
+        self.parts: int | None = None  # of a batch that is a tuple
 
     def split(self, tree: Tree) -> Batch:
         """Take a batch as the user has it apart.
@@ -60,6 +62,11 @@ class Call:
             ValueError: A key that other batches have is missing.
         """
         try:
+            if self.parts is not None and len(tree) != self.parts:
+                raise ValueError(
+                    f"expected batches of one form, got {len(tree)} parts in one and {self.parts} in the first: give "
+                    "all the same parts"
+                )
             return Batch(*self._split(tree))
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(
@@ -159,7 +166,9 @@ def choose(model: nn.Module, loss: Loss, first: Tree, call: CallFunction | None 
         raise TypeError(f"call must be a function of (model, batch), got {type(call).__name__}")
     signature = _Signature(model)
     if isinstance(first, tuple | list):
-        return _by_position(signature, loss, first, call)
+        chosen = _by_position(signature, loss, first, call)
+        chosen.call.parts = len(first)
+        return chosen
     if isinstance(first, dict):
         return _by_name(signature, loss, first, call)
     if loss.raw:
@@ -192,7 +201,9 @@ def _of_object(loss: Loss, first: Tree, call: CallFunction | None) -> Chosen:
 
 def _by_name(signature: _Signature, loss: Loss, first: dict[str, Tree], call: CallFunction | None) -> Chosen:
     """A batch that is a dict."""
-    key = None if loss.raw else next((name for name in LABELS if name in first), None)
+    found = [] if loss.raw else [name for name in LABELS if name in first]
+    apart = [name for name in found if not signature.names(name)]  # what enters the model conditions it
+    key = next(iter([*(apart if len(found) > 1 else ()), *found]), None)
     if not loss.raw and key is None:
         raise ValueError(
             f"the loss {loss.name!r} needs a target, which a dict has as one of {', '.join(map(repr, LABELS))}, got "
@@ -203,7 +214,11 @@ def _by_name(signature: _Signature, loss: Loss, first: dict[str, Tree], call: Ca
         return tree if key is None else tree[key]
 
     targets = [] if key is None else [key]
-    names = [name for name in first if signature.takes(name, also=name not in LABELS) and name not in targets]
+    names = [
+        name
+        for name, part in first.items()
+        if name not in targets and signature.takes(name, also=(loss.raw or name not in LABELS) and not _is_text(part))
+    ]
     alone = not names and len(signature.required) == 1  # forward(self, batch)
     if call is not None or alone:
         kind = "own" if call is not None else "one"
@@ -216,15 +231,31 @@ def _by_name(signature: _Signature, loss: Loss, first: dict[str, Tree], call: Ca
             f"{signature.name}.forward needs {what}, got batches with {_listed(first)}: rename the keys, or pass "
             "call=lambda model, batch: model(...)"
         )
-    left = [name for name in first if name not in names and name not in LABELS]
+    unused = [name for name in first if name not in names and name not in targets]
+    left = [name for name in unused if not (loss.raw and name in LABELS)]
+
+    def split(tree: Tree) -> tuple[Tree, Tree]:
+        _check_late(signature, first, tree)
+        return {name: tree[name] for name in names}, target(tree)
+
     made = Call(
         "keywords",
-        split=lambda tree: ({name: tree[name] for name in names}, target(tree)),
+        split=split,
         names=names,
         targets=targets,
         raw=loss.raw,
     )
     return Chosen(made, _left_out(signature, "batches", left))
+
+
+def _check_late(signature: _Signature, first: Mapping[str, Any], tree: Mapping[str, Any]) -> None:
+    """Refuse a batch with a part that the first did not have and the model takes: it would be dropped."""
+    late = [name for name in tree if name not in first and signature.takes(name, also=name not in LABELS)]
+    if late:
+        raise ValueError(
+            f"expected batches of one form, got {late[0]!r}, which {signature.name}.forward takes, in some and not in "
+            "the first: give it in all of them (None where there is none)"
+        )
 
 
 def _left_out(signature: _Signature, where: str, names: Sequence[str]) -> list[str]:
@@ -271,9 +302,14 @@ def _lone(signature: _Signature, loss: Loss, inputs: Tree, place: int, last: int
     if isinstance(inputs, dict):
         names = [name for name in inputs if signature.takes(name)]
         if names and all(name in names for name in signature.required):
+
+            def split(tree: Tree) -> tuple[Tree, Tree]:
+                _check_late(signature, inputs, tree[place])
+                return {name: tree[place][name] for name in names}, tree[last]
+
             made = Call(
                 "keywords",
-                split=lambda tree: ({name: tree[place][name] for name in names}, tree[last]),
+                split=split,
                 names=names,
                 raw=loss.raw,
             )
@@ -295,10 +331,11 @@ def _index_column(parts: Sequence[Tree]) -> int | None:
     found = [
         place
         for place, part in enumerate(parts)
-        if isinstance(part, Tensor)
+        if place in (0, len(parts) - 1)
+        and isinstance(part, Tensor)
         and part.dim() == 1
         and not (part.is_floating_point() or part.is_complex() or part.dtype == torch.bool)
-        and len(part) > 1
+        and len(part) >= NUMBERED
         and bool((part.diff() > 0).all())
     ]
     return found[0] if len(found) == 1 else None
@@ -342,9 +379,18 @@ class _Signature:
         self._names = {one.name for one in named}
         self.required = [one.name for one in named if one.default is kinds.empty]
 
+    def names(self, name: str) -> bool:
+        """Whether a keyword is named."""
+        return name in self._names
+
     def takes(self, name: str, *, also: bool = True) -> bool:
         """Whether a keyword enters: it is named, or all are taken and it is meant ``also``."""
         return name in self._names or (self._any and also)
+
+
+def _is_text(part: Any) -> bool:
+    """Whether it is what ``**kwargs`` are not meant for: a column of strings."""
+    return isinstance(part, str) or (isinstance(part, list | tuple) and bool(part) and isinstance(part[0], str))
 
 
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:

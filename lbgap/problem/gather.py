@@ -69,19 +69,23 @@ class Gathered:
         self._unjoin()
         self._pieces.append(batch.map(lambda part: part.detach().clone()))
 
-    def samples(self) -> Samples:
+    def samples(self, *, own: bool = False) -> Samples:
         """All of them.
+
+        Args:
+            own: Whether the borders of the batches are worth keeping.
 
         Raises:
             ValueError: There are none.
         """
         if self._whole is not None:
             whole, filled = self._whole, self._borders[-1]
-            return _table(whole if filled == whole.size else whole.rows(slice(filled)))
+            sizes = [end - start for start, end in itertools.pairwise(self._borders)]
+            return _table(whole if filled == whole.size else whole.rows(slice(filled)), sizes if own else ())
         if not self._pieces:
             raise ValueError(EMPTY)
         if self._joins:
-            return _table(joined(self._pieces))
+            return _table(joined(self._pieces), [piece.size for piece in self._pieces] if own else ())
         return Pieces(self._pieces, self._pieces[0].tensors()[0].device)
 
     def _unjoin(self) -> None:
@@ -119,5 +123,5 @@ def tensors(batch: Batch) -> list[Tensor]:
     return [inputs, targets] if isinstance(inputs, Tensor) and isinstance(targets, Tensor) else batch.tensors()
 
 
-def _table(batch: Batch) -> Table:
-    return Table(batch, batch.tensors()[0].device)
+def _table(batch: Batch, borders: Sequence[int] = ()) -> Table:
+    return Table(batch, batch.tensors()[0].device, borders=borders)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from lbgap.problem.batch import Batch
 from lbgap.problem.call import Call
 from lbgap.problem.gather import Gathered
+from lbgap.problem.pieces import Pieces
 from lbgap.problem.sound import sound, without_text
 from lbgap.problem.sources.base import Source
 from lbgap.problem.sources.take import take
@@ -20,6 +22,8 @@ from lbgap.problem.trees import Tree
 from lbgap.system.memory import free_host_bytes
 
 SHARE = 2  # data take at most a half of the free memory: training and measures need some, too
+DREW = "random numbers are drawn while the data are read: they are kept as one reading from a fixed seed found them"
+
 FROZEN = "the data draw at random (augmentation, masking): they are kept as one reading found them"
 
 
@@ -70,13 +74,36 @@ def hold(source: Source, split: Callable[[Tree], Batch], notes: list[str], *, st
     limit = budget() * (1 if streams else SHARE)
     kept = _gathered(source, taken, notes, limit)
     if kept is not None:
-        return kept.samples()
+        return kept.samples(own=source.has_borders)
     if streams:
         return Stream(source, taken, notes)
     why, remedy = "an iterator can be read only once", "pass a function that returns a new iterator at each call"
     if source.repeats:
         why, remedy = "all of them are needed at once", "pass fewer samples"
     raise MemoryError(f"the data do not fit into memory ({limit / 2**20:.0f} MiB are free), and {why}: {remedy}")
+
+
+def units(samples: Samples, size: int | None) -> tuple[Samples, int | None]:
+    """The batches whose samples see each other: those that the user made.
+
+    Args:
+        samples: All.
+        size: That of the user's loader; None if there is none.
+
+    Returns:
+        The samples, in their own borders where these are not those of one size; and that size.
+    """
+    borders = samples.borders
+    if not borders or not samples.joins:
+        return samples, size
+    if all(one == borders[0] for one in borders[:-1]) and borders[-1] <= borders[0]:
+        return samples, borders[0]
+    if isinstance(samples, Stream):
+        return samples.in_own_borders(), size
+    assert isinstance(samples, Table)
+    ends = itertools.accumulate(borders, initial=0)
+    pieces = [samples.pool.rows(slice(*border)) for border in itertools.pairwise(ends)]
+    return Pieces(pieces, pieces[0].tensors()[0].device), size
 
 
 def _gathered(source: Source, split: Callable[[Tree], Batch], notes: list[str], limit: float) -> Gathered | None:
@@ -98,8 +125,21 @@ def _gathered(source: Source, split: Callable[[Tree], Batch], notes: list[str], 
             if kept.bytes > limit:
                 return None
     if not same:
-        notes.append(FROZEN)
+        _check_again(source)
+    if not same or reading.drew:
+        notes.append(FROZEN if not same else DREW)
     return kept
 
 
-__all__ = ["FROZEN", "Ready", "Source", "budget", "hold", "take"]
+def _check_again(source: Source) -> None:
+    """Refuse what can be iterated over once and does not say so: its first batch went to whoever looked at it."""
+    again = source.read()
+    with closing(again):
+        if next(again, None) is None:
+            raise ValueError(
+                f"the data ({source.name}) are used up by one reading, of which the first batch was taken already: "
+                "pass a function that makes a new iterator of batches at each call, or the iterator itself"
+            )
+
+
+__all__ = ["FROZEN", "Ready", "Source", "budget", "hold", "take", "units"]

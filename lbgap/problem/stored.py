@@ -25,6 +25,7 @@ class Samples(ABC):
         size: How many there are.
         pool: Some of them, evaluated together, in which cuts are tried out: all, where they are one tree in memory.
         is_streamed: Whether each pass brings them to the device anew.
+        borders: Sizes of the batches that the user made, in order; empty where there are none.
         exact: Whether batches must have the very size that is asked for, as the samples of each see each other.
     """
 
@@ -32,6 +33,7 @@ class Samples(ABC):
     pool: Batch
     is_streamed: bool = False
     exact: bool = False
+    borders: Sequence[int] = ()
 
     @property
     def kept(self) -> str:
@@ -93,14 +95,18 @@ class Samples(ABC):
 class Table(Samples):
     """Samples that are one tree in memory, which is cut anywhere."""
 
-    def __init__(self, pool: Batch, device: torch.device, *, is_streamed: bool = False) -> None:
+    def __init__(
+        self, pool: Batch, device: torch.device, *, is_streamed: bool = False, borders: Sequence[int] = ()
+    ) -> None:
         """Take a tree as it is.
 
         Args:
             pool: All samples; for a stream in pinned memory.
             device: Where they are used.
             is_streamed: Whether they are copied there in each pass.
+            borders: As the attribute.
         """
+        self.borders = tuple(borders)
         self.pool, self.size, self.is_streamed, self._device = pool, pool.size, is_streamed, device
         self._cuts = Cuts([pool])
 
@@ -136,7 +142,7 @@ class Table(Samples):
             wanted = dtype if cast and tensor.is_floating_point() else None
             return tensor.to(device, wanted) if fits else hardware.pinned(tensor, wanted)
 
-        return type(self)(self.pool.map(place), device, is_streamed=not fits)
+        return type(self)(self.pool.map(place), device, is_streamed=not fits, borders=self.borders)
 
     def digest(self) -> str:
         """As :meth:`Samples.digest`."""

@@ -23,6 +23,7 @@ from lbgap.problem.trees import Tree
 from lbgap.system import device as hardware
 
 NOTE = "the data do not fit into memory and are read again in each pass"
+DREW = "random numbers are drawn while the data are read: in each pass from the same seed"
 FROZEN = "the data draw at random (augmentation, masking): each pass draws them from the same seed"
 GROUP_BYTES = 8 * 2**20  # of a batch that is joined from several for no more than speed
 
@@ -51,6 +52,7 @@ class Stream(Samples):
         self._dtype: torch.dtype | None = None
         self._sums: list[int] = []
         self.size, self._bytes, self._cuttable = 0, 0, True
+        sizes: list[int] = []
         forms: list[Any] = []  # the first one, and another if there is one
         pool, targets = Pool(), Column()
         reading = source.read()
@@ -62,6 +64,7 @@ class Stream(Samples):
                 self._sums.append(checksum(batch))
                 self._bytes += batch.nbytes
                 self.size += batch.size
+                sizes.append(batch.size)
                 self._cuttable = self._cuttable and batch.cuttable
                 if len(forms) < 2 and (own := form(batch)) not in forms:
                     forms.append(own)
@@ -72,10 +75,11 @@ class Stream(Samples):
         if not self.size:
             raise ValueError(EMPTY)
         self._joins = self._cuttable and len(forms) == 1
+        self.borders = tuple(sizes) if source.has_borders else ()
         self.pool, self._targets = pool.joined(), targets.pieces()
         notes.append(NOTE)
-        if not same:
-            notes.append(FROZEN)
+        if not same or self._draws:
+            notes.append(FROZEN if not same else DREW)
 
     @property
     def kept(self) -> str:
@@ -130,6 +134,12 @@ class Stream(Samples):
         other.pool = self.pool.cast(dtype, device)
         if self._targets is not None:
             other._targets = [part.to(dtype) if part.is_floating_point() else part for part in self._targets]
+        return other
+
+    def in_own_borders(self) -> Self:
+        """The same, in the batches of the source."""
+        other = copy.copy(self)
+        other._joins = False
         return other
 
     def digest(self) -> str:

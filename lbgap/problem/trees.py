@@ -22,7 +22,7 @@ Tree: TypeAlias = Any
 
 def is_graph(leaf: object) -> bool:
     """Whether something is an object of tensors, such as a graph, that is moved and copied as a whole."""
-    return not isinstance(leaf, Tensor | type) and callable(getattr(leaf, "apply", None)) and hasattr(leaf, "to")
+    return not isinstance(leaf, Tensor | type | dict) and callable(getattr(leaf, "apply", None)) and hasattr(leaf, "to")
 
 
 def tensors(tree: Tree) -> list[Tensor]:
@@ -114,6 +114,16 @@ def count(tree: Tree) -> int:
         return own
     graphs = [leaf for leaf in tree_leaves(tree, is_leaf=is_graph) if is_graph(leaf)]
     return max([1, *(int(getattr(graph, "num_graphs", 1)) for graph in graphs)])
+
+
+def known_count(tree: Tree) -> int | None:
+    """As :func:`count`; None where it is a guess: tensors of different lengths, and graphs that do not say it."""
+    own = size(tree)
+    if own is not None:
+        return own
+    graphs = [leaf for leaf in tree_leaves(tree, is_leaf=is_graph) if is_graph(leaf)]
+    counts = [int(graph.num_graphs) for graph in graphs if getattr(graph, "num_graphs", None) is not None]
+    return max(counts) if counts else None
 
 
 def rows(tree: Tree, chosen: slice | Tensor) -> Tree:

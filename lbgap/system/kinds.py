@@ -93,13 +93,17 @@ def _archive(path: Path) -> Kind:
     """What a zip archive is, by the names of its members."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            members = archive.infolist()
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
         return Kind("damaged", f"damaged, a zip archive, as torch.save writes them, that is not whole ({error})")
+    names = [member.filename for member in members]
     for end, words in _MEMBERS.items():
         if any(f"/{name}".endswith(end) for name in names):
             return Kind("other", words)
     if any(re.fullmatch(r"([^/]+/)?data\.pkl", name) for name in names):
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # mapped, its bytes are no values
+            again = "torch.save(torch.load(path), path) writes it as torch does"
+            return Kind("other", f"a torch checkpoint that another program has compressed ({again})")
         return Kind("torch", "a torch checkpoint")
     return Kind("other", "a zip archive that torch.save did not write")
 

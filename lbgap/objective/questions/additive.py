@@ -49,15 +49,18 @@ def ask(case: Case) -> str:
         return "not judged: batches that cannot be cut"
     pool, outputs = _drawn(case)
     groups = pools.groups(case.pool.targets)
+    others = [] if evaluator.loss.separable else pools.unlike(evaluator.data)
     if trees.size(outputs) != len(pool.rows):
-        return together.ask(case, pool.rows, pool.pieces, groups)
+        doubt = together.ask_others(case, others)
+        answer = together.ask(case, pool.rows, pool.pieces, groups)
+        return doubt if doubt and answer == YES else answer
     targets = case.rows(pool.rows).targets
-    others = [cuts.Targets(*group, case.rows(group.rows).targets) for group in groups]
+    further = [cuts.Targets(*group, case.rows(group.rows).targets) for group in groups]
     kinds = min(pools.KINDS, pools.ENTRIES // _entries(case))
     mixture = case.rows(pools.mixture(case.pool.targets, kinds)).targets
     doubt = _compare_outputs(case, pool, outputs)
     cuts.check_alone(case, outputs, targets)
-    here = [cuts.compare(case, cut) for cut in cuts.make(pool.pieces, outputs, targets, others, mixture)]
+    here = [cuts.compare(case, cut) for cut in cuts.make(pool.pieces, outputs, targets, further, mixture)]
     if not any(here):
         return UNKNOWN
     if case.fails_elsewhere():
@@ -65,9 +68,11 @@ def ask(case: Case) -> str:
     with case.elsewhere():
         outputs = _one_each(case, pool.rows)
         other_doubt = _compare_outputs(case, pool, outputs)
-    moved = (cut._replace(rows=None, paired=False) for cut in cuts.make(pool.pieces, outputs, targets, others, mixture))
+    moved = (
+        cut._replace(rows=None, paired=False) for cut in cuts.make(pool.pieces, outputs, targets, further, mixture)
+    )
     cuts.check_weights(case, here, [cuts.compare(case, cut) for cut in moved])
-    return doubt or other_doubt or YES
+    return doubt or other_doubt or together.ask_others(case, others) or YES
 
 
 def _entries(case: Case) -> int:

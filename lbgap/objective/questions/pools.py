@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lbgap.problem import trees
+from lbgap.problem.batch import Batch
 from lbgap.problem.call import LABELS
+from lbgap.problem.stored import Samples
 from lbgap.problem.trees import Tree
 
 SMALLEST = 4
@@ -88,6 +91,40 @@ def column(targets: Tree) -> Tensor | None:
         return labels
     integers = [part for part in trees.tensors(targets) if not (part.is_floating_point() or part.is_complex())]
     return integers[-1] if integers else None
+
+
+def unlike(data: Samples) -> list[Batch]:
+    """Batches that are not like the pool, where batches cannot be joined: the last, the shortest, and by their targets.
+
+    Args:
+        data: All samples.
+    """
+    if data.table is not None or data.is_streamed:
+        return []
+    batches = [batch for batch in data.chunks() if batch.cuttable and batch.size > 1]
+    keys: list[Callable[[Batch], float]] = [
+        lambda batch: sum(part.numel() for part in batch.tensors()) / batch.size,
+        lambda batch: _lowest(batch.targets, torch.Tensor.amin),
+        lambda batch: -_lowest(batch.targets, torch.Tensor.amax),
+    ]
+    known, found = {_place(data.pool)}, []
+    for batch in [*batches[-1:], *(min(batches, key=key) for key in keys if batches)]:
+        if _place(batch) not in known:
+            known.add(_place(batch))
+            found.append(batch)
+    return found
+
+
+def _place(batch: Batch) -> int:
+    """What tells a batch from others: where its first tensor lies."""
+    return batch.tensors()[0].data_ptr()
+
+
+def _lowest(targets: Tree, end: Callable[[Tensor], Tensor]) -> float:
+    """The smallest, or the largest, of the targets that a loss most likely treats by their values."""
+    chosen = column(targets)
+    usable = chosen is not None and chosen.numel() and not chosen.is_complex()
+    return float(end(chosen.double())) if chosen is not None and usable else 0.0
 
 
 def groups(targets: Tree) -> list[Group]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,10 +17,12 @@ from lbgap.objective.questions.cuts import SAME_WEIGHT, Value, Weights
 from lbgap.objective.questions.pools import Group
 from lbgap.problem import trees
 from lbgap.problem.base import tolerance
+from lbgap.problem.batch import Batch
 from lbgap.system.device import first_line
 
 UNKNOWN = "not judged: the loss is not finite on the samples that were tried"
 DOUBT = "not judged: sums of the loss differ by the batch, perhaps by rounding, and the model runs in float32 alone"
+LARGEST = 32  # samples of a further batch
 CLEAR = 1e-3  # relative: more than rounding makes in float32
 
 
@@ -27,13 +30,13 @@ class Pair(NamedTuple):
     """Two pieces.
 
     Attributes:
-        one: Which samples, on the CPU.
-        other: Which samples.
+        counts: Samples in each.
+        make: Gives fresh copies of both together, and of each.
         value: Of the targets of the first piece, if they are a group.
     """
 
-    one: Tensor
-    other: Tensor
+    counts: tuple[int, int]
+    make: Callable[[], Sequence[Batch]]
     value: str | None = None
 
 
@@ -61,22 +64,48 @@ def ask(case: Case, rows: Tensor, pieces: Sequence[Tensor], groups: Sequence[Gro
     return doubt or other_doubt or YES
 
 
-def _pairs(rows: Tensor, pieces: Sequence[Tensor], groups: Sequence[Group]) -> Iterator[Pair]:
+def ask_others(case: Case, batches: Sequence[Batch]) -> str:
+    """Ask the same of the halves of some more batches, at the minimizer; returns a doubt.
+
+    Args:
+        case: Whose model and loss it is.
+        batches: Such as are not like the pool.
+
+    Raises:
+        ValueError: Sums or weights do not add up.
+    """
+    doubt = ""
+    for batch in batches:
+        half = min(batch.size, LARGEST) // 2
+        cut = [slice(2 * half), slice(half), slice(half, 2 * half)]
+        make = functools.partial(lambda batch, cut: [case.evaluator.copied(batch.rows(one)) for one in cut], batch, cut)
+        found = _compare(case, Pair((half, half), make)) if half else None
+        doubt = doubt or (found if isinstance(found, str) else "")
+    return doubt
+
+
+def _of_pool(case: Case, one: Tensor, other: Tensor, value: str | None = None) -> Pair:
+    """Two pieces of the pool, by the indices of their samples on the CPU."""
+    rows = torch.cat((one, other)), one, other
+    return Pair((len(one), len(other)), lambda: [case.rows(some) for some in rows], value)
+
+
+def _pairs(case: Case, rows: Tensor, pieces: Sequence[Tensor], groups: Sequence[Group]) -> Iterator[Pair]:
     """All pairs of pieces."""
     order = torch.cat(tuple(pieces))
     half = max(1, len(order) // 2)
-    yield Pair(rows[order[:half]], rows[order[half:]])
-    yield Pair(rows[pieces[0]], rows[pieces[-1]])
+    yield _of_pool(case, rows[order[:half]], rows[order[half:]])
+    yield _of_pool(case, rows[pieces[0]], rows[pieces[-1]])
     for word, samples in groups:
         twice = samples.repeat(2) if len(samples) == 1 else samples  # a batch of one may be none that passes have
-        yield Pair(twice, rows[pieces[-1]], word)
+        yield _of_pool(case, twice, rows[pieces[-1]], word)
 
 
 def _compare_all(case: Case, rows: Tensor, pieces: Sequence[Tensor], groups: Sequence[Group]) -> tuple[Weights, str]:
     """The weights of the pieces of each pair, None where the loss is not finite; and a doubt."""
     weights: Weights = []
     doubt = ""
-    for pair in _pairs(rows, pieces, groups):
+    for pair in _pairs(case, rows, pieces, groups):
         found = _compare(case, pair)
         doubt = doubt or (found if isinstance(found, str) else "")
         weights.append(None if isinstance(found, str) else found)
@@ -95,7 +124,7 @@ def _compare(case: Case, pair: Pair) -> tuple[float, float] | str | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        which = f"samples whose targets are {pair.value}" if pair.value else f"{len(pair.one)} or {len(pair.other)}"
+        which = f"samples whose targets are {pair.value}" if pair.value else " or ".join(map(str, pair.counts))
         raise ValueError(
             f"the model or the loss {name!r} does not run on {which} of the samples ({first_line(error)}): let it take "
             "any batch, or pass coupled=True with batch_size="
@@ -114,7 +143,7 @@ def _compare(case: Case, pair: Pair) -> tuple[float, float] | str | None:
         if answer is None and _missed(values) <= CLEAR:
             return DOUBT
         if answer is not False:
-            raise ValueError(cuts.not_a_mean(case, [len(pair.one), len(pair.other)], values))
+            raise ValueError(cuts.not_a_mean(case, pair.counts, values))
     if abs(both.weight - one.weight - other.weight) > SAME_WEIGHT * abs(both.weight):
         raise ValueError(
             f"the loss {name!r} returns the weight {both.weight:g} for a batch, but {one.weight:g} and "
@@ -127,8 +156,8 @@ def _values(case: Case, pair: Pair, flat: FlatModule) -> tuple[Value, Value, Val
     """The loss of both pieces together and of each, of a replica where it stands."""
     dtype = flat.theta.dtype
     found = []
-    for rows in (torch.cat((pair.one, pair.other)), pair.one, pair.other):
-        batch = case.rows(rows).cast(dtype)
+    for given in pair.make():
+        batch = given.cast(dtype)
         with case.evaluator.unrecorded():
             sums = case.evaluator.loss.sums(trees.detached(flat.run(batch.inputs)), batch.targets)
         found.append(Value(float(sums.exact), float(sums.weight)))

@@ -25,6 +25,7 @@ class Source(ABC):
         batch_size: That of a loader; None if there is none.
         in_memory: The device of data that are tensors in memory, and so are where the user wants them; else None.
         is_whole: Whether the only batch is all samples, in memory already.
+        has_borders: Whether its batches are the user's own.
         repeats: Whether it can be read more than once.
         size: How many samples there are, where that is known before they are read.
         notes: Sentences on what is read otherwise than it was given.
@@ -34,6 +35,7 @@ class Source(ABC):
     batch_size: int | None = None
     in_memory: torch.device | None = None
     is_whole = False
+    has_borders = True
     repeats = True
     size: int | None = None
     name = "data"

@@ -16,6 +16,8 @@ CHUNK = 32  # samples that are stacked at once
 class Items(Source):
     """A data set with a length, whose samples are read by their indices."""
 
+    has_borders = False
+
     def __init__(self, data: Any) -> None:
         """Remember it; nothing is read."""
         super().__init__()
@@ -32,6 +34,8 @@ class Items(Source):
 
 class Iterated(Source):
     """An iterable whose items are samples."""
+
+    has_borders = False
 
     def __init__(self, data: Iterable[Any]) -> None:
         """Remember it; nothing is read."""

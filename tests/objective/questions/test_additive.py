@@ -546,7 +546,7 @@ def test_a_loss_that_is_not_finite_is_for_the_pass_to_refuse():
 class Stub:
     """A loss that gives sums and weights of its own: as sure as it is, it is asked."""
 
-    name, function = "stub", None
+    name, function, separable = "stub", None, False
 
     def __init__(self, sums):
         self.sums = sums
