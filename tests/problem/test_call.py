@@ -1,4 +1,4 @@
-"""How batches enter a model, and what of its output a loss takes: every kind, its facts and notes, and what is refused."""
+"""How batches enter a model, and what a loss takes of its output: each kind, its facts and notes, what is refused."""
 
 from collections import OrderedDict
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Trees of tensors: what is shared stays shared, sizes, graphs, joins, casts, rows, and what two passes are compared by."""
+"""Trees of tensors: what is shared stays shared; sizes, graphs, joins, casts, rows; what two passes are compared by."""
 
 import copy
 import gc
