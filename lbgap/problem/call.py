@@ -88,10 +88,10 @@ class Call:
 
     def facts(self) -> dict[str, Any]:
         """What a result records of it, ready for JSON: nothing where a pair of tensors is taken as it is."""
-        if self.kind == "one":
-            return {}
         own = getattr(self.function, "__name__", type(self.function).__name__)
         facts: dict[str, Any] = {"call": self.kind if self.function is None else own}
+        if self.kind == "one":
+            facts = {}
         if self.names:
             facts["inputs"] = list(self.names)
         if self.targets:

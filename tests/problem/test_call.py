@@ -262,6 +262,7 @@ def test_a_dict_that_is_the_one_argument():
         assert (made.kind, notes) == ("one", [])
         assert batch.inputs is first
         assert batch.targets is (first if loss.raw else Y)
+        assert made.facts() == ({} if loss.raw else {"targets": ["labels"]})
         assert torch.equal(made.run(WholeBatch(), batch.inputs), X.sum(1))
 
 
@@ -363,6 +364,7 @@ def test_an_object_is_the_one_argument():
     assert batch.inputs is first
     assert batch.targets is Y
     assert made.raw is False
+    assert made.facts() == {"targets": ["y"]}
     made, _, _ = chosen(One(), NAMED, first, lambda model, batch: model(batch.x))
     assert made.facts() == {"call": "<lambda>", "targets": ["y"]}
     assert made.run(One(), first) is X

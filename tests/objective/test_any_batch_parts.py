@@ -1,0 +1,262 @@
+"""Batches as people have them: fewer samples, accuracies, settings, and samples that see each other."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+import lbgap
+from lbgap import Objective
+from lbgap.problem import hold
+from lbgap.problem.pieces import Pieces
+from lbgap.problem.stored import Table
+from lbgap.problem.stream import NOTE, Stream
+from tests.objective import batches
+from tests.objective.batches import (
+    CASES,
+    CLASSES,
+    IDS,
+    LABELS,
+    MASK,
+    SAMPLES,
+    SIZES,
+    TAGS,
+    Graph,
+    OfGraphs,
+    Output,
+    Tags,
+    Text,
+    Two,
+    X,
+    Z,
+    batch,
+    draw,
+    equal,
+    near,
+    padded,
+    refused,
+    seeded,
+    some,
+    tags_loss,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Fewer samples.
+
+
+@some("a dict", "two inputs", "tags", "padded", "padded tags", "a padded stream", "a stream", "a padded stream of tags")
+def test_parts(case):
+    build, _ = case
+    objective = build(precision="float64")
+    theta = near(objective.theta, 1)[0]
+    model = seeded(CASES[build.name][0]).double()
+    torch.nn.utils.vector_to_parameters(theta, model.parameters())
+
+    def mean(chosen):
+        if isinstance(model, Two):
+            return F.cross_entropy(model(X[chosen].double(), Z[chosen].double()), LABELS[chosen])
+        if isinstance(model, Tags):
+            total, weight = tags_loss(model(IDS[chosen]), {"tags": TAGS[chosen]})
+            return total / weight
+        return F.cross_entropy(model(IDS[chosen], MASK[chosen].double()), LABELS[chosen])
+
+    chosen = torch.tensor([40, 3, 17, 9, 3])
+    part = objective.part(chosen)
+    assert part.samples == 5
+    with torch.no_grad():
+        assert float(part.loss(theta)) == pytest.approx(float(mean(chosen)), rel=1e-12)
+        for number in (1, 13, SAMPLES):
+            subset = objective.subset(number)
+            spread = torch.arange(number) * SAMPLES // number
+            assert float(subset.loss(theta)) == pytest.approx(float(mean(spread)), rel=1e-12)
+        drawn = objective.sample(12, seed=3)
+        assert drawn.samples == 12
+        found = lbgap.fast_sharpness(objective, epsilon=0.1, restarts=1, samples=20)
+        torch.nn.utils.vector_to_parameters(found.point, model.parameters())
+        assert found.max_loss == pytest.approx(float(mean(torch.arange(SAMPLES))), rel=1e-12)
+    assert found.searched["samples"] == 20
+    assert objective.evaluations > 0
+
+
+@some("graphs", "graphs and a loss of one's own", "graphs in a stream")
+def test_graphs_have_no_parts(case):
+    objective = case[0]()
+    assert objective.subset(3) is None
+    refused(ValueError, "a part of the samples needs batches that can be cut", objective.part, [1, 2])
+    refused(ValueError, "samples= needs batches that can be cut into samples, got graphs", objective.sample, 3)
+    message = "samples= needs batches that can be cut"
+    refused(ValueError, message, lbgap.fast_sharpness, objective, epsilon=0.1, samples=3)
+    refused(ValueError, "a derivative of each sample needs batches", lbgap.fisher_rao_norm, objective)
+    message = "kind='fisher' needs the gradient of each sample, got batches that cannot be cut"
+    refused(ValueError, message, objective.hvp, objective.theta, torch.ones(1, objective.n), kind="fisher")
+    refused(ValueError, "noise_scale needs batches that can be cut", lbgap.noise_scale, objective, batch=4)
+    refused(ValueError, "batch_sharpness needs batches that can be cut", lbgap.batch_sharpness, objective, batch=4)
+    assert objective.batch_size == max(SIZES)
+
+
+@some("graphs", "graphs in a stream")
+def test_products_with_the_gauss_newton_matrix_of_graphs(case):
+    build, _ = case
+    objective = build(precision="float64")
+    vectors = torch.randn(2, objective.n, dtype=torch.float64, generator=draw(6))
+    found = objective.hvp(objective.theta, vectors, kind="ggn")
+    # At labels that are those of the model itself, each class by its share, it is the Hessian.
+    model = seeded(OfGraphs).double()
+    shares = model(Graph(torch.arange(SAMPLES))).softmax(1).detach()
+    parts = dict(model.named_parameters())
+
+    def soft(theta):
+        values, start = {}, 0
+        for name, parameter in parts.items():
+            values[name] = theta[start : start + parameter.numel()].view_as(parameter)
+            start += parameter.numel()
+        return F.cross_entropy(functional_call(model, values, (Graph(torch.arange(SAMPLES)),)), shares)
+
+    # The gradient of such a loss in the outputs is zero, so that only J' H J is left.
+    hessian = torch.autograd.functional.hessian(soft, objective.theta)
+    assert torch.allclose(found, vectors @ hessian, rtol=1e-9, atol=1e-11)
+
+
+# Accuracy.
+
+
+@some(
+    "a dict",
+    "a dict beside the target",
+    "outputs in a dataclass",
+    "padded",
+    "a stream",
+    "a padded stream",
+    "two inputs",
+)
+def test_accuracy(case):
+    objective = case[0]()
+    model = seeded(CASES[case[0].name][0])
+    with torch.no_grad():
+        output = model(X, Z) if isinstance(model, Two) else model(IDS, MASK)
+        output = output.logits if isinstance(output, Output) else output
+    loss, accuracy = objective.loss_and_accuracy(objective.theta)
+    assert float(accuracy) == pytest.approx(100 * float((output.argmax(1) == LABELS).sum()) / SAMPLES)
+    assert float(loss) == pytest.approx(float(F.cross_entropy(output, LABELS)), rel=1e-5)
+    assert objective.classes == CLASSES
+    points = near(objective.theta, 3)
+    _, accuracies = objective.combination_losses(torch.eye(3, dtype=torch.float64), points, accuracy=True)
+    assert accuracies.tolist() == pytest.approx([float(objective.loss_and_accuracy(one)[1]) for one in points])
+
+
+@some("a dict and a loss of one's own", "graphs", "graphs and a loss of one's own")
+def test_no_accuracy_where_targets_are_not_classes_or_batches_cannot_be_cut(case):
+    objective = case[0]()
+    refused(ValueError, "accuracy needs class indices as targets", objective.loss_and_accuracy, objective.theta)
+
+
+# What is written down.
+
+
+@pytest.mark.parametrize(
+    ("case", "facts"),
+    [
+        ("a dict", {"call": "keywords", "inputs": ["input_ids", "attention_mask"], "targets": ["labels"]}),
+        ("a dict and a loss of one's own", {"call": "keywords", "inputs": ["input_ids", "attention_mask"]}),
+        ("a dict beside the target", {"call": "keywords", "inputs": ["input_ids", "attention_mask"]}),
+        ("a call", {"call": "<lambda>", "targets": ["labels"]}),
+        ("two inputs", {"call": "positions"}),
+        ("padded", {"call": "keywords", "inputs": ["input_ids", "attention_mask"], "targets": ["labels"]}),
+        ("graphs", {"targets": ["y"]}),
+        ("graphs and a loss of one's own", {}),
+    ],
+    indirect=["case"],
+)
+def test_settings_say_how_batches_enter(case, facts):
+    settings = case[0]().settings()
+    assert {key: settings[key] for key in ("call", "inputs", "targets") if key in settings} == facts
+    assert settings["data"] == "resident"
+    assert (settings["samples"], settings["weight"]) == (SAMPLES, SAMPLES)
+
+
+@some("a stream", "a padded stream", "graphs in a stream")
+def test_settings_say_that_data_are_streamed(case):
+    objective = case[0]()
+    assert objective.settings()["data"] == "streamed from the source"
+    assert NOTE in objective.notes
+
+
+@some("tags", "padded tags", "a padded stream of tags")
+def test_the_weight_is_that_of_what_counts(case):
+    assert case[0]().settings()["weight"] == float((TAGS != -100).sum())
+
+
+@some("a dict")
+def test_what_does_not_enter_is_noted(case):
+    assert "keys of the batches that Text.forward does not take: 'tags'" in case[0]().notes
+
+
+@some("padded", "a padded stream", "a dict", "graphs", "tags")
+def test_the_digest_tells_data_apart(case, monkeypatch):
+    build, _ = case
+    digest = build().digest()
+    assert digest == build().digest()
+    monkeypatch.setattr(batches, "LABELS", (LABELS + 1) % CLASSES)
+    monkeypatch.setattr(batches, "TAGS", TAGS.flip(0))
+    assert build().digest() != digest
+
+
+# Samples that see each other.
+
+
+def contrast(output, batch):
+    """A mean over the samples of a batch, each against the others."""
+    return F.cross_entropy(output @ output.T, torch.arange(len(output))) + F.cross_entropy(output, batch["labels"])
+
+
+def by_batches(model, texts):
+    """The mean over batches, each counted by its samples."""
+    double, total = copy.deepcopy(model).double(), 0.0
+    with torch.no_grad():
+        for one in texts:
+            found = double(one["input_ids"], one["attention_mask"].double())
+            total += float(contrast(found, one)) * len(found)
+    return total / SAMPLES
+
+
+def test_padded_batches_whose_samples_see_each_other(monkeypatch):
+    model, values = seeded(Text), []
+    for budget in (math.inf, 0):
+        monkeypatch.setattr(hold, "budget", lambda limit=budget: limit)
+        objective = Objective(model, padded, loss=contrast, coupled=True)
+        assert isinstance(objective._evaluator.data, Stream if budget == 0 else Pieces)
+        assert objective.batch_size == max(SIZES)
+        values.append(objective.loss_and_gradient(objective.theta))
+        assert float(values[-1][0]) == pytest.approx(by_batches(model, padded()), rel=1e-5)
+        refused(ValueError, "samples needs a loss that is a mean over single samples", objective.sample, 3)
+        assert objective.subset(3) is None
+    for one, other in zip(*values, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_equal_batches_whose_samples_see_each_other(monkeypatch):
+    model, values = seeded(Text), []
+    for budget in (math.inf, 0):
+        monkeypatch.setattr(hold, "budget", lambda limit=budget: limit)
+        objective = Objective(model, equal, loss=contrast, coupled=True, batch_size=11)
+        assert isinstance(objective._evaluator.data, Stream if budget == 0 else Table)
+        assert objective.batch_size == 11
+        values.append(objective.loss_and_gradient(objective.theta))
+        elevens = [batch(chosen, 7) for chosen in torch.arange(SAMPLES).split(11)]
+        assert float(values[-1][0]) == pytest.approx(by_batches(model, elevens), rel=1e-5)
+    for one, other in zip(*values, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_batch_of_one_sample_sees_no_other():
+    def uneven():
+        return map(batch, torch.arange(SAMPLES).split([20, 20, 1]))
+
+    message = r"coupled=True with a batch of one sample \(batch 3 of 3\), which sees no other: let the loader"
+    refused(ValueError, message, Objective, seeded(Text), uneven, loss=contrast, coupled=True)
+    message = "the loss 'contrast' is no mean over samples: .*pass coupled=True with"
+    refused(ValueError, message, Objective, seeded(Text), padded, loss=contrast)
