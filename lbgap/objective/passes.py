@@ -7,6 +7,7 @@ It sees :class:`~lbgap.problem.stored.Samples` as batches that know their size, 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 import math
@@ -295,16 +296,19 @@ class Evaluator:
     def statistics(self) -> dict[str, Tensor]:
         """The statistics of batch-norm over all samples: name of each buffer to its value."""
         with self.exact(), self.context(False):
-            parts = (batch.inputs for batch in self._even_batches())
+            even = self.data.table is not None
+            parts = ((batch.inputs, None if even else batch.size) for batch in self._even_batches())
             return self.flat.statistics(parts, grad=self.needs_grad)
 
     def _even_batches(self) -> Iterator[Batch]:
-        """All samples in batches of one size, but for one sample, where they can be cut so."""
-        table = self.data.table
+        """All samples in batches of one size, but for one sample, or streamed for the last; else as the loader has."""
+        table, count = self.data.table, math.ceil(self.samples / BATCH_NORM_BATCH)
         if table is None:
-            yield from self.batches()
+            data = copy.copy(self.data)
+            data.exact = True
+            for batch in data.batches(math.ceil(self.samples / count) if data.joins else None):
+                yield batch.clone() if self.overwrites else batch
             return
-        count = math.ceil(self.samples / BATCH_NORM_BATCH)
         size, longer = divmod(self.samples, count)
         first = 0
         for number in range(count):

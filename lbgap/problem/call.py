@@ -153,7 +153,7 @@ def choose(model: nn.Module, loss: Loss, first: Tree, call: CallFunction | None 
 
     Raises:
         ValueError: The batch does not fit the model, or it has no target for the loss; the message says what to do.
-        TypeError: ``call`` is not callable.
+        TypeError: ``call`` is not callable, or the target is not one tensor.
     """
     if call is not None and not callable(call):
         raise TypeError(f"call must be a function of (model, batch), got {type(call).__name__}")
@@ -199,6 +199,9 @@ def _by_name(signature: _Signature, loss: Loss, first: dict[str, Tree], call: Ca
             f"{_listed(first)}: rename it, or pass a callable loss(output, batch)"
         )
 
+    if key is not None:
+        _check_target(loss, first[key])
+
     def target(tree: Tree) -> Tree:
         return tree if key is None else tree[key]
 
@@ -227,6 +230,15 @@ def _by_name(signature: _Signature, loss: Loss, first: dict[str, Tree], call: Ca
     return Chosen(made, _left_out(signature, "batches", left))
 
 
+def _check_target(loss: Loss, target: Tree) -> None:
+    """Refuse targets that are not one tensor, for a loss that takes nothing else."""
+    if not isinstance(target, Tensor):
+        raise TypeError(
+            f"the loss {loss.name!r} needs targets as one tensor, got a {type(target).__name__}: make it one, or pass "
+            "a callable loss(output, targets)"
+        )
+
+
 def _left_out(signature: _Signature, where: str, names: Sequence[str]) -> list[str]:
     """A note on keys that do not enter the model, if there are any."""
     return [f"keys of the {where} that {signature.name}.forward does not take: {_listed(names)}"] if names else []
@@ -247,11 +259,8 @@ def _by_position(signature: _Signature, loss: Loss, first: Sequence[Tree], call:
                 "(inputs, targets), or a callable loss(output, inputs)"
             )
         inputs = [last]
-    if not loss.raw and not isinstance(first[last], Tensor):
-        raise TypeError(
-            f"the loss {loss.name!r} needs targets as one tensor, got a {type(first[last]).__name__}: make it one, or "
-            "pass a callable loss(output, targets)"
-        )
+    if not loss.raw:
+        _check_target(loss, first[last])
     if call is not None:
         return Chosen(Call("own", split=lambda tree: (tree, tree[last]), raw=loss.raw, function=call), notes)
     if len(inputs) > signature.positions:

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.func import functional_call
 
 import lbgap
@@ -203,6 +204,61 @@ def test_the_digest_tells_data_apart(case, monkeypatch):
     monkeypatch.setattr(batches, "LABELS", (LABELS + 1) % CLASSES)
     monkeypatch.setattr(batches, "TAGS", TAGS.flip(0))
     assert build().digest() != digest
+
+
+# Statistics of batch-norm.
+
+
+class Normed(nn.Module):
+    """Takes inputs of any width up to four, the rest of which are zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, CLASSES)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(F.pad(x, (0, 4 - x.shape[1])))))
+
+
+def of_sizes(sizes, widths=(4, 3, 2)):
+    """A source of batches of some sizes, of each of which a few columns are kept."""
+
+    def read():
+        for chosen, width in zip(torch.arange(SAMPLES).split(sizes), widths, strict=True):
+            yield {"x": X[chosen, :width], "label": LABELS[chosen]}
+
+    return read
+
+
+def test_statistics_of_padded_batches_count_each_by_its_samples(monkeypatch):
+    model, sizes = seeded(Normed), (20, 18, 3)
+    with torch.no_grad():
+        parts = [
+            model.double().first(F.pad(one["x"].double(), (0, 4 - one["x"].shape[1]))) for one in of_sizes(sizes)()
+        ]
+    weights = torch.tensor(sizes, dtype=torch.float64)[:, None] / SAMPLES
+    mean, variance = (torch.stack([getattr(part, name)(0) for part in parts]) for name in ("mean", "var"))
+    for budget in (math.inf, 0):
+        monkeypatch.setattr(hold, "budget", lambda limit=budget: limit)
+        objective = Objective(model, of_sizes(sizes), precision="float64", batch_size=4)
+        found = objective.statistics(objective.theta)
+        assert torch.allclose(found["norm.running_mean"], (weights * mean).sum(0), rtol=1e-12)
+        assert torch.allclose(found["norm.running_var"], (weights * variance).sum(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_statistics_of_a_stream_are_those_of_the_same_data_in_memory(batch_size, monkeypatch):
+    """However it is cut, and also where a batch of one sample would be left."""
+    model, found = seeded(Normed), []
+    for budget in (math.inf, 0):
+        monkeypatch.setattr(hold, "budget", lambda limit=budget: limit)
+        objective = Objective(model, of_sizes((20, 20, 1), (4, 4, 4)), batch_size=batch_size)
+        assert isinstance(objective._evaluator.data, Stream if budget == 0 else Table)
+        found.append(objective.statistics(objective.theta))
+    hidden = model.first(X)
+    for name, exact in (("norm.running_mean", hidden.mean(0)), ("norm.running_var", hidden.var(0))):
+        assert torch.equal(found[0][name], found[1][name])
+        assert torch.allclose(found[0][name], exact, rtol=1e-5)
 
 
 # Samples that see each other.
