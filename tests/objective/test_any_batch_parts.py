@@ -316,3 +316,24 @@ def test_a_batch_of_one_sample_sees_no_other():
     refused(ValueError, message, Objective, seeded(Text), uneven, loss=contrast, coupled=True)
     message = "the loss 'contrast' is no mean over samples: .*pass coupled=True with"
     refused(ValueError, message, Objective, seeded(Text), padded, loss=contrast)
+
+
+def test_a_part_where_samples_see_each_other_is_one_batch(monkeypatch):
+    """Samples of padded batches cannot be put into one, and would see some of each other alone."""
+    model, chosen = seeded(Text), [12, 9, 16]
+
+    def exact(chosen):
+        with torch.no_grad():
+            return float(contrast(model(IDS[chosen], MASK[chosen]), {"labels": LABELS[chosen]}))
+
+    for budget in (math.inf, 0):
+        monkeypatch.setattr(hold, "budget", lambda limit=budget: limit)
+        objective = Objective(model, padded, loss=contrast, coupled=True)
+        # 3 terms of two cross-entropies, each rounded to float32 a few times.
+        assert float(objective.part(chosen).loss(objective.theta)) == pytest.approx(exact(chosen), rel=1e-6)
+        message = "coupled=True needs the samples of a part in one batch, got some of 3 batches, which cannot be joined"
+        refused(ValueError, message, objective.part, [12, 0, 40])
+        message = "coupled=True needs the samples of a part in one batch, got some of"
+        refused(ValueError, message, lbgap.batch_sharpness, objective, batch=6, draws=4)
+        whole = Objective(model, equal, loss=contrast, coupled=True, batch_size=9)
+        assert float(whole.part([12, 0, 40]).loss(whole.theta)) == pytest.approx(exact([12, 0, 40]), rel=1e-6)
