@@ -36,6 +36,7 @@ from tests.objective.batches import (
     batch,
     draw,
     equal,
+    graphs,
     near,
     padded,
     refused,
@@ -204,6 +205,64 @@ def test_the_digest_tells_data_apart(case, monkeypatch):
     monkeypatch.setattr(batches, "LABELS", (LABELS + 1) % CLASSES)
     monkeypatch.setattr(batches, "TAGS", TAGS.flip(0))
     assert build().digest() != digest
+
+
+# Labels of nodes, and models that change what they are given.
+
+
+class OfNodes(OfGraphs):
+    def forward(self, graph):
+        return self.out(self.nodes(graph.x).tanh())
+
+
+def nodes():
+    """Graphs with a class for each node in place of one for each graph."""
+    for graph in graphs():
+        graph.y = graph.x % CLASSES
+        yield graph
+
+
+def node_sums(output, graph):
+    return F.cross_entropy(output, graph.y, reduction="sum"), len(graph.y)
+
+
+def by_graphs(output, graph):
+    return F.cross_entropy(output, graph.y)
+
+
+def test_labels_of_nodes():
+    """A loss that knows its terms is a mean over nodes; a number that is a mean counts as often as there are graphs."""
+    model = seeded(OfNodes)
+    with torch.no_grad():
+        parts = [(F.cross_entropy(model(graph), graph.y), len(graph.y), graph.num_graphs) for graph in nodes()]
+    values, counts, sizes = (torch.tensor(column, dtype=torch.float64) for column in zip(*parts, strict=True))
+    for loss, weights in (("cross_entropy", counts), (node_sums, counts), (by_graphs, sizes)):
+        objective = Objective(model, nodes, loss=loss)
+        exact = float((values * weights).sum() / weights.sum())
+        assert float(objective.loss(objective.theta)) == pytest.approx(exact, rel=1e-6)
+        assert objective.settings()["weight"] == float(weights.sum())
+    message = r"have one row per sample, got shape \(\d+,\) for 9 samples: reduce it with .mean\(\)"
+    rows = {"loss": lambda output, graph: F.cross_entropy(output, graph.y, reduction="none")}
+    refused(ValueError, message, Objective, model, nodes, **rows)
+
+
+@pytest.mark.parametrize("form", [batch, padded])
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_a_model_that_takes_keys_out_of_its_batch(form, batch_size):
+    class Popping(Text):
+        def forward(self, parts):
+            return super().forward(parts.pop("input_ids"), parts.pop("attention_mask"))
+
+    data = padded if form is padded else batch(torch.arange(SAMPLES))
+    model = seeded(Popping)
+    whole = {"input_ids": IDS, "attention_mask": MASK}
+    exact = float(F.cross_entropy(model(whole), LABELS).detach())
+    for options in ({}, {"loss": lambda output, parts: F.cross_entropy(output, parts["labels"])}):
+        objective = Objective(model, data, batch_size=batch_size, **options)
+        for _ in range(2):
+            assert float(objective.loss(objective.theta)) == pytest.approx(exact, rel=1e-6)
+    if form is batch:
+        assert len(data) == 4
 
 
 # Statistics of batch-norm.
