@@ -228,14 +228,14 @@ class FlatModule:
         """Whether batch-norm takes the statistics of each evaluation batch."""
         return any(isinstance(module, _BatchNorm) and module.running_mean is None for module in self.module.modules())
 
-    def statistics(self, batches: Iterable[Tree], *, grad: bool = False) -> dict[str, Tensor]:
-        """Estimate the statistics of all batch-norms at theta: the mean of those of the batches.
+    def statistics(self, batches: Iterable[tuple[Tree, int | None]], *, grad: bool = False) -> dict[str, Tensor]:
+        """Estimate the statistics of all batch-norms at theta: the mean of those of the batches, each by its samples.
 
         As ``torch.optim.swa_utils.update_bn`` does (Izmailov et al. 2018, arXiv 1803.05407); each batch-norm sees what
         those before it make with the statistics of the batch.
 
         Args:
-            batches: Inputs of batches, two samples or more in each.
+            batches: Inputs of batches, two samples or more in each, and how many; None where all have as many.
             grad: Whether the passes record a graph.
 
         Returns:
@@ -243,14 +243,18 @@ class FlatModule:
         """
         norms = {n: m for n, m in self.module.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
         kept = {name: ({k: v.clone() for k, v in m.named_buffers()}, m.momentum) for name, m in norms.items()}
-        found = {}
+        found, seen = {}, 0
         try:
             for norm in norms.values():
                 norm.reset_running_stats()
                 norm.momentum = None  # the mean over the batches
                 norm.train()
             with torch.set_grad_enabled(grad):
-                for inputs in batches:
+                for inputs, size in batches:
+                    if size is not None:
+                        seen += size
+                        for norm in norms.values():
+                            norm.momentum = size / seen
                     self.run(inputs)
             for name, norm in norms.items():
                 for key in ("running_mean", "running_var"):

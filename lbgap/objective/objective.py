@@ -319,7 +319,8 @@ class Objective(Parts, Directional):
             theta: ``(n,)``.
 
         Returns:
-            Name of each buffer to its value: the mean over even batches of at most 5,000 samples. An evaluation.
+            Name of each buffer to its value: the mean over even batches of at most 5,000 samples, or over the loader's
+            where these cannot be joined, each by its samples. An evaluation.
 
         Raises:
             ValueError: ``theta`` has the wrong shape, dtype or device, or there is one sample only.

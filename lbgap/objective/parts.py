@@ -75,7 +75,7 @@ class Parts(Held):
 
         Raises:
             ValueError: It is empty, or an index is out of range; or the samples of a batch see each other, and there
-                is only one, or more than fit into one batch.
+                is only one, or more than fit into one batch, or they are of several that cannot be joined.
             TypeError: It is no list of indices.
         """
         chosen = check_chosen(chosen, self.samples)
@@ -84,6 +84,14 @@ class Parts(Held):
             raise ValueError(
                 f"{self.coupling} needs 2 to batch_size = {self.batch_size} samples for a batch, got {len(chosen)}"
             )
+        if self.coupled and not self._evaluator.data.joins:
+            borders = torch.tensor(self._evaluator.data.sizes(), device="cpu").cumsum(0)
+            batches = len(torch.bucketize(chosen, borders, right=True).unique())
+            if batches > 1:
+                raise ValueError(
+                    f"{self.coupling} needs the samples of a part in one batch, got some of {batches} batches, which "
+                    "cannot be joined: pad them all to one length"
+                )
         return self._beside(evaluator=self._evaluator.part(chosen))
 
     @torch.inference_mode(False)

@@ -7,6 +7,7 @@ It sees :class:`~lbgap.problem.stored.Samples` as batches that know their size, 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 import math
@@ -320,16 +321,16 @@ class Evaluator:
     def statistics(self) -> dict[str, Tensor]:
         """The statistics of batch-norm over all samples: name of each buffer to its value."""
         with self.exact(), self.context(False):
-            parts = (batch.inputs for batch in self._even_batches())
+            even = self.data.table is not None
+            parts = ((batch.inputs, None if even else batch.size) for batch in self._even_batches())
             return self.flat.statistics(parts, grad=self.needs_grad)
 
     def _even_batches(self) -> Iterator[Batch]:
-        """All samples in batches of one size, but for one sample, where they can be cut so."""
-        table = self.data.table
+        """All samples in batches of one size, but for one sample, or streamed for the last; else as the loader has."""
+        table, count = self.data.table, math.ceil(self.samples / BATCH_NORM_BATCH)
         if table is None:
             yield from self._fitting_batches()
             return
-        count = math.ceil(self.samples / BATCH_NORM_BATCH)
         size, longer = divmod(self.samples, count)
         first = 0
         for number in range(count):
@@ -344,15 +345,13 @@ class Evaluator:
         Raises:
             ValueError: A batch has one sample, and cannot be joined with others.
         """
-        exact, size = self.data.exact, max(2, math.ceil(self.samples / math.ceil(self.samples / BATCH_NORM_BATCH)))
-        self.data.exact = True
-        try:
-            for batch in self.data.batches(size + (self.samples % size == 1) if self.data.joins else None):
-                if batch.cuttable and batch.size == 1:
-                    raise ValueError("a batch of one sample has no statistics: let the loader make others")
-                yield batch.clone() if self.overwrites else batch
-        finally:
-            self.data.exact = exact
+        data = copy.copy(self.data)
+        data.exact = True
+        size = max(2, math.ceil(self.samples / math.ceil(self.samples / BATCH_NORM_BATCH)))
+        for batch in data.batches(size + (self.samples % size == 1) if data.joins else None):
+            if batch.cuttable and batch.size == 1:
+                raise ValueError("a batch of one sample has no statistics: let the loader make others")
+            yield batch.clone() if self.overwrites else batch
 
     def _first_that_count(self) -> slice | Tensor:
         first = slice(self.few_samples)

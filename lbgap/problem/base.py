@@ -280,7 +280,10 @@ def check_output(output: object) -> Tensor:
     if not isinstance(output, Tensor):
         raise TypeError(f"the model must return one tensor, got {type(output).__name__}: wrap it in a module that does")
     if output.dim() == 0:
-        raise ValueError("the model must return one output per sample, (batch, ...), got a single number")
+        raise ValueError(
+            "the model must return one output per sample, (batch, ...), got a single number: let it return its output, "
+            "of which a callable loss(output, batch) makes a number"
+        )
     return output
 
 

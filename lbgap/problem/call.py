@@ -95,10 +95,10 @@ class Call:
 
     def facts(self) -> dict[str, Any]:
         """What a result records of it, ready for JSON: nothing where a pair of tensors is taken as it is."""
-        if self.kind == "one":
-            return {}
         own = getattr(self.function, "__name__", type(self.function).__name__)
         facts: dict[str, Any] = {"call": self.kind if self.function is None else own}
+        if self.kind == "one":
+            facts = {}
         if self.names:
             facts["inputs"] = list(self.names)
         if self.targets:
@@ -160,7 +160,7 @@ def choose(model: nn.Module, loss: Loss, first: Tree, call: CallFunction | None 
 
     Raises:
         ValueError: The batch does not fit the model, or it has no target for the loss; the message says what to do.
-        TypeError: ``call`` is not callable.
+        TypeError: ``call`` is not callable, or the target is not one tensor.
     """
     if call is not None and not callable(call):
         raise TypeError(f"call must be a function of (model, batch), got {type(call).__name__}")
@@ -210,6 +210,9 @@ def _by_name(signature: _Signature, loss: Loss, first: dict[str, Tree], call: Ca
             f"{_listed(first)}: rename it, or pass a callable loss(output, batch)"
         )
 
+    if key is not None:
+        _check_target(loss, first[key])
+
     def target(tree: Tree) -> Tree:
         return tree if key is None else tree[key]
 
@@ -258,6 +261,15 @@ def _check_late(signature: _Signature, first: Mapping[str, Any], tree: Mapping[s
         )
 
 
+def _check_target(loss: Loss, target: Tree) -> None:
+    """Refuse targets that are not one tensor, for a loss that takes nothing else."""
+    if not isinstance(target, Tensor):
+        raise TypeError(
+            f"the loss {loss.name!r} needs targets as one tensor, got a {type(target).__name__}: make it one, or pass "
+            "a callable loss(output, targets)"
+        )
+
+
 def _left_out(signature: _Signature, where: str, names: Sequence[str]) -> list[str]:
     """A note on keys that do not enter the model, if there are any."""
     return [f"keys of the {where} that {signature.name}.forward does not take: {_listed(names)}"] if names else []
@@ -278,11 +290,8 @@ def _by_position(signature: _Signature, loss: Loss, first: Sequence[Tree], call:
                 "(inputs, targets), or a callable loss(output, inputs)"
             )
         inputs = [last]
-    if not loss.raw and not isinstance(first[last], Tensor):
-        raise TypeError(
-            f"the loss {loss.name!r} needs targets as one tensor, got a {type(first[last]).__name__}: make it one, or "
-            "pass a callable loss(output, targets)"
-        )
+    if not loss.raw:
+        _check_target(loss, first[last])
     if call is not None:
         return Chosen(Call("own", split=lambda tree: (tree, tree[last]), raw=loss.raw, function=call), notes)
     if len(inputs) > signature.positions:

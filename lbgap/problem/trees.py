@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 Tree: TypeAlias = Any
 """A tensor, or tensors in containers; what is neither counts as a constant."""
@@ -143,7 +143,8 @@ def join(trees: Sequence[Tree]) -> Tree:
         return trees[0]
     columns = [tensors(tree) for tree in trees]
     kinds = {tuple((part.shape[1:], part.dtype, part.device) for part in column) for column in columns}
-    if len(kinds) > 1:
+    structures = [tree_structure(tree, is_leaf=is_graph) for tree in trees]
+    if len(kinds) > 1 or any(structure != structures[0] for structure in structures):
         raise ValueError("trees of different forms cannot be joined")
     joined = {id(parts[0]): torch.cat(parts) for parts in zip(*columns, strict=True)}
     return map_tensors(lambda part: joined[id(part)], trees[0])

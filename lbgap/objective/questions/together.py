@@ -55,7 +55,7 @@ def ask(case: Case, rows: Tensor, pieces: Sequence[Tensor], groups: Sequence[Gro
     cuts.check_alone(case, case.output(case.rows(rows).inputs), case.rows(rows).targets)
     here, doubt = _compare_all(case, rows, pieces, groups)
     if not any(here):
-        return UNKNOWN
+        return doubt or UNKNOWN
     if case.fails_elsewhere():
         return case.fails_elsewhere()
     with case.elsewhere():
