@@ -85,7 +85,7 @@ class Parts(Held):
                 f"{self.coupling} needs 2 to batch_size = {self.batch_size} samples for a batch, got {len(chosen)}"
             )
         if self.coupled and not self._evaluator.data.joins:
-            borders = torch.tensor(self._evaluator.data.sizes(), device="cpu").cumsum(0)
+            borders = torch.tensor(self._evaluator.data.sizes(), dtype=torch.int64, device="cpu").cumsum(0)
             batches = len(torch.bucketize(chosen, borders, right=True).unique())
             if batches > 1:
                 raise ValueError(

@@ -190,7 +190,7 @@ def _is_rounding(case: Case, cut: Cut, missed: float, size: float) -> bool:
     terms = 0.0
     for outputs, targets in zip(cut.outputs, cut.targets, strict=True):
         for row in range(trees.count(targets)):
-            pair = torch.tensor([row, row], device="cpu")
+            pair = torch.tensor([row, row], dtype=torch.int64, device="cpu")
             try:  # twice the same: a batch of one may be none that passes have
                 twice = sum_up(case, trees.rows(outputs, pair), trees.rows(targets, pair), None)
             except torch.OutOfMemoryError:
