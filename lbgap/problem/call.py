@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from lbgap.problem.base import Loss
 from lbgap.problem.batch import Batch
 from lbgap.problem.trees import Tree
+from lbgap.system.device import first_line
 
 CallFunction = Callable[[nn.Module, Tree], Any]
-NUMBERED = 8  # samples of the first batch that tell whether a part numbers them
+NUMBERED = 4  # samples of the first batch that tell whether a part numbers them
 LABELS = ("labels", "label", "label_ids", "targets", "target", "y")  # keys of targets, the first that a batch has
 
 
@@ -54,6 +55,7 @@ class Call:
         self.kind, self.names, self.targets, self.raw = kind, tuple(names), tuple(targets), raw
         self._split, self.function = split, function
         self.parts: int | None = None  # of a batch that is a tuple
+        self.index: int | None = None  # which of them numbers the samples, and is left out
 
     def split(self, tree: Tree) -> Batch:
         """Take a batch as the user has it apart.
@@ -62,6 +64,11 @@ class Call:
             ValueError: A key that other batches have is missing.
         """
         try:
+            if self.index is not None and not _rises(tree[self.index]):
+                raise ValueError(
+                    f"part {self.index + 1} of the batches numbers the samples in the first, but not in another: pass "
+                    "call=lambda model, batch: model(...), with the target as their last part"
+                )
             if self.parts is not None and len(tree) != self.parts:
                 raise ValueError(
                     f"expected batches of one form, got {len(tree)} parts in one and {self.parts} in the first: give "
@@ -70,7 +77,8 @@ class Call:
             return Batch(*self._split(tree))
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(
-                f"expected batches of one form, got another than the first, without {error}: give all the same parts"
+                f"expected batches of one form, got another than the first ({first_line(error)}): give all the same "
+                "parts"
             ) from error
 
     def run(self, module: nn.Module, inputs: Tree) -> Any:
@@ -168,6 +176,7 @@ def choose(model: nn.Module, loss: Loss, first: Tree, call: CallFunction | None 
     if isinstance(first, tuple | list):
         chosen = _by_position(signature, loss, first, call)
         chosen.call.parts = len(first)
+        chosen.call.index = None if call is not None else _index(signature, first)
         return chosen
     if isinstance(first, dict):
         return _by_name(signature, loss, first, call)
@@ -336,26 +345,24 @@ def _index(signature: _Signature, parts: Sequence[Tree]) -> int | None:
 
 
 def _index_column(parts: Sequence[Tree]) -> int | None:
-    """Which part of a batch numbers its samples: the only one of integers that rise by every sample."""
-    found = [
-        place
-        for place, part in enumerate(parts)
-        if place in (0, len(parts) - 1)
-        and isinstance(part, Tensor)
-        and part.dim() == 1
-        and not (part.is_floating_point() or part.is_complex() or part.dtype == torch.bool)
-        and len(part) >= NUMBERED
-        and bool((part.diff() > 0).all())
-    ]
+    """Which part of a batch, the first or the last, numbers its samples: by integers that rise with every sample."""
+    found = [place for place in (0, len(parts) - 1) if _rises(parts[place]) and len(parts[place]) >= NUMBERED]
     return found[0] if len(found) == 1 else None
+
+
+def _rises(part: Tree) -> bool:
+    """Whether a part is one integer a sample, each larger than the one before."""
+    if not isinstance(part, Tensor) or part.dim() != 1:
+        return False
+    whole = not (part.is_floating_point() or part.is_complex() or part.dtype == torch.bool)
+    return whole and bool((part.diff() > 0).all())
 
 
 def _numbers(parts: Sequence[Tree]) -> int | None:
     """Which part, the first or the last, numbers the samples one by one."""
     for place in (len(parts) - 1, 0):
         part = parts[place]
-        whole = isinstance(part, Tensor) and part.dim() == 1 and part.dtype == torch.int64
-        if whole and len(part) > 2 and bool((part.diff() == 1).all()):
+        if _rises(part) and len(part) >= NUMBERED and bool((part.diff() == 1).all()):
             return place
     return None
 

@@ -399,4 +399,6 @@ def test_batches_that_cannot_be_cut_are_not_judged():
         def forward(self, x, labels, mean):
             return super().forward(x + mean.mean(0), labels)
 
-    assert asked(Also(), batches) == "not judged: batches that cannot be cut"
+    with pytest.raises(ValueError, match=r"nobody knows how many samples it is over: return \(sum, weight\)"):
+        asked(Also(), batches)
+    assert asked(Also(), batches, valid) == "not judged: batches that cannot be cut"
