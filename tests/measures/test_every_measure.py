@@ -353,7 +353,7 @@ ARGUMENTS = [
     (lbgap.fisher_rao_norm, {"labels": "true"}, ValueError, "labels must be 'data' or 'model', got 'true'"),
     (lbgap.relative_flatness, {"draws": 1}, ValueError, "draws must be at least 2"),
     (lbgap.relative_flatness, {"layer": 4}, TypeError, "layer must be a name such as '4' or '4.weight', got 4"),
-    (lbgap.relative_flatness, {"exact": "yes"}, TypeError, "exact must be True, False or None"),
+    (lbgap.relative_flatness, {"exact": "yes"}, TypeError, "exact must be True or False, got"),
     (lbgap.critical_sharpness, {"tolerance": 0}, ValueError, "tolerance must be finite and above zero"),
     (lbgap.critical_sharpness, {"initial": -1}, ValueError, "initial must be finite and above zero"),
     (lbgap.critical_sharpness, {"doublings": 0}, ValueError, "doublings must be at least 1"),

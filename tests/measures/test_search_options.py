@@ -33,7 +33,7 @@ def numbered(targets, classes):
 
 
 def data_of(objective):
-    return objective._evaluator.data
+    return objective._evaluator.data.pool
 
 
 def drawn(sample):
