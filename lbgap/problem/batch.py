@@ -29,7 +29,7 @@ class Batch:
     def __init__(self, inputs: Tree, targets: Tree) -> None:
         """Take both as they are."""
         self.inputs, self.targets = inputs, targets
-        if isinstance(inputs, Tensor) and isinstance(targets, Tensor) and inputs.layout == torch.strided:
+        if isinstance(inputs, Tensor) and isinstance(targets, Tensor) and trees.size(inputs) is not None:
             self.size, self.cuttable = len(inputs), True
         else:
             size = trees.size((inputs, targets))

@@ -143,7 +143,7 @@ def first_not_finite(part: Tensor, *, masked: bool = False) -> int | None:
     """
     if part.numel() == 0 or not (part.is_floating_point() or part.is_complex()) or part.is_meta:
         return None
-    if part.layout != torch.strided:  # which is of one batch
+    if part.layout != torch.strided or part.is_nested:  # which is of one batch
         return 0 if any(first_not_finite(one, masked=masked) is not None for one in trees.stored(part)) else None
     rows = len(part) if part.dim() else 1
     flat = (torch.view_as_real(part.detach()) if part.is_complex() else part.detach()).reshape(rows, -1)

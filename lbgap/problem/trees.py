@@ -39,7 +39,9 @@ def tensors(tree: Tree) -> list[Tensor]:
 
 
 def stored(tensor: Tensor) -> list[Tensor]:
-    """The dense tensors that hold the values of one: itself, or of a sparse one its indices and values."""
+    """The dense tensors that hold the values of one: itself, of a nested one its parts, of a sparse one its indices and values."""
+    if tensor.is_nested:
+        return [part.contiguous() for part in tensor.unbind()]
     if tensor.layout == torch.strided:
         return [tensor]
     if tensor.layout == torch.sparse_coo:
@@ -97,7 +99,7 @@ def size(tree: Tree) -> int | None:
         Their number; None where there is none: a graph, a number, or tensors of different lengths.
     """
     if isinstance(tree, Tensor):
-        return len(tree) if tree.dim() and tree.layout == torch.strided else None
+        return len(tree) if tree.dim() and tree.layout == torch.strided and not tree.is_nested else None
     found: set[int | None] = set()
     for leaf in tree_leaves(tree, is_leaf=is_graph):
         if is_graph(leaf):

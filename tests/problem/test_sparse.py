@@ -78,3 +78,30 @@ def test_values_of_sparse_tensors_are_judged_and_counted(form):
     dense[3, 3] = torch.nan
     with pytest.raises(ValueError, match="expected finite inputs"):
         lbgap.Objective(model(), (x, FORMS[form](dense), labels), loss=nn.CrossEntropyLoss())
+
+
+class Means(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return torch.stack([self.layer(part).mean(0) for part in x.unbind()])
+
+
+def nested(layout):
+    generator = torch.Generator().manual_seed(0)
+    return torch.nested.nested_tensor([torch.randn(n, 4, generator=generator) for n in (3, 5, 2, 6)], layout=layout)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors():
+    x, y = nested(torch.jagged), torch.tensor([0, 1, 2, 0])
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(0)
+        model = Means()
+    objective = lbgap.Objective(model, (x, y))
+    expected = F.cross_entropy(model(x), y)
+    assert float(objective.loss(objective.theta)) == pytest.approx(float(expected.detach()), rel=1e-6)
+    with pytest.raises(TypeError, match=r"expected nested tensors of layout=torch.jagged, got one of torch.strided"):
+        lbgap.Objective(model, (nested(torch.strided), y))

@@ -20,13 +20,21 @@ Path = tuple[str | int, ...]
 
 
 def to_tree(batch: Any) -> Tree:
-    """A batch with its mappings as dicts and its arrays as tensors, which share their memory where they can."""
+    """A batch with its mappings as dicts and its arrays as tensors, which share their memory where they can.
+
+    Raises:
+        TypeError: PyTorch has no such type, or too little that it can do with it.
+    """
     if isinstance(batch, Tensor):
-        return batch
+        return _leaf(batch)
     return tree_map(_leaf, batch, is_leaf=trees.is_graph)
 
 
 def _leaf(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        if leaf.is_nested and leaf.layout != torch.jagged:
+            raise TypeError("expected nested tensors of layout=torch.jagged, got one of torch.strided: make it anew")
+        return leaf
     if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
         return from_array(leaf)
     if isinstance(leaf, np.generic) and leaf.dtype.kind in "biuf":
