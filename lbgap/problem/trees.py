@@ -39,7 +39,7 @@ def tensors(tree: Tree) -> list[Tensor]:
 
 
 def stored(tensor: Tensor) -> list[Tensor]:
-    """The dense tensors that hold the values of one: itself, of a nested one its parts, of a sparse one its indices and values."""
+    """The dense tensors that hold the values of one: of a nested one its parts, of a sparse one indices and values."""
     if tensor.is_nested:
         return [part.contiguous() for part in tensor.unbind()]
     if tensor.layout == torch.strided:
