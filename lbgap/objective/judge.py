@@ -19,6 +19,7 @@ from lbgap.objective.questions.case import Case
 from lbgap.problem import trees
 from lbgap.problem.batch import Batch
 from lbgap.problem.call import OutputError
+from lbgap.problem.own import Own
 from lbgap.problem.trees import Tree
 from lbgap.system import device as hardware
 from lbgap.system.device import first_line
@@ -146,6 +147,7 @@ def _probe(evaluator: Evaluator, model: nn.Module) -> Probed:
                 f"{casts.remedy(model, evaluator.flat.theta.dtype, evaluator.given, error) or _how(evaluator, few)}"
             ) from error
         evaluator.fit(output, few)
+        _check_means(evaluator)
         if evaluator.returns_tensor and few.cuttable and len(output) != few.size:
             raise ValueError(f"the model must return one output per sample, got {len(output)} for {few.size}")
         with torch.enable_grad():
@@ -218,6 +220,32 @@ def _try_bfloat16(evaluator: Evaluator) -> None:
     if why:
         evaluator.bfloat16 = False
         evaluator.notes.append(f"precision='mixed' ran in float32: the model does not run in bfloat16 ({why})")
+
+
+def _check_means(evaluator: Evaluator) -> None:
+    """Refuse means over batches of which nobody knows how many samples they have; else say what they count by.
+
+    Raises:
+        ValueError: That is so.
+    """
+    loss, data = evaluator.loss, evaluator.data
+    if not isinstance(loss, Own) or loss.weighs or data.joins:
+        return
+    counts = [1] if data.cuttable else [trees.known_count(targets) for targets in data.targets()]
+    if len(counts) > 1 and None in counts:
+        raise ValueError(
+            f"the loss {loss.name!r} returns a mean over a batch whose tensors do not share their first dimension, so "
+            "that nobody knows how many samples it is over: return (sum, weight)"
+        )
+    if len(counts) > 1:
+        evaluator.notes.append(
+            "each batch counts by its graphs in the mean of the loss: return (sum, weight) to count nodes or tokens"
+        )
+    elif data.cuttable and not evaluator.coupled:
+        evaluator.notes.append(
+            "batches differ in form, and each counts by its samples in the mean of the loss: return (sum, weight) to "
+            "count tokens"
+        )
 
 
 def _check_gradient(evaluator: Evaluator, output: Any, targets: Tree) -> None:

@@ -26,12 +26,11 @@ from lbgap.objective.points.many import Many
 from lbgap.objective.points.source import Combinations, Separate, Source
 from lbgap.objective.products import choose as products
 from lbgap.objective.products.output import check_kind
+from lbgap.objective.reading import read
 from lbgap.operators import LinearOperator
-from lbgap.problem.call import Call, CallFunction, choose
-from lbgap.problem.heads import check_shift
-from lbgap.problem.hold import Ready, hold, take, units
+from lbgap.problem.call import CallFunction
+from lbgap.problem.hold import units
 from lbgap.problem.loss import Loss, LossFunction, log_probability, resolve_loss
-from lbgap.problem.stored import Samples, Table
 from lbgap.system import device as hardware
 from lbgap.unwrap import unwrapped
 
@@ -118,7 +117,7 @@ class Objective(Parts, Directional):
             bfloat16 = precision == "mixed" and has_bfloat16(here.type, notes)
             self.coordinates = Coordinates(flat)
             # All that costs nothing has been judged: now the data, which may take long to read.
-            samples, flat.call, loader_batch = self._read(model, data, wanted, call, notes, None if device else here)
+            samples, flat.call, loader_batch = read(model, data, wanted, call, notes, None if device else here)
             coupled = coupled or (batch_norm == "batch" and flat.has_batch_norm)
             if coupled and batch_size is None:
                 samples, loader_batch = units(samples, loader_batch)
@@ -422,38 +421,6 @@ class Objective(Parts, Directional):
             shape = str(tuple(own[name].shape)) if name in own else "of a buffer"
             found[name] = moved(f"buffer {name!r}", shape, value, wanted, self.device)
         return found
-
-    @staticmethod
-    def _read(
-        model: nn.Module,
-        data: Any,
-        loss: Loss,
-        call: CallFunction | None,
-        notes: list[str],
-        place: torch.device | None,
-    ) -> tuple[Samples, Call, int | None]:
-        """All samples, how they enter the model, and the batch size of their loader.
-
-        Args:
-            model: The user's.
-            data: The user's.
-            loss: What the targets are for.
-            call: The user's.
-            notes: Takes sentences on what is done otherwise than asked.
-            place: Where tensors in memory have to be; None for anywhere.
-        """
-        if isinstance(data, Ready):
-            return Table(data.batch, place or torch.device("cpu")), data.call, None
-        source = take(data)
-        chosen = choose(model, loss, source.first(), call)
-        check_shift(model, loss, chosen.call.targets)
-        notes += [*source.notes, *chosen.notes]
-        samples = hold(source, chosen.call.split, notes)
-        if place is not None and source.in_memory is not None and source.in_memory != place:
-            raise ValueError(
-                f"the model is on {place} and the data on {source.in_memory}: move one of them, or pass device="
-            )
-        return samples, chosen.call, source.batch_size
 
     @torch.inference_mode(False)
     def _enqueue(

@@ -7,7 +7,6 @@ It sees :class:`~lbgap.problem.stored.Samples` as batches that know their size, 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import itertools
 import math
@@ -24,8 +23,7 @@ from lbgap.objective.plain import NoFastPath, has_fast_path
 from lbgap.problem import trees
 from lbgap.problem.batch import Batch
 from lbgap.problem.loss import Loss, Sums
-from lbgap.problem.own import Own
-from lbgap.problem.stored import Samples
+from lbgap.problem.stored import Samples, even
 from lbgap.system import device as hardware
 from lbgap.system.device import first_line
 
@@ -133,31 +131,7 @@ class Evaluator:
         if not self.returns_tensor or (self.loss.raw and not self.data.cuttable):
             targets = itertools.chain([few.targets], targets)  # such outputs are called with their own targets
         self.loss = self.loss.check_all(output, targets)
-        if isinstance(self.loss, Own) and not self.loss.weighs and not self.data.cuttable:
-            self._check_counts()
-        elif isinstance(self.loss, Own) and not (self.loss.weighs or self.data.joins or self.coupled):
-            self.notes.append(
-                "batches differ in form, and each counts by its samples in the mean of the loss: return (sum, weight) "
-                "to count tokens"
-            )
         self._weight = self._counted = self._few = None
-
-    def _check_counts(self) -> None:
-        """Refuse means over batches of which nobody knows how many samples they have.
-
-        Raises:
-            ValueError: That is so.
-        """
-        counts = [trees.known_count(targets) for targets in self.data.targets()]
-        if len(counts) > 1 and None in counts:
-            raise ValueError(
-                f"the loss {self.loss.name!r} returns a mean over a batch whose tensors do not share their first "
-                "dimension, so that nobody knows how many samples it is over: return (sum, weight)"
-            )
-        if len(counts) > 1:
-            self.notes.append(
-                "each batch counts by its graphs in the mean of the loss: return (sum, weight) to count nodes or tokens"
-            )
 
     @property
     def weight(self) -> float:
@@ -321,37 +295,10 @@ class Evaluator:
     def statistics(self) -> dict[str, Tensor]:
         """The statistics of batch-norm over all samples: name of each buffer to its value."""
         with self.exact(), self.context(False):
-            even = self.data.table is not None
-            parts = ((batch.inputs, None if even else batch.size) for batch in self._even_batches())
-            return self.flat.statistics(parts, grad=self.needs_grad)
-
-    def _even_batches(self) -> Iterator[Batch]:
-        """All samples in batches of one size, but for one sample, or streamed for the last; else as the loader has."""
-        table, count = self.data.table, math.ceil(self.samples / BATCH_NORM_BATCH)
-        if table is None:
-            yield from self._fitting_batches()
-            return
-        size, longer = divmod(self.samples, count)
-        first = 0
-        for number in range(count):
-            end = first + size + (number < longer)
-            batch = table.rows(slice(first, end)).cast(None, self.device)
-            yield batch.clone() if self.overwrites else batch
-            first = end
-
-    def _fitting_batches(self) -> Iterator[Batch]:
-        """All samples in batches that have statistics.
-
-        Raises:
-            ValueError: A batch has one sample, and cannot be joined with others.
-        """
-        data = copy.copy(self.data)
-        data.exact = True
-        size = max(2, math.ceil(self.samples / math.ceil(self.samples / BATCH_NORM_BATCH)))
-        for batch in data.batches(size + (self.samples % size == 1) if data.joins else None):
-            if batch.cuttable and batch.size == 1:
-                raise ValueError("a batch of one sample has no statistics: let the loader make others")
-            yield batch.clone() if self.overwrites else batch
+            parts = even(self.data, BATCH_NORM_BATCH)
+            placed = ((batch.cast(None, self.device), size) for batch, size in parts)
+            copied = (((batch.clone() if self.overwrites else batch).inputs, size) for batch, size in placed)
+            return self.flat.statistics(copied, grad=self.needs_grad)
 
     def _first_that_count(self) -> slice | Tensor:
         first = slice(self.few_samples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Self
@@ -260,3 +261,33 @@ def uploaded(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         for part in there.tensors():
             part.record_stream(current)  # whose memory is the copier's
         yield there
+
+
+def even(data: Samples, largest: int) -> Iterator[tuple[Batch, int | None]]:
+    """All samples in batches of two or more, as few and as even as can be.
+
+    Args:
+        data: All samples.
+        largest: Samples in a batch, at most, where batches can be joined.
+
+    Yields:
+        Batches, and how many samples each has; None where it is as many in all of them, but for one.
+
+    Raises:
+        ValueError: A batch has one sample, and cannot be joined with others.
+    """
+    count = math.ceil(data.size / largest)
+    if data.table is not None:
+        size, longer = divmod(data.size, count)
+        first = 0
+        for number in range(count):
+            end = first + size + (number < longer)
+            yield data.table.rows(slice(first, end)), None
+            first = end
+        return
+    exactly, size = copy.copy(data), max(2, math.ceil(data.size / count))
+    exactly.exact = True
+    for batch in exactly.batches(size + (data.size % size == 1) if data.joins else None):
+        if batch.cuttable and batch.size == 1:
+            raise ValueError("a batch of one sample has no statistics: let the loader make others")
+        yield batch, batch.size
