@@ -225,6 +225,8 @@ def _start(start: Tensor, objective: Objective, subspace: int | None) -> Tensor:
             f"start must be a point ({objective.n},) of the full space, got {tuple(found.shape)}"
             + (" with subspace" if subspace is not None else "")
         )
+    if not found.isfinite().all():
+        raise ValueError("start must be finite, got NaN or infinity: pass a point at which the loss was evaluated")
     return found
 
 
