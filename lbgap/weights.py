@@ -151,8 +151,9 @@ class _Match(NamedTuple):
 
     @property
     def is_near(self) -> bool:
-        """Whether these are weights of the model, but for a few names."""
-        return bool(self.problems) and not self.shapes and len(self.names) > len(self.problems)
+        """Whether these are weights of the model, and others beside them or but for a few."""
+        few = not self.missing or len(self.problems) <= len(self.names)
+        return bool(self.names and self.problems) and not self.shapes and few
 
     @property
     def remedy(self) -> str:
@@ -219,7 +220,7 @@ def _readings(own: list[str], again: set[str], stored: list[str]) -> Iterator[tu
     for one, two in ((mine, _shorter(others)), (_shorter(once), others)):
         if one and two:
             yield one, two
-    if part := _first_part(others):
+    for part in _first_parts(others, len(mine) // 2):
         yield (
             mine,
             {key.removeprefix(part) if key.startswith(part) else f"/{key}": name for key, name in others.items()},
@@ -247,10 +248,10 @@ def _with_norm(own: set[str], name: str) -> str:
     return now if kind in ("g", "v") and now in own else plain
 
 
-def _first_part(names: Iterable[str]) -> str | None:
-    """The first part that most of some names have in common, with its dot; those of a loss beside them have not."""
+def _first_parts(names: Iterable[str], least: int) -> Iterator[str]:
+    """The first parts, with their dots, that more than so many names have: others may be those of a loss."""
     counts = Counter(name.partition(".")[0] for name in names if "." in name)
-    return f"{counts.most_common(1)[0][0]}." if counts else None
+    return (f"{part}." for part, count in counts.items() if count > least)
 
 
 def _shorter(names: Mapping[str, str]) -> dict[str, str]:

@@ -155,6 +155,15 @@ class TestFile:
         with pytest.raises(ValueError, match=rf"do not fit the model: 'criterion.weight' is not in the model{LEFT}$"):
             load_weights(make_model(), tmp_path / "a.ckpt")
 
+    def test_a_small_network_beside_a_large_one(self, tmp_path):
+        small, large = nn.Linear(2, 2, bias=False), make_model()
+        path, ema = tmp_path / "a.pt", {"weight": torch.zeros(2, 2)}
+        torch.save({"model": renamed(large, "critic.") | renamed(small, "generator."), "generator_ema": ema}, path)
+        with pytest.raises(
+            ValueError, match=r"'model' of .* do not fit the model: 'critic\.0\.weight' is not in the mod"
+        ):
+            load_weights(nn.Linear(2, 2, bias=False), path)
+
     def test_one_that_another_program_compressed(self, tmp_path, trained):
         torch.save(trained.state_dict(), tmp_path / "a.pt")
         with zipfile.ZipFile(tmp_path / "a.pt") as source:
