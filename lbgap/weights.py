@@ -221,10 +221,8 @@ def _readings(own: list[str], again: set[str], stored: list[str]) -> Iterator[tu
         if one and two:
             yield one, two
     for part in _first_parts(others, len(mine) // 2):
-        yield (
-            mine,
-            {key.removeprefix(part) if key.startswith(part) else f"/{key}": name for key, name in others.items()},
-        )
+        inside = {key.removeprefix(part): name for key, name in others.items() if key.startswith(part)}
+        yield mine, inside | {f"/{key}": name for key, name in others.items() if not key.startswith(part)}
 
 
 def _keyed(names: Iterable[str], key: Callable[[str], str]) -> dict[str, str]:
