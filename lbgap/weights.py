@@ -201,6 +201,8 @@ def _closest(own: Mapping[str, Any], weights: Mapping[str, Any]) -> _Match:
     """The first way to read the names by which all fit, or that by which fewest do not."""
     again = {name for names in _tied(own) for name in names[1:]}
     found = [_compare(own, weights, *names) for names in _readings([*own], again, [*weights])]
+    parts = (_compare(own, weights, *names) for names in _parts([*own], [*weights]))
+    found += [match for match in parts if not match.missing and not match.shapes]
     return min(found, key=lambda match: len(match.problems))
 
 
@@ -220,7 +222,13 @@ def _readings(own: list[str], again: set[str], stored: list[str]) -> Iterator[tu
     for one, two in ((mine, _shorter(others)), (_shorter(once), others)):
         if one and two:
             yield one, two
-    for part in _first_parts(others, len(mine) // 2):
+
+
+def _parts(own: list[str], stored: list[str]) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
+    """Ways to read the names of a part of what the file has, as the network beside a loss; see :func:`_readings`."""
+    mine, others = _keyed(own, _unwrapped), _keyed(stored, _unwrapped)
+    counts = Counter(name.partition(".")[0] for name in others if "." in name)
+    for part in (f"{first}." for first, count in counts.items() if count >= len(mine) / 2):
         inside = {key.removeprefix(part): name for key, name in others.items() if key.startswith(part)}
         yield mine, inside | {f"/{key}": name for key, name in others.items() if not key.startswith(part)}
 
@@ -244,12 +252,6 @@ def _with_norm(own: set[str], name: str) -> str:
     above, _, tensor = place.rpartition(".")
     now = f"{above}.".lstrip(".") + f"parametrizations.{tensor}.original{'gv'.find(kind)}"
     return now if kind in ("g", "v") and now in own else plain
-
-
-def _first_parts(names: Iterable[str], least: int) -> Iterator[str]:
-    """The first parts, with their dots, that more than so many names have: others may be those of a loss."""
-    counts = Counter(name.partition(".")[0] for name in names if "." in name)
-    return (f"{part}." for part, count in counts.items() if count > least)
 
 
 def _shorter(names: Mapping[str, str]) -> dict[str, str]:
