@@ -183,19 +183,18 @@ def _taken_out(wrapper: nn.Module, attribute: str) -> nn.Module:
     return inner
 
 
-def _is_lightning(module: nn.Module) -> type | None:
+def _is_lightning(module: nn.Module) -> type[nn.Module] | None:
     """The Lightning class that a module is of, by its name; None if there is none."""
-    known = (kind for kind in type(module).__mro__ if (kind.__name__, kind.__module__.partition(".")[0]) in LIGHTNING)
-    return next(known, None)
+    for kind in type(module).__mro__:
+        if issubclass(kind, nn.Module) and (kind.__name__, kind.__module__.partition(".")[0]) in LIGHTNING:
+            return kind
+    return None
 
 
 def _inside(model: nn.Module) -> nn.Module:
     """The one module that a Lightning module without a ``forward`` trains; any other module itself."""
     lightning = _is_lightning(model)
-    if lightning is None or "forward" in vars(model):
-        return model
-    defined = next(kind for kind in type(model).__mro__ if "forward" in vars(kind))
-    if not issubclass(lightning, defined):
+    if lightning is None or "forward" in vars(model) or type(model).forward is not lightning.forward:
         return model
     owners = [(name, child) for name, child in model.named_children() if next(child.parameters(), None) is not None]
     if len(owners) != 1 or next(model.parameters(recurse=False), None) is not None:

@@ -373,6 +373,18 @@ class TestLightning:
         assert lbgap.line(Task(), Net(1), make_data(), points=3).settings["notes"] == [note]
         assert lbgap.fast_sharpness(Task(), make_data()).settings["notes"] == [note]
 
+    def test_the_forward_of_the_base_class_is_none(self):
+        base = lightning_module()
+
+        class Task(base):
+            forward = base.forward
+
+            def __init__(self):
+                super().__init__()
+                self.net = Net()
+
+        check_same(Task(), Net())
+
     def test_what_may_normalise_is_not_left_out(self):
         class Task(lightning_module()):
             def __init__(self, **buffers):
