@@ -141,7 +141,7 @@ def fast_sharpness(
             default a thirty-second, at least 128, of data sets of 1,024 samples or more; 0 for none.
         scaling: Of the loss, for ``"lbfgsb"``: ``"box"`` (default), the first step is as long as the box, or
             ``"paper"``, none, as in the recipe.
-        start: One more point to start from, ``(n,)``, for example one found before; projected onto the region.
+        start: One more point to start from, ``(n,)``, finite, for example one found before; projected onto the region.
         samples: Search on so many samples, drawn with ``seed``, as many of each class as it has of the data; then the
             loss at the point found is evaluated on all. By default the search sees all of them.
         region: ``"keskar"``: half-width epsilon (|x_i| + 1); ``"linf"``: epsilon; ``"adaptive"``: epsilon |x_i|.
