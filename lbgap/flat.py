@@ -135,7 +135,8 @@ class FlatModule:
             dtype: Floating-point type of the replica's parameters and buffers.
             device: Where the replica lives; the model's own device by default.
             gradients: Whether there is a place for them; without, ``gradient`` is empty.
-            call: How a batch enters the module.
+            call: How a batch enters the module; where a function of the user's calls it, a Lightning module is taken as
+                it is.
 
         Raises:
             ValueError: See :func:`select_parameters` and :func:`lbgap.unwrap.unwrapped`; the model cannot be copied; it
@@ -143,7 +144,7 @@ class FlatModule:
                 no running statistics.
             TypeError: ``model`` is not a module.
         """
-        model = unwrapped(model)
+        model = unwrapped(model, inside=call.function is None)
         if batch_norm not in ("eval", "batch"):
             raise ValueError(f"batch_norm must be 'eval' or 'batch', got {batch_norm!r}")
         self.selection, self.batch_norm, self.call = parameters, batch_norm, call

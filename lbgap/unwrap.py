@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from lbgap.replica import REGISTERED, copied, held_tensors
 from lbgap.system.device import first_line
@@ -29,6 +30,7 @@ WRAPPERS = {
 }
 AVERAGES = {("AveragedModel", "torch"): "module", ("ModelEmaV2", "timm"): "module", ("ModelEmaV3", "timm"): "module"}
 LIGHTNING = (("LightningModule", "lightning"), ("LightningModule", "pytorch_lightning"))
+METRICS = (("Metric", "torchmetrics"), ("MetricCollection", "torchmetrics"))
 ATTACHED = ("_trainer", "_fabric")  # what a Lightning module refers to and does not own
 ORIGINAL = "_torchdynamo_orig_callable"  # of a function that torch.compile made
 QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
@@ -38,7 +40,7 @@ WHOLE = (
 )
 
 
-def unwrapped(model: nn.Module, name: str = "model") -> nn.Module:
+def unwrapped(model: nn.Module, name: str = "model", *, inside: bool = True) -> nn.Module:
     """The network inside of its wrappers, which shares all tensors with it.
 
     Taken off are ``torch.compile``, ``DistributedDataParallel``, ``DataParallel``, averages of weights and Fabric, in
@@ -49,21 +51,55 @@ def unwrapped(model: nn.Module, name: str = "model") -> nn.Module:
     Args:
         model: Whatever the user passes; never changed.
         name: What it is called in messages.
+        inside: Whether a Lightning module without a ``forward`` stands for the module inside; not where a function of
+            the user's calls it.
 
     Returns:
         The module itself if there is nothing to take off.
 
     Raises:
         TypeError: It is not a module; the message says what to pass.
-        ValueError: It is sharded, scripted or quantised, a wrapper has hooks of its own, a Lightning module has neither
-            ``forward`` nor one module inside, or it cannot be copied without its wrappers.
+        ValueError: See :func:`check_cache`; it is sharded, scripted or quantised, a wrapper has a ``forward`` or hooks
+            of its own, a Lightning module has neither ``forward`` nor one module inside that has all parameters and
+            buffers, but for those of losses and metrics, or it cannot be copied without its wrappers.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module, got {_kind(model)}")
     _check_whole(model)
-    plain = _peeled(model)
+    plain = _peeled(model, inside)
+    check_cache(plain)
     stand_ins, methods = dict(_stand_ins(plain)), _compiled_methods(plain)
     return _mirror(plain, stand_ins, methods) if stand_ins or methods else plain
+
+
+def check_cache(model: nn.Module) -> None:
+    """Refuse to compute with weights that ``torch.nn.utils.parametrize.cached`` keeps: they would not move.
+
+    Raises:
+        ValueError: Such a block is entered, and the model has parametrisations.
+    """
+    if parametrize._cache_enabled and any(map(parametrize.is_parametrized, model.modules())):
+        raise ValueError(
+            "inside torch.nn.utils.parametrize.cached() the parametrised weights of the model are kept as they were "
+            "first, so that they would not move: leave parametrize.cached()"
+        )
+
+
+def left_out(model: nn.Module) -> str | None:
+    """A sentence on what :func:`unwrapped` leaves aside of a Lightning module without a ``forward``, if there is such.
+
+    Args:
+        model: Whatever the user passes, once :func:`unwrapped` takes it.
+    """
+    outer = _peeled(model, inside=False)
+    inner = _inside(outer)
+    if inner is outer:
+        return None
+    children = dict(outer.named_children())
+    measured = next(name for name, child in children.items() if child is inner)
+    others = [repr(name) for name, child in children.items() if child is not inner]
+    aside = f"; {', '.join(others)} {'is' if len(others) == 1 else 'are'} left out" if others else ""
+    return f"measured {measured!r} of {type(outer).__name__}, which has no forward of its own{aside}"
 
 
 def _kind(model: object) -> str:
@@ -113,14 +149,17 @@ def _is_one_of(module: nn.Module, names: dict[tuple[str, str], str]) -> str | No
     for kind in type(module).__mro__:
         key = (kind.__name__, kind.__module__.partition(".")[0])
         if key in names:
-            return names[key] if type(module).forward is kind.__dict__.get("forward", type(module).forward) else None
+            same = all(getattr(type(module), one) is getattr(kind, one) for one in ("forward", "__call__"))
+            return names[key] if same else None
     return None
 
 
-def _peeled(model: nn.Module) -> nn.Module:
-    """What is inside of the outermost wrappers."""
+def _peeled(model: nn.Module, inside: bool) -> nn.Module:
+    """What is inside of the outermost wrappers, and of Lightning modules without a ``forward``."""
     while True:
         attribute = _is_one_of(model, {**WRAPPERS, **AVERAGES})
+        if attribute is None and not inside:
+            return model
         inner = _inside(model) if attribute is None else _taken_out(model, attribute)
         if inner is model:
             return model
@@ -144,19 +183,18 @@ def _taken_out(wrapper: nn.Module, attribute: str) -> nn.Module:
     return inner
 
 
-def _is_lightning(module: nn.Module) -> type | None:
+def _is_lightning(module: nn.Module) -> type[nn.Module] | None:
     """The Lightning class that a module is of, by its name; None if there is none."""
-    known = (kind for kind in type(module).__mro__ if (kind.__name__, kind.__module__.partition(".")[0]) in LIGHTNING)
-    return next(known, None)
+    for kind in type(module).__mro__:
+        if issubclass(kind, nn.Module) and (kind.__name__, kind.__module__.partition(".")[0]) in LIGHTNING:
+            return kind
+    return None
 
 
 def _inside(model: nn.Module) -> nn.Module:
     """The one module that a Lightning module without a ``forward`` trains; any other module itself."""
     lightning = _is_lightning(model)
-    if lightning is None or "forward" in vars(model):
-        return model
-    defined = next(kind for kind in type(model).__mro__ if "forward" in vars(kind))
-    if not issubclass(lightning, defined):
+    if lightning is None or "forward" in vars(model) or type(model).forward is not lightning.forward:
         return model
     owners = [(name, child) for name, child in model.named_children() if next(child.parameters(), None) is not None]
     if len(owners) != 1 or next(model.parameters(recurse=False), None) is not None:
@@ -165,7 +203,23 @@ def _inside(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} has no forward of its own, and not one module inside that has all its parameters "
             f"(there are: {found}): give it a forward, or pass the module that is measured"
         )
-    return owners[0][1]
+    name, inner = owners[0]
+    held = [f"its buffer {key!r}" for key, _ in model.named_buffers(recurse=False)]
+    held += [f"{key!r}" for key, child in model.named_children() if child is not inner and _may_compute(child)]
+    if held:
+        raise ValueError(
+            f"{type(model).__name__} has no forward of its own, and {held[0]} beside {name!r} may enter the output "
+            "(buffers, as of a normalisation): give it a forward, pass the module that is measured, or call="
+        )
+    return inner
+
+
+def _may_compute(module: nn.Module) -> bool:
+    """Whether a module holds buffers that are not those of a loss or a metric."""
+    names = {(kind.__name__, kind.__module__.partition(".")[0]) for kind in type(module).__mro__}
+    if isinstance(module, nn.modules.loss._Loss) or not names.isdisjoint(METRICS):
+        return False
+    return next(module.buffers(recurse=False), None) is not None or any(map(_may_compute, module.children()))
 
 
 def _stand_ins(model: nn.Module) -> Iterator[tuple[int, Any]]:

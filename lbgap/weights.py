@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -68,15 +70,20 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         (weights,) = entries.values()
         return fill(model, weights, os.fspath(path))
     own = _own(model)
-    fits = [entry for entry, weights in entries.items() if not _closest(own, weights).problems]
+    matches = {entry: _closest(own, weights) for entry, weights in entries.items()}
+    fits = [entry for entry, match in matches.items() if not match.problems]
+    meant = [entry for entry in checkpoints.ENTRIES if entry in matches and entry not in fits]
+    if near := [entry for entry in meant if matches[entry].is_near]:
+        fits = near[:1]  # to be refused: another entry that fits is of other weights
     if len(fits) > 1:
         listed = ", ".join(repr(entry) if entry else "no entry" for entry in fits)
         raise ValueError(
             f"{os.fspath(path)} holds several weights that fit the model, under {listed}: save those that you mean by "
             f"themselves, for example torch.save(torch.load(path)[{max(fits, key=bool)!r}], ...)"
         )
-    entry, *others = fits or entries
-    beside = f" (it also has {', '.join(repr(other) for other in others if other)})" if any(others) else ""
+    entry = next(iter(fits or entries))
+    others = ", ".join(repr(other) for other in entries if other not in ("", entry))
+    beside = f" (it also has {others})" if others else ""
     source = f"entry {entry!r} of {os.fspath(path)}" if entry else os.fspath(path)
     return fill(model, entries[entry], source + beside)
 
@@ -99,7 +106,7 @@ def fill(model: nn.Module, weights: Mapping[str, Any], source: str) -> nn.Module
     match = _closest(own, weights)
     refused = f"the weights of {source} do not fit the model"
     if match.problems:
-        raise ValueError(f"{refused}: {_listed(match.problems)}")
+        raise ValueError(f"{refused}: {_listed(match.problems)}{match.remedy}")
     pairs = {name: weights[other] for name, other in match.names.items()}
     wrong = [problem for name, value in pairs.items() if (problem := _other_kind(name, value, own[name]))]
     if wrong:
@@ -123,10 +130,40 @@ def fill(model: nn.Module, weights: Mapping[str, Any], source: str) -> nn.Module
 
 
 class _Match(NamedTuple):
-    """One way to read the names: that of the file for each of the model's, and what then does not fit."""
+    """One way to read the names: that of the file for each of the model's, and what then does not fit.
+
+    Attributes:
+        names: Of the model, to those of the file.
+        missing: Problems of names that the file lacks.
+        left: Of names that the model lacks.
+        shapes: Of values that have another shape.
+    """
 
     names: dict[str, str]
-    problems: list[str]
+    missing: list[str]
+    left: list[str]
+    shapes: list[str]
+
+    @property
+    def problems(self) -> list[str]:
+        """All of them."""
+        return [*self.missing, *self.left, *self.shapes]
+
+    @property
+    def is_near(self) -> bool:
+        """Whether these are weights of the model, and others beside them or but for a few."""
+        few = not self.missing or len(self.problems) <= len(self.names)
+        return bool(self.names and self.problems) and not self.shapes and few
+
+    @property
+    def remedy(self) -> str:
+        """What to do where the file has more than the model."""
+        if not self.left or self.missing or self.shapes:
+            return ""
+        return (
+            "; what is left over belongs around the model (to a loss?): load all into the module that was saved, or "
+            "save the rest by itself"
+        )
 
 
 def _own(model: nn.Module) -> dict[str, Any]:
@@ -164,6 +201,8 @@ def _closest(own: Mapping[str, Any], weights: Mapping[str, Any]) -> _Match:
     """The first way to read the names by which all fit, or that by which fewest do not."""
     again = {name for names in _tied(own) for name in names[1:]}
     found = [_compare(own, weights, *names) for names in _readings([*own], again, [*weights])]
+    parts = (_compare(own, weights, *names) for names in _parts([*own], [*weights]))
+    found += [match for match in parts if not match.missing and not match.shapes]
     return min(found, key=lambda match: len(match.problems))
 
 
@@ -178,10 +217,20 @@ def _readings(own: list[str], again: set[str], stored: list[str]) -> Iterator[tu
     yield _keyed(own, str), _keyed(stored, str)
     mine, others = _keyed(own, _unwrapped), _keyed(stored, _unwrapped)
     yield mine, others
+    yield mine, _keyed(stored, functools.partial(_with_norm, {*mine}))
     once = {key: name for key, name in mine.items() if name not in again}
     for one, two in ((mine, _shorter(others)), (_shorter(once), others)):
         if one and two:
             yield one, two
+
+
+def _parts(own: list[str], stored: list[str]) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
+    """Ways to read the names of a part of what the file has, as the network beside a loss; see :func:`_readings`."""
+    mine, others = _keyed(own, _unwrapped), _keyed(stored, _unwrapped)
+    counts = Counter(name.partition(".")[0] for name in others if "." in name)
+    for part in (f"{first}." for first, count in counts.items() if count >= len(mine) / 2):
+        inside = {key.removeprefix(part): name for key, name in others.items() if key.startswith(part)}
+        yield mine, inside | {f"/{key}": name for key, name in others.items() if not key.startswith(part)}
 
 
 def _keyed(names: Iterable[str], key: Callable[[str], str]) -> dict[str, str]:
@@ -194,6 +243,15 @@ def _keyed(names: Iterable[str], key: Callable[[str], str]) -> dict[str, str]:
 def _unwrapped(name: str) -> str:
     *above, last = name.split(".")
     return ".".join([*(part for part in above if part not in _WRAPPERS), last])
+
+
+def _with_norm(own: set[str], name: str) -> str:
+    """What a tensor of the older weight-norm is called in the newer one, if the model has that: torch reads both."""
+    plain = _unwrapped(name)
+    place, _, kind = plain.rpartition("_")
+    above, _, tensor = place.rpartition(".")
+    now = f"{above}.".lstrip(".") + f"parametrizations.{tensor}.original{'gv'.find(kind)}"
+    return now if kind in ("g", "v") and now in own else plain
 
 
 def _shorter(names: Mapping[str, str]) -> dict[str, str]:
@@ -211,17 +269,15 @@ def _compare(
     names = {name: others[key] for key, name in mine.items() if key in others}
     tied = {name for group in _tied(own) if not names.keys().isdisjoint(group) for name in group}
     spared = {name for name in own if name in tied or name.rpartition(".")[2] == _COUNT} | _counter(own)
-    problems = [f"{name!r} is missing" for name in own if name not in names and name not in spared]
+    missing = [f"{name!r} is missing" for name in own if name not in names and name not in spared]
     counter = _counter(weights)
-    problems += [
-        f"{name!r} is not in the model" for key, name in others.items() if key not in mine and name not in counter
-    ]
-    problems += [
+    left = [f"{name!r} is not in the model" for key, name in others.items() if key not in mine and name not in counter]
+    shapes = [
         f"{name!r} has shape {tuple(weights[other].shape)}, the model needs {tuple(own[name].shape)}"
         for name, other in names.items()
         if _has_shape(name, own[name]) and _has_shape(other, weights[other]) and own[name].shape != weights[other].shape
     ]
-    return _Match(names, problems)
+    return _Match(names, missing, left, shapes)
 
 
 def _has_shape(name: str, value: Any) -> bool:

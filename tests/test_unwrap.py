@@ -12,6 +12,8 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
 from torch.optim.swa_utils import AveragedModel
 
 import lbgap
@@ -113,6 +115,36 @@ class TestAround:
     def test_patterns_match_the_names_of_the_plain_network(self):
         objective = lbgap.Objective(nn.DataParallel(compiled(Net())), make_data(), parameters="head.*")
         assert objective.names == NAMES[2:]
+
+    @pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel], ids=["parallel", "averaged"])
+    def test_a_forward_set_on_a_wrapper_is_refused(self, wrap):
+        model = wrap(Net())
+        forward = model.forward
+        model.forward = lambda x: 2 * forward(x)
+        name = type(model).__name__
+        with pytest.raises(ValueError, match=rf"the forward of the {name} around the model was replaced.*\.module,"):
+            lbgap.Objective(model, make_data())
+
+    @pytest.mark.parametrize("method", ["__call__", "forward"])
+    def test_a_wrapper_that_computes_otherwise_is_measured_as_it_is(self, method):
+        def doubled(self, *inputs):
+            return 2 * getattr(nn.DataParallel, method)(self, *inputs)
+
+        model = type("Doubled", (nn.DataParallel,), {method: doubled})(Net())
+        objective = lbgap.Objective(model, make_data(), precision="float64")
+        inputs, targets = make_data()
+        expected = F.cross_entropy(2 * Net().double()(inputs.double()), targets)
+        assert objective.loss(objective.theta).item() == pytest.approx(expected.item(), rel=1e-12)
+        assert objective.names == tuple(f"module.{name}" for name in NAMES)
+
+    def test_a_compiled_module_that_is_called_otherwise_is_measured_as_it_is(self):
+        class Doubled(torch._dynamo.eval_frame.OptimizedModule):
+            def __call__(self, *inputs):
+                return 2 * super().__call__(*inputs)
+
+        model = compiled(Net())
+        model.__class__ = Doubled
+        assert unwrapped(model) is not model._orig_mod
 
     def test_hooks_of_a_wrapper_are_refused(self):
         model = nn.DataParallel(Net())
@@ -326,6 +358,70 @@ class TestLightning:
 
         check_same(Task(), Net())
 
+    def test_a_note_says_what_is_left_out(self):
+        class Task(lightning_module()):
+            def __init__(self):
+                super().__init__()
+                self.net, self.criterion, self.stem = Net(), nn.CrossEntropyLoss(torch.ones(3)), nn.Tanh()
+                metric = type("Metric", (nn.Module,), {"__module__": "torchmetrics.metric"})()
+                metric.register_buffer("total", torch.zeros(()))
+                self.metrics = nn.ModuleDict({"accuracy": metric})
+
+        note = "measured 'net' of Task, which has no forward of its own; 'criterion', 'stem', 'metrics' are left out"
+        for wrap in (lambda model: model, nn.DataParallel, compiled):
+            assert lbgap.Objective(wrap(Task()), make_data()).notes == [note]
+        assert lbgap.line(Task(), Net(1), make_data(), points=3).settings["notes"] == [note]
+        assert lbgap.fast_sharpness(Task(), make_data()).settings["notes"] == [note]
+
+    def test_the_forward_of_the_base_class_is_none(self):
+        base = lightning_module()
+
+        class Task(base):
+            forward = base.forward
+
+            def __init__(self):
+                super().__init__()
+                self.net = Net()
+
+        check_same(Task(), Net())
+
+    def test_what_may_normalise_is_not_left_out(self):
+        class Task(lightning_module()):
+            def __init__(self, **buffers):
+                super().__init__()
+                self.net = Net()
+                for name, values in buffers.items():
+                    self.register_buffer(name, values)
+
+        inside = Task()
+        inside.norm = nn.Sequential(nn.BatchNorm1d(6, affine=False))
+        for model, held in ((inside, "'norm'"), (Task(mean=torch.ones(6)), "its buffer 'mean'")):
+            message = f"Task has no forward of its own, and {held} beside 'net' may enter the output .*, or call="
+            with pytest.raises(ValueError, match=message) as caught:
+                lbgap.Objective(model, make_data())
+            assert "\n" not in str(caught.value)
+
+    def test_with_call_it_is_taken_as_it_is(self):
+        class Task(lightning_module()):
+            def __init__(self, seed=0):
+                super().__init__()
+                self.net, self.norm = Net(seed), nn.BatchNorm1d(6, affine=False)
+                self.norm.running_mean.fill_(3.0)
+                self._trainer = _Attached(self)
+
+        def call(model, batch):
+            return model.net(model.norm(batch[0]))
+
+        inputs, targets = make_data()
+        objective = lbgap.Objective(nn.DataParallel(Task()), make_data(), call=call, precision="float64")
+        normed = (inputs.double() - 3) / (1 + 1e-5) ** 0.5
+        losses = [F.cross_entropy(Net(seed).double()(normed), targets).item() for seed in (0, 1)]
+        assert objective.loss(objective.theta).item() == pytest.approx(losses[0], rel=1e-12)
+        assert objective.names == tuple(f"net.{name}" for name in NAMES)
+        assert objective.notes == []
+        line = lbgap.line(Task(), Task(1), make_data(), call=call, precision="float64", low=0, high=1, points=3)
+        assert line.train_loss[::2] == pytest.approx(losses, rel=1e-12)
+
     def test_without_one_and_several_modules(self):
         class Task(lightning_module()):
             def __init__(self):
@@ -409,6 +505,57 @@ class TestRefused:
             ValueError, match=r"'head.weight' is a TwoTensor, no plain tensor: pass the model as it was"
         ):
             lbgap.Objective(model, make_data())
+
+
+class TestCall:
+    """What a function of the user's that calls the model is given."""
+
+    @pytest.mark.parametrize("precision", ["float32", "float64"])
+    @pytest.mark.parametrize("judge", [True, False])
+    def test_that_computes_with_another_model(self, precision, judge):
+        model = Net()
+        message = "call computes with another model than the one it is given: use its first argument$"
+        with pytest.raises(ValueError, match=message) as caught:
+            lbgap.Objective(
+                compiled(model), make_data(), call=lambda _, batch: model(batch[0]), precision=precision, judge=judge
+            )
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(("wrap", "inside"), [(nn.DataParallel, "module"), (compiled, "_orig_mod")])
+    def test_gets_the_plain_network(self, wrap, inside):
+        with pytest.raises(ValueError, match=r"call gets the plain network, out of its wrappers \(no \.module"):
+            lbgap.Objective(wrap(Net()), make_data(), call=lambda model, batch: getattr(model, inside)(batch[0]))
+
+
+class TestCached:
+    """Weights that ``parametrize.cached`` keeps would not move."""
+
+    def normed(self, seed=0):
+        return with_body(Net(seed), lambda body: nn.Sequential(weight_norm(body[0]), body[1]))
+
+    def test_is_refused(self):
+        model, message = self.normed(), r"leave parametrize\.cached\(\)$"
+        objective = lbgap.Objective(model, make_data())
+        theta = objective.theta + 0.1
+        expected, vectors = objective.loss(theta), torch.ones(1, objective.n)
+        calls = [
+            lambda: lbgap.Objective(model, make_data()),
+            lambda: lbgap.train(model, make_data(), epochs=1, batch_size=10),
+            lambda: lbgap.line(model, self.normed(1), make_data(), points=3),
+            lambda: objective.loss(theta),
+            lambda: objective.losses(torch.stack([theta, objective.theta])),
+            lambda: objective.loss_and_gradient(theta),
+            lambda: objective.hvp(theta, vectors),
+        ]
+        with parametrize.cached():
+            for call in calls:
+                with pytest.raises(ValueError, match=message):
+                    call()
+        assert torch.equal(objective.loss(theta), expected)
+
+    def test_changes_nothing_without_parametrisations(self):
+        with parametrize.cached():
+            check_same(Net())
 
 
 class TestOtherModules:

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import zipfile
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import lbgap
 from lbgap.weights import fill, load_weights
+
+LEFT = r"; what is left over belongs around the model \(to a loss\?\): load all into the module that was saved, .*"
 
 
 def make_model(hidden=4, seed=0):
@@ -103,6 +106,77 @@ class TestFile:
         with pytest.raises(ValueError, match=message):
             load_weights(make_model(), tmp_path / "a.pt")
 
+    @pytest.mark.parametrize("entry", ["state_dict", "model_state_dict", "model", "module"])
+    @pytest.mark.parametrize("prefix", ["", "module.", "net."])
+    @pytest.mark.parametrize("other", ["state_dict_ema", "best", "exp_avg"])
+    def test_other_weights_are_not_taken_for_those_that_nearly_fit(self, tmp_path, trained, entry, prefix, other):
+        weights = renamed(make_model(), prefix)
+        path = tmp_path / "a.pt"
+        torch.save({entry: weights | {"criterion.weight": torch.ones(2)}, other: trained.state_dict()}, path)
+        beside = "" if other == "exp_avg" else rf" \(it also has '{other}'\)"
+        message = (
+            rf"entry '{entry}' of .*{beside} do not fit the model: 'criterion.weight' is not in the model; what is"
+        )
+        if other == "exp_avg":
+            message = rf"weights of .* do not fit the model: 'criterion.weight' is not in the model{LEFT}"
+        model = make_model()
+        with pytest.raises(ValueError, match=message):
+            load_weights(model, path)
+        assert_same(model, make_model())
+        weights.popitem()
+        torch.save({entry: weights, other: trained.state_dict()}, path)
+        with pytest.raises(ValueError, match=r"do not fit the model: '3.bias' is missing"):
+            load_weights(model, path)
+
+    @pytest.mark.parametrize("entry", ["exp_avg", "exp_avg_sq", "momentum", "momentum_buffer", "grads", "optimizer"])
+    def test_moments_and_gradients_are_no_weights(self, tmp_path, trained, entry):
+        moments = {name: torch.zeros_like(value) for name, value in trained.state_dict().items()}
+        torch.save({"state_dict": trained.state_dict(), entry: moments}, tmp_path / "a.pt")
+        assert_same(load_weights(make_model(), tmp_path / "a.pt"), trained)
+        torch.save({"state_dict": renamed(trained, "a.b."), entry: moments}, tmp_path / "a.pt")
+        with pytest.raises(ValueError, match=r"do not fit the model: '0\.weight' is missing"):
+            load_weights(make_model(), tmp_path / "a.pt")
+        torch.save({entry: moments}, tmp_path / "a.pt")
+        with pytest.raises(
+            ValueError, match=rf"has no weights, but what an optimizer keeps \(it holds {entry}\): save"
+        ):
+            load_weights(make_model(), tmp_path / "a.pt")
+
+    def test_a_loss_beside_the_network(self, tmp_path, trained):
+        class Task(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net, self.criterion = make_model(), nn.CrossEntropyLoss(torch.ones(2))
+
+        task = Task()
+        task.net.load_state_dict(trained.state_dict())
+        torch.save({"state_dict": task.state_dict(), "epoch": 3}, tmp_path / "a.ckpt")
+        assert_same(load_weights(Task(), tmp_path / "a.ckpt").net, trained)
+        with pytest.raises(ValueError, match=rf"do not fit the model: 'criterion.weight' is not in the model{LEFT}$"):
+            load_weights(make_model(), tmp_path / "a.ckpt")
+
+    def test_a_small_network_beside_a_large_one(self, tmp_path):
+        small, large = nn.Linear(2, 2, bias=False), make_model()
+        path, ema = tmp_path / "a.pt", {"weight": torch.zeros(2, 2)}
+        torch.save({"model": renamed(large, "critic.") | renamed(small, "generator."), "generator_ema": ema}, path)
+        with pytest.raises(
+            ValueError, match=r"'model' of .* do not fit the model: 'critic\.0\.weight' is not in the mod"
+        ):
+            load_weights(nn.Linear(2, 2, bias=False), path)
+
+    def test_one_that_another_program_compressed(self, tmp_path, trained):
+        torch.save(trained.state_dict(), tmp_path / "a.pt")
+        with zipfile.ZipFile(tmp_path / "a.pt") as source:
+            for name, kind in (("stored.pt", zipfile.ZIP_STORED), ("deflated.pt", zipfile.ZIP_DEFLATED)):
+                with zipfile.ZipFile(tmp_path / name, "w", kind) as archive:
+                    for member in source.namelist():
+                        archive.writestr(member, source.read(member))
+        assert_same(load_weights(make_model(), tmp_path / "stored.pt"), trained)
+        model = make_model()
+        with pytest.raises(ValueError, match=r"deflated.pt is a torch checkpoint that another program has compressed"):
+            load_weights(model, tmp_path / "deflated.pt")
+        assert_same(model, make_model())
+
     def test_no_entry_that_fits(self, tmp_path):
         torch.save({"generator": {"a": torch.ones(1)}, "critic": {"b": torch.ones(1)}}, tmp_path / "a.pt")
         message = (
@@ -181,7 +255,35 @@ class TestNames:
         refused("'1.running_var' is missing", weights)
 
     def test_an_averaged_counter_without_an_average(self, trained):
-        refused("'n_averaged' is not in the model", {**trained.state_dict(), "n_averaged": torch.tensor(1)})
+        refused(f"'n_averaged' is not in the model{LEFT}", {**trained.state_dict(), "n_averaged": torch.tensor(1)})
+
+
+class TestWeightNorm:
+    @staticmethod
+    def normed(way, seed):
+        model = nn.Sequential(make_model(seed=seed), nn.Linear(2, 2))
+        way(model[0][0])
+        way(model[0][3], dim=1)
+        return model
+
+    @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    def test_the_older_into_the_newer(self, prefix):
+        older, newer = self.normed(nn.utils.weight_norm, 1), self.normed(nn.utils.parametrizations.weight_norm, 2)
+        fill(newer, renamed(older, prefix), "w.pt")
+        expected = self.normed(nn.utils.parametrizations.weight_norm, 3)
+        expected.load_state_dict(older.state_dict())  # torch translates it
+        assert_same(newer, expected)
+        x = torch.randn(5, 3)
+        assert torch.equal(newer.eval()(x), older.eval()(x))
+
+    def test_an_incomplete_one(self):
+        model = self.normed(nn.utils.parametrizations.weight_norm, 1)
+        weights = {
+            key.replace("parametrizations.weight.original1", "weight_v"): v for key, v in model.state_dict().items()
+        }
+        del weights["0.0.weight_v"]
+        refused("'0.0.parametrizations.weight.original1' is missing", weights, model)
 
 
 class TestTied:
@@ -253,7 +355,7 @@ class TestFit:
         refused("'0.bias' is missing", weights)
 
     def test_a_tensor_left_over(self, trained):
-        refused("'head.weight' is not in the model", trained.state_dict() | {"head.weight": torch.zeros(1)})
+        refused(f"'head.weight' is not in the model{LEFT}", trained.state_dict() | {"head.weight": torch.zeros(1)})
 
     def test_another_shape(self, trained):
         message = r"'0.bias' has shape \(5,\), the model needs \(4,\)"
@@ -394,3 +496,13 @@ class TestSeveralFiles:
         index = {"weight_map": {name: f"{1 if name in names[:4] else 2}.safetensors" for name in names}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
         assert_same(load_weights(make_model(), tmp_path), trained)
+
+
+def test_a_model_that_refuses_while_it_loads_stays_as_it_was():
+    class Refuses(nn.Linear):
+        def _load_from_state_dict(self, state, prefix, *rest):
+            super()._load_from_state_dict({**state, f"{prefix}weight": torch.ones(9, 9)}, prefix, *rest)
+
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), Refuses(3, 3))
+    weights = {name: torch.full_like(value, 7) for name, value in model.state_dict().items()}
+    refused(".*size mismatch for 2.weight.*", weights, model)

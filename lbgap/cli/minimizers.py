@@ -24,8 +24,15 @@ def load_minimizers(
     from lbgap.training.load import load_model
     from lbgap.weights import load_weights
 
-    def network() -> Any:
-        return replicate(networks.from_path(model))[0] if model else None  # the path may name one and the same module
+    def network(inside: bool = True) -> Any:
+        # A replica, for the path may name one and the same module.
+        return replicate(networks.from_path(model, inside=inside))[0] if model else None
+
+    def filled(path: Path) -> Any:
+        try:
+            return load_weights(network(inside=False), path)  # the module that was saved, be it around the network
+        except ValueError:
+            return load_weights(network(), path)
 
     load = functools.cache(functools.partial(datasets.load, download=download, progress=errors().is_terminal))
     if runs and weights:
@@ -46,7 +53,7 @@ def load_minimizers(
         return found
     if not (model and weights and data):
         raise ValueError("give run folders, or --model package.module:callable with --weights and --data")
-    return [(str(path), load_weights(network(), path).eval(), load(data, data_dir)) for path in weights]
+    return [(str(path), filled(path).eval(), load(data, data_dir)) for path in weights]
 
 
 def _check_own(folder: Path, config: dict[str, Any], samples: Any) -> None:

@@ -47,7 +47,8 @@ class Combined:
         """
         self._given, self.mode = given, given.batch_norm
         self.objectives = given.objectives(data, test_data)
-        self.norms = SpectralNorms(given.module, self.objectives[0], given.options.get("parameters", "all"))
+        moving, own = given.options.get("parameters", "all"), given.options.get("call")
+        self.norms = SpectralNorms(given.module, self.objectives[0], moving, own)
         self._before = self.objectives[0].evaluations
 
     @property

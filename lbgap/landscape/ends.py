@@ -41,7 +41,7 @@ class Ends(Combined):
                 an option is out of its range.
             TypeError: One is not a module.
         """
-        small, large = given.module, another(large, "large-batch")
+        small, large = given.module, another(large, "large-batch", given)
         check_same_architecture(small, large, parameters=given.options.get("parameters", "all"), bare=given.bare)
         for role, model in (("small-batch", small), ("large-batch", large)):
             check_finite(model, role)
@@ -100,8 +100,13 @@ def flat_like(model: nn.Module, objective: Objective) -> Tensor:
     return torch.cat([named[name].detach().reshape(-1).to(theta) for name in objective.names])
 
 
-def another(model: nn.Module | Objective, role: str) -> nn.Module:
+def another(model: nn.Module | Objective, role: str, given: Given) -> nn.Module:
     """A model beside the one whose loss is evaluated, without its wrappers; see :func:`lbgap.unwrap.unwrapped`.
+
+    Args:
+        model: That.
+        role: What it is called in messages.
+        given: The one whose loss is evaluated.
 
     Raises:
         TypeError: It is not a module.
@@ -112,7 +117,7 @@ def another(model: nn.Module | Objective, role: str) -> nn.Module:
             f"the {role} model must be a torch.nn.Module, got Objective: only the first may be an Objective, so pass "
             "its module"
         )
-    return unwrapped(model, f"the {role} model")
+    return unwrapped(model, f"the {role} model", inside=given.options.get("call") is None)
 
 
 def check_same_architecture(

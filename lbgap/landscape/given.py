@@ -13,7 +13,7 @@ from lbgap.checks import is_whole
 from lbgap.flat import name_patterns
 from lbgap.measures.call import as_objective
 from lbgap.objective import Objective
-from lbgap.unwrap import unwrapped
+from lbgap.unwrap import left_out, unwrapped
 
 MODES = ("eval", "batch", "freeze", "recalibrate")
 
@@ -27,12 +27,14 @@ class Given:
         objective: The objective, where the caller passed one.
         batch_norm: One of :data:`MODES`.
         options: The other keywords of an :class:`lbgap.Objective` of this loss.
+        note: A sentence on what of the caller's module is left out, if anything is.
     """
 
     module: nn.Module
     objective: Objective | None
     batch_norm: str
     options: Mapping[str, Any]
+    note: str | None = None
 
     @property
     def within(self) -> str:
@@ -59,6 +61,7 @@ class Given:
         first = self.objective
         if first is None:
             first = as_objective(self.module, data, options)
+            first.notes[:0] = [] if self.note is None else [self.note]
             if not is_whole(options.get("batch_size", 1)):  # a share, of the training data
                 options["batch_size"] = first.batch_size
         elif first.batch_size == first.samples:
@@ -98,7 +101,8 @@ def take(
     own = {name: value for name, value in options.items() if value is not None}
     if not isinstance(own.get("parameters", ""), str):
         own["parameters"] = name_patterns(own["parameters"])  # which may be read only once
-    return Given(unwrapped(minimizer, f"the {role} model"), None, mode, own)
+    plain = unwrapped(minimizer, f"the {role} model", inside="call" not in own)
+    return Given(plain, None, mode, own, None if "call" in own else left_out(minimizer))
 
 
 def check_batch_norm(batch_norm: str) -> None:

@@ -282,7 +282,7 @@ def _taken(
     names = roles(len(several), kind)
     given = take(several[place], data, batch_norm, options, role=names[place])
     return given, [
-        given.module if index == place else another(one, name)
+        given.module if index == place else another(one, name, given)
         for index, (one, name) in enumerate(zip(several, names, strict=True))
     ]
 

@@ -20,6 +20,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from lbgap.flat import FlatModule, Selection
 from lbgap.objective import Objective
+from lbgap.problem.call import PLAIN, Call, CallFunction
 
 NOTE = "spectral norms are those of the weights of each point, at the minimizers too"
 
@@ -46,19 +47,28 @@ class SpectralNorms:
         own: Name of each buffer to its value in the network itself; empty where it has no spectral norm.
     """
 
-    def __init__(self, module: nn.Module, objective: Objective, parameters: Selection) -> None:
+    def __init__(
+        self, module: nn.Module, objective: Objective, parameters: Selection, call: CallFunction | None = None
+    ) -> None:
         """Find them.
 
         Args:
             module: The network.
             objective: Its loss, with the same parameters that may move.
             parameters: Which may move; see :func:`lbgap.flat.select_parameters`.
+            call: ``call(model, batch)`` of the user's.
         """
         names = [name for norm in _find(module) for name in (norm.u, norm.v)]
         self.own = {name: module.get_buffer(name).detach().clone() for name in names}
         self._flat: FlatModule | None = None
         if names:  # a replica of its own, for the point that the objective is at belongs to whoever evaluates it
-            self._flat = FlatModule(module, parameters=parameters, dtype=objective.dtype, device=objective.device)
+            self._flat = FlatModule(
+                module,
+                parameters=parameters,
+                dtype=objective.dtype,
+                device=objective.device,
+                call=PLAIN if call is None else Call("own", function=call),
+            )
 
     def __len__(self) -> int:
         """How many buffers there are."""

@@ -141,7 +141,7 @@ def fast_sharpness(
             default a thirty-second, at least 128, of data sets of 1,024 samples or more; 0 for none.
         scaling: Of the loss, for ``"lbfgsb"``: ``"box"`` (default), the first step is as long as the box, or
             ``"paper"``, none, as in the recipe.
-        start: One more point to start from, ``(n,)``, for example one found before; projected onto the region.
+        start: One more point to start from, ``(n,)``, finite, for example one found before; projected onto the region.
         samples: Search on so many samples, drawn with ``seed``, as many of each class as it has of the data; then the
             loss at the point found is evaluated on all. By default the search sees all of them.
         region: ``"keskar"``: half-width epsilon (|x_i| + 1); ``"linf"``: epsilon; ``"adaptive"``: epsilon |x_i|.
@@ -225,6 +225,8 @@ def _start(start: Tensor, objective: Objective, subspace: int | None) -> Tensor:
             f"start must be a point ({objective.n},) of the full space, got {tuple(found.shape)}"
             + (" with subspace" if subspace is not None else "")
         )
+    if not found.isfinite().all():
+        raise ValueError("start must be finite, got NaN or infinity: pass a point at which the loss was evaluated")
     return found
 
 

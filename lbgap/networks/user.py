@@ -13,7 +13,7 @@ from lbgap.checks import hint
 from lbgap.unwrap import unwrapped
 
 
-def from_path(path: str) -> nn.Module:
+def from_path(path: str, *, inside: bool = True) -> nn.Module:
     """Take a network from the user's own code.
 
     The module is imported, and so run, with the current directory first on the import path; the path is
@@ -22,6 +22,7 @@ def from_path(path: str) -> nn.Module:
     Args:
         path: ``"package.module:name"``, where ``name`` is a ``torch.nn.Module`` or a callable without
             required arguments that returns one.
+        inside: Whether a Lightning module without a ``forward`` stands for the module inside.
 
     Returns:
         The network.
@@ -49,7 +50,7 @@ def from_path(path: str) -> nn.Module:
                 f"no module {error.name!r} in {here} or installed, wanted for {path!r}: "
                 "run in the directory that holds it"
             ) from error
-        return _network(module, attribute, path)
+        return unwrapped(_network(module, attribute, path), inside=inside)
     finally:
         if here in sys.path:
             sys.path.remove(here)
@@ -60,7 +61,7 @@ def _network(module: object, attribute: str, path: str) -> nn.Module:
         raise ValueError(f"no {attribute!r} in the module of {path!r}{hint(attribute, vars(module))}")
     found = getattr(module, attribute)
     if isinstance(found, nn.Module):
-        return unwrapped(found)
+        return found
     if not callable(found):
         raise TypeError(
             f"{path!r} must be a torch.nn.Module or a callable that returns one, got {type(found).__name__}"
@@ -78,4 +79,4 @@ def _network(module: object, attribute: str, path: str) -> nn.Module:
     network = found()
     if not isinstance(network, nn.Module):
         raise TypeError(f"{path!r} must return a torch.nn.Module, got {type(network).__name__}")
-    return unwrapped(network)
+    return network

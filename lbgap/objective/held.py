@@ -17,6 +17,7 @@ from lbgap.problem.batch import Batch
 from lbgap.problem.hold import Ready
 from lbgap.replica import replicate
 from lbgap.system.device import first_line
+from lbgap.unwrap import check_cache
 
 
 class Held:
@@ -279,6 +280,7 @@ class Held:
     @torch.inference_mode(False)
     def _begin(self, theta: Tensor, passes: int = 1) -> None:
         """Give the replica these parameters, and count the passes that follow."""
+        check_cache(self._evaluator.flat.module)
         point = self.coordinates.check(theta, "theta")
         with torch.no_grad():
             self.coordinates.write(point, self._evaluator.flat.theta)

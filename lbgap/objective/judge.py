@@ -21,6 +21,7 @@ from lbgap.problem.batch import Batch
 from lbgap.problem.call import OutputError
 from lbgap.problem.own import Own
 from lbgap.problem.trees import Tree
+from lbgap.replica import Watch, originals
 from lbgap.system import device as hardware
 from lbgap.system.device import first_line
 
@@ -35,6 +36,7 @@ QUESTIONS: dict[str, Callable[[Case], str]] = {
     "additive": additive.ask,
     "slope": slope.ask,
 }
+ANOTHER = "call computes with another model than the one it is given: use its first argument"
 NOT_ASKED = "judge=False: nobody asked whether this is the loss of the model (docs/limits.md)"
 
 
@@ -142,16 +144,18 @@ def _probe(evaluator: Evaluator, model: nn.Module) -> Probed:
             raise
         except Exception as error:
             _check_together(evaluator, few.size, error)
+            how = f"; {ANOTHER}" if _calls_another(evaluator, model) else ""
+            how = how or casts.remedy(model, evaluator.flat.theta.dtype, evaluator.given, error)
             raise ValueError(
                 f"the model does not accept inputs {_shown(few.inputs)}: {first_line(error)}"
-                f"{casts.remedy(model, evaluator.flat.theta.dtype, evaluator.given, error) or _how(evaluator, few)}"
+                f"{how or _how(evaluator, few, error)}"
             ) from error
         evaluator.fit(output, few)
         _check_means(evaluator)
         if evaluator.returns_tensor and few.cuttable and len(output) != few.size:
             raise ValueError(f"the model must return one output per sample, got {len(output)} for {few.size}")
         with torch.enable_grad():
-            _check_gradient(evaluator, output, few.targets)
+            _check_gradient(evaluator, output, few.targets, model)
         plain = _plain(evaluator)
     evaluator.flat.check_views()
     evaluator.overwrites = _overwritten(few, pristine) or [part._version for part in few.tensors()] != versions
@@ -180,8 +184,10 @@ def _shown(inputs: Tree) -> str:
     return trees.describe(inputs)
 
 
-def _how(evaluator: Evaluator, few: Batch) -> str:
+def _how(evaluator: Evaluator, few: Batch, error: Exception) -> str:
     """What to do with inputs that enter a model in another way than the usual one."""
+    if evaluator.flat.call.function is not None and isinstance(error, AttributeError):
+        return "; call gets the plain network, out of its wrappers (no .module, no ._orig_mod)"
     if isinstance(few.inputs, Tensor) or evaluator.flat.call.function is not None:
         return ""
     example = "batch.x, batch.edge_index" if trees.is_graph(few.inputs) else "..."
@@ -248,7 +254,7 @@ def _check_means(evaluator: Evaluator) -> None:
         )
 
 
-def _check_gradient(evaluator: Evaluator, output: Any, targets: Tree) -> None:
+def _check_gradient(evaluator: Evaluator, output: Any, targets: Tree, model: nn.Module) -> None:
     """Refuse a loss without a gradient in the parameters that may move."""
     total = evaluator.loss.sums(output, targets).total
     try:
@@ -263,7 +269,22 @@ def _check_gradient(evaluator: Evaluator, output: Any, targets: Tree) -> None:
         how = "check parameters= and that neither model nor loss detaches its output"
         if any(getattr(module, "merged", False) is True for module in evaluator.flat.module.modules()):
             how = "adapters are merged into the weights, so call model.unmerge_adapter() first"
+        if _calls_another(evaluator, model):
+            how = ANOTHER
         raise ValueError(f"the loss does not depend on the parameters that may move: {how}")
+
+
+def _calls_another(evaluator: Evaluator, model: nn.Module) -> bool:
+    """Whether ``call`` of the user's computes with the user's own model."""
+    if evaluator.flat.call.function is None:
+        return False
+    own = originals(model)
+    inputs, kinds = evaluator.few().inputs, {part.dtype for part in own.values() if part.is_floating_point()}
+    with evaluator.unrecorded(), Watch(own) as watch:
+        for kind in kinds:  # which it may be of, where the replica is of another
+            with contextlib.suppress(Exception):
+                evaluator.flat.run(trees.cast(inputs, kind))
+    return bool(watch.found)
 
 
 def _overwritten(used: Batch, fresh: Batch) -> bool:

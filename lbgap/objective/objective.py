@@ -28,11 +28,11 @@ from lbgap.objective.products import choose as products
 from lbgap.objective.products.output import check_kind
 from lbgap.objective.reading import read
 from lbgap.operators import LinearOperator
-from lbgap.problem.call import CallFunction
+from lbgap.problem.call import PLAIN, Call, CallFunction
 from lbgap.problem.hold import units
 from lbgap.problem.loss import Loss, LossFunction, log_probability, resolve_loss
 from lbgap.system import device as hardware
-from lbgap.unwrap import unwrapped
+from lbgap.unwrap import check_cache, left_out, unwrapped
 
 PRECISIONS = ("float32", "float64", "mixed")
 
@@ -105,12 +105,19 @@ class Objective(Parts, Directional):
         self.batch_norm, self.precision = batch_norm, precision
         coupled, judge = flag("coupled", coupled), flag("judge", judge)
         place = None if device is None else hardware.usable(device, torch.device("cpu"))
-        model = unwrapped(model)
+        given, model = model, unwrapped(model, inside=call is None)
         wanted = wanted.for_model(model)
-        notes: list[str] = []
+        notes: list[str] = list(filter(None, [None if call is not None else left_out(given)]))
         with torch.inference_mode(False), torch.no_grad():
             dtype = torch.float64 if precision == "float64" else torch.float32
-            flat = FlatModule(model, parameters=self.parameters, batch_norm=batch_norm, dtype=dtype, device=place)
+            flat = FlatModule(
+                model,
+                parameters=self.parameters,
+                batch_norm=batch_norm,
+                dtype=dtype,
+                device=place,
+                call=PLAIN if call is None else Call("own", function=call),
+            )
             here = flat.theta.device
             notes += filter(None, [casts.note(model, dtype)])
             self.backend = resolve_backend(backend, here)
@@ -448,6 +455,7 @@ class Objective(Parts, Directional):
     @torch.no_grad()
     def _at_many(self, source: Source, accuracy: bool = False, bfloat16: bool = False) -> tuple[Tensor, Tensor | None]:
         """Evaluate many points."""
+        check_cache(self._evaluator.flat.module)
 
         def single(theta: Tensor, accuracy: bool) -> tuple[Tensor, Tensor]:
             self._begin(theta)

@@ -149,7 +149,7 @@ class Own(Loss):
             raise
         except Exception as error:
             raise one_line(error, self.name, output, target) from error
-        return _judged(returned, trees.count(target))
+        return _judged(returned, trees.count(target), known=trees.known_count(target) is not None)
 
 
 def _copied(tree: Tree, device: torch.device | None = None) -> Tree:
@@ -157,8 +157,13 @@ def _copied(tree: Tree, device: torch.device | None = None) -> Tree:
     return trees.map_tensors(lambda part: part.detach().to(device, copy=True), tree)
 
 
-def _judged(returned: object, samples: int) -> Returned:
+def _judged(returned: object, samples: int, *, known: bool) -> Returned:
     """What a loss returned for some samples, if it is one of the forms that are known.
+
+    Args:
+        returned: That.
+        samples: How many there were, or one for a batch that cannot be cut.
+        known: Whether that number is none of the latter.
 
     Raises:
         TypeError: It is not.
@@ -191,6 +196,11 @@ def _judged(returned: object, samples: int) -> Returned:
     returned = _real(returned)
     if returned.numel() == 1:
         return Returned(returned.reshape(()), None)
+    if returned.numel() and not known:
+        raise ValueError(
+            "the loss must return a scalar (the mean over the batch) or (sum, weight) where batches cannot be cut into "
+            f"samples, got shape {tuple(returned.shape)}: add the values up, and return their number as the weight"
+        )
     if returned.dim() == 0 or len(returned) != samples or not returned.numel():
         raise ValueError(
             f"the loss must be a scalar (the mean over the batch) or have one row per sample, got shape "

@@ -107,13 +107,21 @@ class Tokens(Loss):
                 f"the loss {self.name!r} needs logits (batch, tokens, classes) of two classes or more, got shape "
                 f"{tuple(output.shape)}: return one logit per class"
             )
-        if self.shifted and output.shape[1] < 2:
-            raise ValueError(
-                f"the loss {self.name!r} needs two tokens or more, for it compares each label with the logits of the "
-                f"token before, got logits of shape {tuple(output.shape)}: pass longer sequences"
-            )
+        longest = output.shape[1]
+
+        def checked() -> Iterator[Tensor]:
+            nonlocal longest
+            for target in self._checked(output, targets):
+                longest = max(longest, target.shape[1] + self.shifted)
+                yield target
+            if self.shifted and longest < 2:
+                raise ValueError(
+                    f"the loss {self.name!r} needs two tokens or more, for it compares each label with the logits of "
+                    f"the token before, got logits of shape {tuple(output.shape)}: pass longer sequences"
+                )
+
         before = output[:, :-1] if self.shifted else output
-        return replace(self, inner=self.inner.check_all(before, self._checked(output, targets)))
+        return replace(self, inner=self.inner.check_all(before, checked()))
 
     def joined(self, other: Self) -> Self:
         """As :meth:`Loss.joined`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import stat
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,9 @@ from lbgap.system.kinds import Kind, recognise
 Weights = dict[str, Any]  # tensors by name; under names that end with `_extra_state` anything
 
 # Where programs keep the weights of a checkpoint that holds more, the usual ones first.
-_ENTRIES = ("state_dict", "model_state_dict", "model", "module")
+ENTRIES = ("state_dict", "model_state_dict", "model", "module")
+# Entries that hold a value for each weight that is none: what optimizers keep, and gradients.
+_NO_WEIGHTS = re.compile(r"(?i)(^|[_.\-/ ])(exp_avg|exp_inf|momentum|moments?|velocity|square_avg|grad|optim)")
 _IN_FOLDER = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -31,6 +34,7 @@ _EXPECTED = (
     "expected a state dict saved by torch.save, a .safetensors file, or the index of several "
     "(model.safetensors.index.json)"
 )
+MAX_SHOWN = 200  # characters of a path that is none
 _SAVE = "torch.save(model.state_dict(), path)"
 
 
@@ -54,10 +58,31 @@ def read_weights(path: files.PathLike) -> dict[str, Weights]:
             is damaged; the folder holds none of these files; an index and its files contradict each other.
     """
     path = Path(path)
-    if path.is_dir():
+    if stat.S_ISDIR(_mode(path)):
         path = _in_folder(path)
+    if not stat.S_ISREG(_mode(path)):
+        raise ValueError(f"{path} is a pipe, a socket or a device, not a file: save what it gives, and pass that")
     kind = recognise(path)
     return {"": _read_index(path)} if kind.format == "json" else _read_file(path, kind)
+
+
+def _mode(path: Path) -> int:
+    """Of a file or folder.
+
+    Raises:
+        FileNotFoundError: It is missing.
+        PermissionError: It may not be read.
+        ValueError: There can be nothing of that name.
+    """
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (OSError, ValueError) as error:
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else first_line(error)
+        name = str(path).replace("\0", "\\0")
+        shown = name if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]}..."
+        raise ValueError(f"{shown} is no path of a file or a folder ({why}): pass that of the weights") from error
 
 
 def _in_folder(folder: Path) -> Path:
@@ -146,14 +171,32 @@ def _entries(found: Any, path: Path) -> dict[str, Weights]:
     if not isinstance(found, Mapping):
         raise ValueError(f"{path} holds {type(found).__name__}, not tensors by name: save the weights by {_SAVE}")
     under = {key: _named(value) for key, value in found.items() if isinstance(value, Mapping)}
-    every = {key: under[key] for key in (*_ENTRIES, *under) if under.get(key)} | {"": _named(found)}
-    every = {key: weights for key, weights in every.items() if weights and isinstance(key, str)}
+    every = {key: under[key] for key in (*ENTRIES, *under) if under.get(key)} | {"": _named(found)}
+    unusable = {key: weights for key, weights in every.items() if not isinstance(key, str) or _NO_WEIGHTS.search(key)}
+    every = {key: weights for key, weights in every.items() if weights and key not in unusable}
     if not every:
         keys = ", ".join(str(key) for key in [*found][:5]) or "nothing"
-        raise ValueError(f"{path} has no tensors by name (it holds {keys}): save the weights by {_SAVE}")
-    if not any(key in _ENTRIES for key in every) and "" in every:
+        why = "no weights, but what an optimizer keeps" if any(unusable.values()) else "no tensors by name"
+        raise ValueError(f"{path} has {why} (it holds {keys}): save the weights by {_SAVE}")
+    _check_keys(found, unusable, path)
+    if not any(key in ENTRIES for key in every) and "" in every:
         return {"": every.pop(""), **every}
     return every
+
+
+def _check_keys(found: Mapping[Any, Any], unusable: Mapping[Any, Weights], path: Path) -> None:
+    """Refuse weights beside others that are under a key which is no string, and would be left aside.
+
+    Raises:
+        ValueError: There are some.
+    """
+    strange = [key for key, value in found.items() if not isinstance(key, str) and isinstance(value, Tensor)]
+    strange += [key for key, weights in unusable.items() if weights and not isinstance(key, str)]
+    if strange:
+        raise ValueError(
+            f"{path} has weights under the key {strange[0]!r}, which is no string, beside others: save those that you "
+            f"mean by themselves, by {_SAVE}"
+        )
 
 
 def _named(values: Mapping[Any, Any]) -> Weights:

@@ -63,6 +63,21 @@ TRAIN = ("--data", "data.npz", "--hidden", "4", "--batch-size", "16", "--epochs"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+TASK = """
+import torch
+from own_model import net
+
+own = {"__module__": "lightning.pytorch", "forward": torch.nn.Module.forward}
+Base = type("LightningModule", (torch.nn.Module,), own)
+
+class Task(Base):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+        self.criterion = torch.nn.CrossEntropyLoss(weight=torch.ones(3))
+"""
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder with data, a model of one's own, and two runs: ``sb`` and ``lb``."""
@@ -332,6 +347,26 @@ class TestSharpness:
         found = pure_json(succeed("sharpness", *arguments, *given, "--epsilon", "1e-3", "--json"))["results"]
         assert [result["minimizer"] for result in found] == every
         assert len({result["value"] for result in found}) == 1
+
+    def test_a_loss_beside_the_network_of_a_checkpoint(self, succeed, here):
+        """A LightningModule without a forward is filled as it was saved, and the network inside is measured."""
+        (here / "own_task.py").write_text(TASK)
+        sys.path.insert(0, str(here))
+        try:
+            from own_task import Task
+        finally:
+            sys.path.remove(str(here))
+            sys.modules.pop("own_task")
+        task = Task()
+        torch.save({"state_dict": task.state_dict()}, "task.ckpt")
+        torch.save(task.net.state_dict(), "net.pt")
+        arguments = ("--model", "own_task:Task", "--data", "data.npz", "--weights", "task.ckpt", "--weights", "net.pt")
+        one, other = pure_json(succeed("sharpness", *arguments, "--epsilon", "1e-3", "--json"))["results"]
+        sys.modules.pop("own_task", None)
+        assert one["value"] == other["value"]
+        assert one["settings"]["notes"] == [
+            "measured 'net' of Task, which has no forward of its own; 'criterion' is left out"
+        ]
 
     @pytest.mark.filterwarnings("always")
     def test_a_note_is_one_line(self, run, monkeypatch):

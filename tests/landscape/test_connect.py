@@ -45,6 +45,15 @@ def at(model, point):
     return found
 
 
+def test_it_trains_in_inference_mode():
+    models = make_model(0), make_model(1)
+    expected = quick(*models, make_data())
+    with torch.inference_mode():
+        found = quick(*models, make_data())
+    assert found.epoch_loss == expected.epoch_loss
+    assert torch.equal(found.control, expected.control)
+
+
 class TestPath:
     @pytest.mark.parametrize("bends", [1, 2, 5])
     @pytest.mark.parametrize("t", [0.0, 0.1, 0.5, 0.75, 1.0])

@@ -361,6 +361,18 @@ def test_graphs_count_as_many_as_are_in_them(weighs):
     assert float(fitted.sums(output, graph).exact) == pytest.approx(float((output - graph.values).square().sum()))
 
 
+def test_values_of_each_sample_where_batches_cannot_be_cut():
+    ragged = {"x": normal(5, 2), "edges": normal(2, 9)}
+    loss = resolve_loss(lambda output, batch: output.square().mean(1))
+    with pytest.raises(ValueError, match=r"or \(sum, weight\) where batches cannot be cut .*got shape \(5,\)"):
+        loss.check(normal(5, 2), ragged)
+    pairs = resolve_loss(lambda output, batch: (output.square().mean(1).sum(), len(output)))
+    assert pairs.check(normal(5, 2), ragged).sums(normal(5, 2), ragged).weight == 5
+    graph = Graph(normal(9, 2), normal(3, seed=1), 3)
+    with pytest.raises(ValueError, match=r"one row per sample, got shape \(9,\) for 3 samples"):
+        loss.check(normal(9, 2), graph)
+
+
 def test_a_loss_that_overwrites_finds_copies():
     def loss(output, batch):
         batch["labels"] -= output["logits"]

@@ -163,6 +163,14 @@ def test_what_does_not_fit(name, output, target, error, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_first_piece_of_one_token_where_others_are_longer():
+    loss = resolve_loss("causal_lm").check_all(normal(N, 1, V), iter([labels(N, 1, ignored=False), labels(N, T)]))
+    output, target = normal(N, T, V), labels(N, T)
+    expected = F.cross_entropy(output[:, :-1].flatten(0, 1), target[:, 1:].flatten(), reduction="sum")
+    assert float(loss.sums(output, target).exact) == pytest.approx(float(expected), rel=1e-12)
+    assert loss.weight(labels(N, 1)) == 0
+
+
 def test_one_token_has_none_before_it():
     output, target = normal(N, 1, V), labels(N, 1, ignored=False)
     with pytest.raises(

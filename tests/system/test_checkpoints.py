@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import pickle
+import re
 import warnings
 from pathlib import Path
 
@@ -28,6 +30,46 @@ def same(found, expected=TENSORS):
 def read(path, value, **options):
     torch.save(value, path, **options)
     return read_weights(path)
+
+
+@pytest.mark.parametrize("strange", [{5: torch.ones(1)}, {7: {"a": torch.ones(1)}}, {("a",): torch.ones(1)}])
+@pytest.mark.parametrize("beside", [TENSORS, {"state_dict": TENSORS}])
+def test_weights_under_keys_that_are_no_strings_beside_others(tmp_path, strange, beside):
+    torch.save({**beside, **strange}, tmp_path / "a.pt")
+    (key,) = strange
+    refused(tmp_path / "a.pt", rf"has weights under the key {re.escape(repr(key))}, which is no string, beside others")
+
+
+def test_whole_numbers_that_count_what_an_optimizer_keeps(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "lr": {0: 0.1}}
+    assert [*read(tmp_path / "a.pt", state)] == ["model"]
+
+
+class TestNoFile:
+    """What no weights can be read from, without waiting for whoever writes them."""
+
+    def test_a_pipe(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        refused(tmp_path / "pipe", "is a pipe, a socket or a device, not a file")
+        refused(Path(os.devnull), "is a pipe, a socket or a device, not a file")
+
+    def test_a_link_to_itself(self, tmp_path):
+        (tmp_path / "loop").symlink_to("loop")
+        refused(tmp_path / "loop", r"is no path of a file or a folder \(Too many levels of symbolic links\): pass that")
+
+    def test_names_that_nothing_has(self, tmp_path):
+        with pytest.raises(
+            ValueError, match=r"^a{200}\.\.\. is no path of a file or a folder \(File name too long\): pass"
+        ):
+            read_weights("a" * 5000)
+        with pytest.raises(
+            ValueError, match=r"^a\\0b is no path of a file or a folder \(embedded null byte\): pass that"
+        ):
+            read_weights("a\0b")
 
 
 def refused(path, message):

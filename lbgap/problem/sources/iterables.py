@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -74,10 +75,23 @@ class Factory(Source):
     """A function that returns an iterator of batches, a new one at each call."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
-        """Remember it; it is called at each reading."""
+        """Remember it; it is called at each reading.
+
+        Raises:
+            TypeError: It has arguments without a default.
+        """
         super().__init__()
         self._make, self._last = make, None
         self.name = getattr(make, "__name__", type(make).__name__)
+        try:
+            inspect.signature(make).bind()
+        except ValueError:  # a built-in without a signature: it is tried
+            pass
+        except TypeError as error:
+            raise TypeError(
+                f"data as a function must be callable without arguments, got {self.name} ({error}): wrap it in a "
+                "function that fills them in"
+            ) from error
 
     def open(self) -> Iterator[Any]:
         """Call it.

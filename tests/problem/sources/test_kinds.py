@@ -1,5 +1,6 @@
 """Every kind of data that a user has, as batches of tensors in order; and what is refused."""
 
+import functools
 import random
 from collections import OrderedDict, UserDict
 
@@ -323,6 +324,19 @@ def test_refused_by_its_samples(data, error, message):
     with pytest.raises(error, match=message) as caught:
         take(data).first()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [lambda size: iter(PAIRS), functools.partial(lambda a, b: iter(PAIRS), 1)])
+def test_a_function_with_arguments(make):
+    message = (
+        r"data as a function must be callable without arguments, got .* \(missing a required argument: '\w+'\): wrap"
+    )
+    with pytest.raises(TypeError, match=message):
+        take(make)
+
+
+def test_a_function_with_defaults():
+    assert take(lambda size=1: iter(PAIRS)).repeats
 
 
 def test_a_function_that_returns_one_iterator_twice_is_refused():
