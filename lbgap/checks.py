@@ -115,6 +115,18 @@ def real(name: str, value: object, *, positive: bool) -> float:
     return found
 
 
+def any_number(name: str, value: object) -> float:
+    """Take a number, be it NaN or infinite.
+
+    Raises:
+        TypeError: It is none.
+    """
+    found = number(value)
+    if found is None:
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
+    return found
+
+
 def finite(name: str, value: object) -> float:
     """Take a finite number of any sign.
 
@@ -122,9 +134,7 @@ def finite(name: str, value: object) -> float:
         TypeError: It is not a number.
         ValueError: It is NaN or infinite.
     """
-    found = number(value)
-    if found is None:
-        raise TypeError(f"{name} must be a number, got {shown(value)}")
+    found = any_number(name, value)
     if not math.isfinite(found):
         raise ValueError(f"{name} must be finite, got {value}")
     return found

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lbgap.checks import Amount, number, shown, whole
+from lbgap.checks import Amount, any_number, whole
 from lbgap.flat import Selection
 from lbgap.landscape.combined import Pairs
 from lbgap.landscape.ends import Ends
@@ -267,11 +267,7 @@ def check_range(points: object, low: object, high: object) -> tuple[int, float, 
         ValueError: It is out of its range.
     """
     points = whole("points", points, 2, MAX_POINTS + 1)
-    bounds = [number(value) for value in (low, high)]
-    for name, value, found in zip(("low", "high"), (low, high), bounds, strict=True):
-        if found is None:
-            raise TypeError(f"{name} must be a number, got {shown(value)}")
-    least, largest = (float(found) for found in bounds if found is not None)
+    least, largest = any_number("low", low), any_number("high", high)
     if not (math.isfinite(least) and math.isfinite(largest) and least < largest):
         raise ValueError(f"low and high must be finite with low < high, got {low} and {high}")
     return points, least, largest
@@ -284,9 +280,7 @@ def check_rise(rise: object) -> float:
         TypeError: It is not a number.
         ValueError: It is not above zero.
     """
-    found = number(rise)
-    if found is None:
-        raise TypeError(f"rise must be a number, got {shown(rise)}")
+    found = any_number("rise", rise)
     if not 0 < found < math.inf:
         raise ValueError(f"rise must be finite and above 0, got {rise}")
     return found

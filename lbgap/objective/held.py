@@ -102,9 +102,7 @@ class Held:
     @property
     def coupling(self) -> str:
         """The keyword by which the samples of a batch see each other, for messages; empty where they do not."""
-        if not self.coupled:
-            return ""
-        return "batch_norm='batch'" if self._evaluator.flat.takes_statistics else "coupled=True"
+        return self._evaluator.coupling if self.coupled else ""
 
     @property
     def uncoupling(self) -> str:

@@ -306,14 +306,15 @@ def _unit(evaluator: Evaluator, given: int | None, loader_batch: int | None) -> 
     samples = evaluator.samples
     size = min(wanted or BATCH_NORM_BATCH, samples)
     if samples % size == 1 or size == 1:
-        what, lacks = "coupled=True", "sees no other"
-        if evaluator.flat.takes_statistics:
-            what, lacks = "batch_norm='batch'", "has no statistics"
-        raise ValueError(
-            f"{what} with {samples} samples in batches of {size} leaves a batch of one sample, which {lacks}: choose "
-            "another batch_size"
-        )
+        what = f"{samples} samples in batches of {size} leaves a batch of one sample"
+        raise _alone(evaluator, what, "choose another batch_size")
     return size
+
+
+def _alone(evaluator: Evaluator, what: str, remedy: str) -> ValueError:
+    """The refusal of a batch of one sample, where samples are meant to see each other."""
+    lacks = "has no statistics" if evaluator.flat.takes_statistics else "sees no other"
+    return ValueError(f"{evaluator.coupling} with {what}, which {lacks}: {remedy}")
 
 
 def _own_borders(evaluator: Evaluator, given: int | None) -> int:
@@ -329,13 +330,8 @@ def _own_borders(evaluator: Evaluator, given: int | None) -> int:
             "samples, which see each other: leave it out, or let the loader make batches of that size"
         )
     if min(sizes) < 2 and evaluator.data.cuttable:
-        what, lacks = "coupled=True", "sees no other"
-        if evaluator.flat.takes_statistics:
-            what, lacks = "batch_norm='batch'", "has no statistics"
-        raise ValueError(
-            f"{what} with a batch of one sample (batch {sizes.index(min(sizes)) + 1} of {len(sizes)}), which {lacks}: "
-            "let the loader make others"
-        )
+        what = f"a batch of one sample (batch {sizes.index(min(sizes)) + 1} of {len(sizes)})"
+        raise _alone(evaluator, what, "let the loader make others")
     return max(sizes)
 
 

@@ -56,7 +56,6 @@ class Evaluator:
         notes: Sentences on what was not done as asked.
         given: Floating-point types of the inputs before they were cast to the replica's.
         graphs: The CUDA graphs of gradients.
-        is_streamed: Whether the data stay on the host.
     """
 
     def __init__(
@@ -88,9 +87,8 @@ class Evaluator:
         self.given = {part.dtype for part in inputs if part.is_floating_point()}
         self.data = data.placed(self.device, flat.theta.dtype) if whole is None else data
         self.data.exact = coupled
-        self.is_streamed = self.data.is_streamed
         none = "cpu" if self.device.type == "cpu" else None if self.device.type == "cuda" else "no CUDA device"
-        if self.is_streamed:
+        if self.data.is_streamed:
             none = "the data are streamed"
         if self.data.kept == "streamed":
             self.note(STREAMED, f"they are too large for {self.device} and are copied there batch by batch")
@@ -132,6 +130,11 @@ class Evaluator:
             targets = itertools.chain([few.targets], targets)  # such outputs are called with their own targets
         self.loss = self.loss.check_all(output, targets)
         self._weight = self._counted = self._few = None
+
+    @property
+    def coupling(self) -> str:
+        """The keyword by which the samples of a batch see each other, for messages."""
+        return "batch_norm='batch'" if self.flat.takes_statistics else "coupled=True"
 
     @property
     def weight(self) -> float:
@@ -444,12 +447,10 @@ class Evaluator:
                     "be cut: let the loader make smaller ones"
                 )
             if self.coupled:
-                why, remedy = "coupled=True", ""
-                if self.flat.takes_statistics:
-                    why, remedy = "batch_norm='batch'", ", or batch_norm='eval'"
+                remedy = ", or batch_norm='eval'" if self.flat.takes_statistics else ""
                 raise MemoryError(
                     f"a batch of {self.batch_size} samples does not fit in the memory of {self.device}, and with "
-                    f"{why} another size is another function: pass a smaller batch_size{remedy}"
+                    f"{self.coupling} another size is another function: pass a smaller batch_size{remedy}"
                 )
             if self.batch_size == 1:
                 raise MemoryError(

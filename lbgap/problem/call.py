@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lbgap.problem import trees
 from lbgap.problem.base import Loss
 from lbgap.problem.batch import Batch
 from lbgap.problem.trees import Tree
@@ -174,9 +175,9 @@ def choose(model: nn.Module, loss: Loss, first: Tree, call: CallFunction | None 
         raise TypeError(f"call must be a function of (model, batch), got {type(call).__name__}")
     signature = _Signature(model)
     if isinstance(first, tuple | list):
-        chosen = _by_position(signature, loss, first, call)
-        chosen.call.parts = len(first)
-        chosen.call.index = None if call is not None else _index(signature, first)
+        index = None if call is not None else _index(signature, first)
+        chosen = _by_position(signature, loss, first, call, index)
+        chosen.call.parts, chosen.call.index = len(first), index
         return chosen
     if isinstance(first, dict):
         return _by_name(signature, loss, first, call)
@@ -229,7 +230,8 @@ def _by_name(signature: _Signature, loss: Loss, first: dict[str, Tree], call: Ca
     names = [
         name
         for name, part in first.items()
-        if name not in targets and signature.takes(name, also=(loss.raw or name not in LABELS) and not _is_text(part))
+        if name not in targets
+        and signature.takes(name, also=(loss.raw or name not in LABELS) and not trees.is_text(part))
     ]
     alone = not names and len(signature.required) == 1  # forward(self, batch)
     if call is not None or alone:
@@ -284,10 +286,11 @@ def _left_out(signature: _Signature, where: str, names: Sequence[str]) -> list[s
     return [f"keys of the {where} that {signature.name}.forward does not take: {_listed(names)}"] if names else []
 
 
-def _by_position(signature: _Signature, loss: Loss, first: Sequence[Tree], call: CallFunction | None) -> Chosen:
+def _by_position(
+    signature: _Signature, loss: Loss, first: Sequence[Tree], call: CallFunction | None, index: int | None
+) -> Chosen:
     """A batch that is a tuple or a list: the inputs, and the target last."""
     parts, notes = [*range(len(first))], list[str]()
-    index = None if call is not None else _index(signature, first)
     if index is not None:
         parts.remove(index)
         notes.append(f"part {index + 1} of the batches was left out: it numbers the samples")
@@ -402,11 +405,6 @@ class _Signature:
     def takes(self, name: str, *, also: bool = True) -> bool:
         """Whether a keyword enters: it is named, or all are taken and it is meant ``also``."""
         return name in self._names or (self._any and also)
-
-
-def _is_text(part: Any) -> bool:
-    """Whether it is what ``**kwargs`` are not meant for: a column of strings."""
-    return isinstance(part, str) or (isinstance(part, list | tuple) and bool(part) and isinstance(part[0], str))
 
 
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from lbgap.problem.batch import Batch
-from lbgap.problem.stored import Cuts, Samples, cut, fresh, uploaded
+from lbgap.problem.stored import Cuts, Samples, cut, fresh, placing, uploaded
 from lbgap.problem.trees import Tree
-from lbgap.system import device as hardware
 from lbgap.system.files import digest
 
 FIRST = 32  # batches among which the largest becomes the pool
@@ -66,27 +65,12 @@ class Pieces(Samples):
         Raises:
             ValueError: A batch cannot be cut.
         """
-        return Pieces([*chosen_rows(self._pieces, chosen)], self._device).on(self._device)
+        return Pieces([*chosen_rows(self._pieces, chosen)], self._device).placed(self._device, None)
 
-    def placed(self, device: torch.device, dtype: torch.dtype) -> Self:
+    def placed(self, device: torch.device, dtype: torch.dtype | None) -> Self:
         """As :meth:`Samples.placed`."""
-        return self.on(device, dtype)
-
-    def on(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
-        """On a device if they fit there, else in pinned memory.
-
-        Args:
-            device: That.
-            dtype: Of floating tensors; None for their own.
-        """
         tensors = (part for piece in self._pieces for part in piece.tensors())
-        fits = hardware.fit(tensors, device, dtype or torch.float32)
-
-        def place(tensor: Tensor) -> Tensor:
-            tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
-            wanted = dtype if tensor.is_floating_point() else None
-            return tensor.to(device, wanted) if fits else hardware.pinned(tensor, wanted)
-
+        place, fits = placing(tensors, device, dtype)
         return type(self)([piece.map(place) for piece in self._pieces], device, is_streamed=not fits)
 
     def digest(self) -> str:

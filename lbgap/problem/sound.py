@@ -110,17 +110,13 @@ def without_text(tree: Tree, notes: list[str]) -> Tree:
     """A dict without its columns of strings, which a loss has no use for; a note names them."""
     if not isinstance(tree, dict):
         return tree
-    texts = [name for name, part in tree.items() if _is_text(part)]
+    texts = [name for name, part in tree.items() if trees.is_text(part)]
     if not texts:
         return tree
     note = f"columns of strings are left out: {', '.join(map(repr, texts))}"
     if note not in notes:
         notes.append(note)
     return {name: part for name, part in tree.items() if name not in texts}
-
-
-def _is_text(part: Any) -> bool:
-    return isinstance(part, str) or (isinstance(part, list | tuple) and bool(part) and isinstance(part[0], str))
 
 
 def _check_lengths(inputs: Tensor, targets: Tensor, where: str, roles: tuple[str, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self
 
 import torch
@@ -77,8 +77,13 @@ class Samples(ABC):
         """
 
     @abstractmethod
-    def placed(self, device: torch.device, dtype: torch.dtype) -> Self:
-        """The samples on a device if they fit there, else where it can fetch them from; floating ones in a type."""
+    def placed(self, device: torch.device, dtype: torch.dtype | None) -> Self:
+        """The samples on a device if they fit there, else where it can fetch them from.
+
+        Args:
+            device: That.
+            dtype: Of floating tensors; None for their own.
+        """
 
     @abstractmethod
     def digest(self) -> str:
@@ -132,22 +137,30 @@ class Table(Samples):
     def part(self, chosen: Tensor) -> Samples:
         """As :meth:`Samples.part`."""
         part = Table(self.pool.rows(chosen), self._device)
-        return part.placed(self._device, torch.float32, cast=False) if self.is_streamed else part
+        return part.placed(self._device, None) if self.is_streamed else part
 
-    def placed(self, device: torch.device, dtype: torch.dtype, *, cast: bool = True) -> Self:
+    def placed(self, device: torch.device, dtype: torch.dtype | None) -> Self:
         """As :meth:`Samples.placed`."""
-        fits = hardware.fit(self.pool.tensors(), device, dtype)
-
-        def place(tensor: Tensor) -> Tensor:
-            tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
-            wanted = dtype if cast and tensor.is_floating_point() else None
-            return tensor.to(device, wanted) if fits else hardware.pinned(tensor, wanted)
-
+        place, fits = placing(self.pool.tensors(), device, dtype)
         return type(self)(self.pool.map(place), device, is_streamed=not fits, borders=self.borders)
 
     def digest(self) -> str:
         """As :meth:`Samples.digest`."""
         return digest(self.pool.stored())
+
+
+def placing(
+    tensors: Iterable[Tensor], device: torch.device, dtype: torch.dtype | None
+) -> tuple[Callable[[Tensor], Tensor], bool]:
+    """What takes tensors to a device if all of them fit there, else to pinned memory; and whether they fit."""
+    fits = hardware.fit(tensors, device, dtype or torch.float32)
+
+    def place(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
+        wanted = dtype if tensor.is_floating_point() else None
+        return tensor.to(device, wanted) if fits else hardware.pinned(tensor, wanted)
+
+    return place, fits
 
 
 class Cuts:

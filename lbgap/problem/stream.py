@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any, Self
@@ -18,9 +17,10 @@ from lbgap.problem.pieces import Pieces, chosen_rows
 from lbgap.problem.sound import settled, sound
 from lbgap.problem.sources.base import EMPTY, Reading, Source
 from lbgap.problem.stored import Samples, Table, cut, uploaded
-from lbgap.problem.survey import Column, Pool, bytes_of, checksum
+from lbgap.problem.survey import Column, Pool, checksum
 from lbgap.problem.trees import Tree
 from lbgap.system import device as hardware
+from lbgap.system.files import digest
 
 NOTE = "the data do not fit into memory and are read again in each pass"
 DREW = "random numbers are drawn while the data are read: in each pass from the same seed"
@@ -50,9 +50,9 @@ class Stream(Samples):
         self._source, self._split = source, split
         self._device = torch.device("cpu")
         self._dtype: torch.dtype | None = None
-        self._sums: list[int] = []
+        self._sums: list[int] = []  # checksums of the source's batches
+        self._sizes: list[int] = []
         self.size, self._bytes, self._cuttable = 0, 0, True
-        sizes: list[int] = []
         forms: list[Any] = []  # the first one, and another if there is one
         pool, targets = Pool(), Column()
         reading = source.read()
@@ -64,7 +64,7 @@ class Stream(Samples):
                 self._sums.append(checksum(batch))
                 self._bytes += batch.nbytes
                 self.size += batch.size
-                sizes.append(batch.size)
+                self._sizes.append(batch.size)
                 self._cuttable = self._cuttable and batch.cuttable
                 if len(forms) < 2 and (own := form(batch)) not in forms:
                     forms.append(own)
@@ -75,7 +75,7 @@ class Stream(Samples):
         if not self.size:
             raise ValueError(EMPTY)
         self._joins = self._cuttable and len(forms) == 1
-        self.borders = tuple(sizes) if source.has_borders else ()
+        self.borders = tuple(self._sizes) if source.has_borders else ()
         self.pool, self._targets = pool.joined(), targets.pieces()
         notes.append(NOTE)
         if not same or self._draws:
@@ -100,6 +100,10 @@ class Stream(Samples):
         """Each batch of one reading, on the host."""
         return self._read()
 
+    def sizes(self) -> list[int]:
+        """As :meth:`Samples.sizes`, which the first pass found."""
+        return list(self._sizes)
+
     def targets(self) -> Iterator[Tree]:
         """As :meth:`Samples.targets`; of one reading, where they are too large to be kept."""
         return super().targets() if self._targets is None else iter(self._targets)
@@ -122,18 +126,20 @@ class Stream(Samples):
                 kept.add(batch)
         samples = kept.samples()
         if isinstance(samples, Pieces):
-            return samples.on(self._device)
+            return samples.placed(self._device, None)
         assert isinstance(samples, Table)
         back = chosen.argsort().argsort()
-        return Table(samples.pool.rows(back), self._device).placed(self._device, torch.float32, cast=False)
+        return Table(samples.pool.rows(back), self._device).placed(self._device, None)
 
-    def placed(self, device: torch.device, dtype: torch.dtype) -> Self:
+    def placed(self, device: torch.device, dtype: torch.dtype | None) -> Self:
         """As :meth:`Samples.placed`."""
         other = copy.copy(self)
         other._device, other._dtype = device, dtype
         other.pool = self.pool.cast(dtype, device)
         if self._targets is not None:
-            other._targets = [part.to(dtype) if part.is_floating_point() else part for part in self._targets]
+            other._targets = [
+                part.to(dtype or part.dtype) if part.is_floating_point() else part for part in self._targets
+            ]
         return other
 
     def in_own_borders(self) -> Self:
@@ -144,13 +150,8 @@ class Stream(Samples):
 
     def digest(self) -> str:
         """As :meth:`Samples.digest`."""
-        state = hashlib.sha256()
         with closing(self._read()) as found:
-            for batch in found:
-                for part in batch.stored():
-                    state.update(f"{part.dtype} {tuple(part.shape)};".encode())
-                    state.update(bytes_of(part).numpy().data)
-        return state.hexdigest()
+            return digest(part for batch in found for part in batch.stored())
 
     def _read(self, *, pinned: bool = False) -> Generator[Batch]:
         """One reading: batches on the host, floating values in the type that is computed in."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from lbgap.problem.batch import Batch
 from lbgap.problem.gather import Gathered, form
 from lbgap.problem.trees import Tree
+from lbgap.system.files import bytes_of
 
 TARGET_BYTES = 32 * 2**20
 POOL_SAMPLES, POOL_BYTES = 1024, 64 * 2**20
@@ -32,11 +33,6 @@ def checksum(batch: Batch) -> int:
             start = last * block // (BLOCKS - 1)
             total = zlib.crc32(flat[start : start + BLOCK_BYTES].data, total)
     return total
-
-
-def bytes_of(part: Tensor) -> Tensor:
-    """The bytes of a tensor, ``(bytes,)`` uint8 on the host; no copy where it lies there in one piece."""
-    return part.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 class Pool:

@@ -20,6 +20,11 @@ Tree: TypeAlias = Any
 """A tensor, or tensors in containers; what is neither counts as a constant."""
 
 
+def is_text(part: Any) -> bool:
+    """Whether a part of a batch is strings, be it one or one a sample."""
+    return isinstance(part, str) or (isinstance(part, list | tuple) and bool(part) and isinstance(part[0], str))
+
+
 def is_graph(leaf: object) -> bool:
     """Whether something is an object of tensors, such as a graph, that is moved and copied as a whole."""
     return not isinstance(leaf, Tensor | type | dict) and callable(getattr(leaf, "apply", None)) and hasattr(leaf, "to")
@@ -111,11 +116,8 @@ def size(tree: Tree) -> int | None:
 
 def count(tree: Tree) -> int:
     """How many samples a tree counts for: its :func:`size`; of graphs as many as there are in it; else one."""
-    own = size(tree)
-    if own is not None:
-        return own
-    graphs = [leaf for leaf in tree_leaves(tree, is_leaf=is_graph) if is_graph(leaf)]
-    return max([1, *(int(getattr(graph, "num_graphs", 1)) for graph in graphs)])
+    known = known_count(tree)
+    return 1 if known is None else known
 
 
 def known_count(tree: Tree) -> int | None:
@@ -125,7 +127,7 @@ def known_count(tree: Tree) -> int | None:
         return own
     graphs = [leaf for leaf in tree_leaves(tree, is_leaf=is_graph) if is_graph(leaf)]
     counts = [int(graph.num_graphs) for graph in graphs if getattr(graph, "num_graphs", None) is not None]
-    return max(counts) if counts else None
+    return max([1, *counts]) if counts else None
 
 
 def rows(tree: Tree, chosen: slice | Tensor) -> Tree:

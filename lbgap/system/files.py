@@ -222,9 +222,13 @@ def digest(tensors: Iterable[Tensor]) -> str:
     state = hashlib.sha256()
     for tensor in tensors:
         state.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        state.update(flat.view(torch.uint8).numpy().data)
+        state.update(bytes_of(tensor).numpy().data)
     return state.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor, ``(bytes,)`` uint8 on the host; no copy where it lies there in one piece."""
+    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def remove_temporaries(folder: PathLike) -> None:

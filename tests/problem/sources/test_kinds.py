@@ -17,17 +17,6 @@ from lbgap.problem.sources.take import take
 X, Y = torch.arange(21.0).reshape(7, 3), torch.arange(7) % 3
 
 
-class Listed(Dataset):
-    def __init__(self, items):
-        self.items = items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
-
-
 class Plain:
     """Has a length and items, as a Hugging Face ``Dataset``; no class of torch's."""
 
@@ -39,6 +28,10 @@ class Plain:
 
     def __getitem__(self, index):
         return self.items[index]
+
+
+class Listed(Plain, Dataset):
+    """The same as torch has it."""
 
 
 class Coming(IterableDataset):
