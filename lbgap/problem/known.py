@@ -339,7 +339,9 @@ class Known(Loss):
             low, high = (int(end) for end in others.aminmax()) if others.numel() else (0, 0)
         if low < 0 or high >= classes:
             marks = indices[(indices < 0) | (indices >= classes)].unique().tolist()
-            hint = f", or pass loss=torch.nn.CrossEntropyLoss(ignore_index={marks[0]})" if len(marks) == 1 else ""
+            hint = ""
+            if len(marks) == 1:
+                hint = f", or pass torch.nn.CrossEntropyLoss(ignore_index={marks[0]}) if that marks what does not count"
             raise ValueError(
                 f"targets must be class indices in 0..{classes - 1} (the model has {classes} outputs), "
                 f"got {low}..{high}: renumber the classes or widen the last layer{hint}"

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import lbgap
 from lbgap.problem import trees
 from lbgap.problem.loss import resolve_loss
 
@@ -366,3 +367,20 @@ def test_a_cross_entropy_of_many_classes_is_that_of_all_at_once(monkeypatch):
     for entries in (1, 40, 2**20):
         monkeypatch.setattr(conventions, "ENTRIES", entries)
         assert conventions._cross_entropy(logits, labels, -100).value == pytest.approx(float(expected), rel=1e-14)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "masked_lm", torch.nn.CrossEntropyLoss()])
+def test_a_causal_model_with_the_loss_of_the_same_token(loss):
+    model, batch = case("gpt2")
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel is trained on the next token, .*: pass loss='causal_lm' or"):
+        lbgap.Objective(model, batch, loss=loss)
+
+
+def test_labels_under_another_name():
+    model, batch = case("gpt2")
+    output = model(input_ids=batch["input_ids"])
+    renamed = {"input_ids": batch["input_ids"], "label": batch["labels"]}
+    with pytest.raises(ValueError, match=r"needs .*'labels'"):
+        resolve_loss("model").for_model(model).check(output, renamed)
+    with pytest.raises(ValueError, match="which need a key 'labels' of the batches: rename 'label'"):
+        resolve_loss("model").for_model(model).mean(output, renamed)
